@@ -1,0 +1,259 @@
+import datetime
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from vbp.storage import index as module
+from vbp.storage.files import Folder
+from vbp.storage.index import (
+    INDEX_SCHEMA,
+    PendingShard,
+    Totals,
+    compact,
+    done,
+    pending_shards,
+    progress,
+    rows_left,
+    write_part,
+)
+from vbp.storage.manifest import ManifestRow, extend_manifest, write_manifest
+
+NOON = datetime.datetime(2026, 11, 15, 12, 0, 0, 123456, tzinfo=datetime.UTC)
+COLUMNS = (
+    "key uri label status error_stage error_type error_message width height format bytes sha256 mask_uri "
+    "overlay_uri frame_left frame_top frame_right frame_bottom log10_max mask_mean mask_area peak_x peak_y flat "
+    "prediction predicted_label probability correct model weights preset device seconds finished_at run_id"
+)
+
+
+def listing(images):
+    return [ManifestRow(f"k{n:05d}.jpg", f"/in/k{n:05d}.jpg", b"k%05d" % n, None) for n in range(images)]
+
+
+def rows(shard, statuses, minute=0, size=4):
+    """Index rows of {position: status} of a shard."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "key": f"k{shard * size + position:05d}.jpg",
+                "uri": "u",
+                "status": status,
+                "error_stage": "decode" if status == "error" else None,
+                "error_type": "CorruptImageError" if status == "error" else None,
+                "log10_max": 1.5,
+                "finished_at": NOON + datetime.timedelta(minutes=minute),
+                "run_id": f"run{minute}",
+                "position": position,
+            }
+            for position, status in statuses.items()
+        ]
+    )
+
+
+@pytest.fixture
+def manifest(folder):
+    """Ten images in shards of four."""
+    return write_manifest(folder, listing(10), 4)
+
+
+def index_of(folder):
+    tables = [pq.read_table(io.BytesIO(folder.read(path))) for path in folder.list("index")]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def ok(*positions):
+    return dict.fromkeys(positions, "ok")
+
+
+def test_the_columns_are_those_of_the_design():
+    assert INDEX_SCHEMA.names == COLUMNS.split()
+
+
+def test_a_part_is_written_over_itself(folder, manifest):
+    first = write_part(folder, rows(1, ok(0, 1, 3)), 1, "run-1")
+    again = write_part(folder, rows(1, ok(3, 1, 0), minute=9), 1, "run-1")
+    other = write_part(folder, rows(1, ok(0, 1)), 1, "run-1")
+    assert first == again != other
+    assert first.startswith("_run/parts/000001/")
+    assert folder.list("_run/parts") == sorted([first, other])
+    table = pq.read_table(io.BytesIO(folder.read(first)))
+    assert table.column_names == [*COLUMNS.split(), "shard", "position"]
+    assert table["shard"].to_pylist() == [1, 1, 1]
+    assert table["finished_at"].to_pylist() == [NOON.replace(minute=9, microsecond=123000)] * 3
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        rows(0, {}).append_column("position", pa.array([], pa.int32())),
+        pa.concat_tables([rows(0, ok(1)), rows(0, ok(1))]),
+        rows(0, {0: "fine"}),
+        rows(0, ok(0)).append_column("colour", pa.array(["red"])),
+    ],
+    ids=["empty", "twice", "status", "column"],
+)
+def test_rows_that_cannot_be_committed(tmp_path, table):
+    with pytest.raises((ValueError, KeyError)):
+        write_part(Folder(tmp_path), table, 0, "run")
+    assert Folder(tmp_path).list() == []
+
+
+def test_done(folder, manifest):
+    assert done(folder, 1).to_pylist() == []
+    write_part(folder, rows(1, {0: "ok", 1: "error"}), 1, "a")
+    write_part(folder, rows(1, {1: "error", 3: "error"}), 1, "b")
+    write_part(folder, rows(1, {3: "ok", 0: "error"}), 1, "c")
+    write_part(folder, rows(2, {2: "ok"}), 2, "c")
+    assert done(folder, 1).to_pylist() == [
+        {"position": 0, "status": "ok"},
+        {"position": 1, "status": "error"},
+        {"position": 3, "status": "ok"},
+    ]
+
+
+def test_what_is_left(folder, manifest):
+    assert list(pending_shards(folder, manifest)) == [PendingShard(0, 4), PendingShard(1, 4), PendingShard(2, 2)]
+    write_part(folder, rows(0, ok(0, 1, 2, 3)), 0, "a")
+    write_part(folder, rows(1, {0: "ok", 3: "error"}), 1, "a")
+    write_part(folder, rows(2, {0: "error", 1: "ok"}), 2, "a")
+    assert list(pending_shards(folder, manifest)) == [PendingShard(1, 2)]
+    assert list(pending_shards(folder, manifest, retry_failed=True)) == [PendingShard(1, 3), PendingShard(2, 1)]
+    assert list(pending_shards(folder, manifest, limit=6)) == [PendingShard(1, 1)]
+    assert list(pending_shards(folder, manifest, limit=5)) == []
+    assert list(pending_shards(folder, manifest, limit=9, retry_failed=True)) == [
+        PendingShard(1, 3),
+        PendingShard(2, 1),
+    ]
+
+    def left(shard, **arguments):
+        table = rows_left(folder, manifest, shard, **arguments)
+        assert table["key"].to_pylist() == [f"k{shard * 4 + p:05d}.jpg" for p in table["position"].to_pylist()]
+        return table["position"].to_pylist()
+
+    assert left(0) == []
+    assert left(1) == [1, 2]
+    assert left(1, retry_failed=True) == [1, 2, 3]
+    assert left(1, limit=6) == [1]
+    assert left(2) == []
+    assert left(2, retry_failed=True) == [0]
+    assert left(2, retry_failed=True, limit=8) == []
+
+
+def test_what_is_left_of_a_grown_manifest(folder, manifest):
+    for shard, positions in enumerate([(0, 1, 2, 3), (0, 1, 2, 3), (0, 1)]):
+        write_part(folder, rows(shard, ok(*positions)), shard, "a")
+    grown = extend_manifest(folder, manifest, listing(13))
+    assert list(pending_shards(folder, grown)) == [PendingShard(3, 3)]
+    assert list(pending_shards(folder, grown, limit=12)) == [PendingShard(3, 2)]
+    assert rows_left(folder, grown, 3)["key"].to_pylist() == ["k00010.jpg", "k00011.jpg", "k00012.jpg"]
+
+
+def test_files_that_are_no_parts_do_not_count(folder, manifest):
+    folder.write("_run/parts/000000/.vbp-0123.tmp", b"torn")
+    folder.write("_run/parts/000000/notes.txt", b"mine")
+    folder.write("_run/parts/readme", b"mine")
+    assert len(list(pending_shards(folder, manifest))) == 3
+    assert compact(folder, manifest).ok == 0
+
+
+def test_progress(folder, manifest):
+    assert progress(folder, manifest) == (0, 0)
+    write_part(folder, rows(0, {0: "ok", 1: "error", 2: "ok", 3: "ok"}), 0, "a")
+    write_part(folder, rows(1, {0: "error", 1: "error"}), 1, "a")
+    assert progress(folder, manifest) == (3, 3)
+    write_part(folder, rows(0, {1: "ok"}), 0, "b")
+    assert progress(folder, manifest) == (4, 2)
+    write_part(folder, rows(1, {0: "ok", 1: "error"}), 1, "a")
+    assert progress(folder, manifest) == (5, 1)
+
+
+def test_compact_takes_the_newest_ok_else_the_newest_error(folder, manifest):
+    write_part(folder, rows(0, {0: "ok", 1: "ok", 2: "error", 3: "error"}, minute=1), 0, "a")
+    write_part(folder, rows(0, {0: "ok", 1: "error", 2: "ok", 3: "error"}, minute=2), 0, "b")
+    write_part(folder, rows(2, {1: "ok"}, minute=3), 2, "b")
+    totals = compact(folder, manifest)
+    assert totals == Totals(images=10, ok=4, error=1, by_reason={"decode: CorruptImageError": 1})
+    found = [(row["key"], row["status"], row["run_id"]) for row in index_of(folder)]
+    assert found == [
+        ("k00000.jpg", "ok", "run2"),
+        ("k00001.jpg", "ok", "run1"),
+        ("k00002.jpg", "ok", "run2"),
+        ("k00003.jpg", "error", "run2"),
+        ("k00009.jpg", "ok", "run3"),
+    ]
+
+
+def test_compact_counts_within_the_limit(folder, manifest):
+    write_part(folder, rows(0, ok(0, 1, 2, 3)), 0, "a")
+    write_part(folder, rows(1, ok(0)), 1, "a")
+    assert compact(folder, manifest, limit=5) == Totals(5, 5, 0, {})
+    assert compact(folder, manifest, limit=2) == Totals(5, 5, 0, {})
+    assert compact(folder, manifest, limit=6) == Totals(6, 5, 0, {})
+    assert compact(folder, manifest) == Totals(10, 5, 0, {})
+
+
+def test_compact_again_writes_the_same(folder, monkeypatch):
+    manifest = write_manifest(folder, listing(40), 4)
+    for shard in range(10):
+        write_part(folder, rows(shard, ok(0, 1, 2, 3)), shard, "a")
+    monkeypatch.setattr(module, "_INDEX_FILE_BYTES", 1)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
+    totals = compact(folder, manifest)
+    assert totals == Totals(40, 40, 0, {})
+    names = ["index/part-00000.parquet", "index/part-00001.parquet", "index/part-00002.parquet"]
+    assert folder.list("index") == names
+    before = {name: folder.read(name) for name in names}
+    folder.write("index/part-00003.parquet", b"stale")
+    folder.write("index/part-00017.parquet", b"stale")
+    folder.write("index/readme", b"mine")
+    assert compact(folder, manifest) == totals
+    assert folder.read("index/readme") == b"mine"
+    folder.delete("index/readme")
+    assert {name: folder.read(name) for name in folder.list("index")} == before
+    assert [row["key"] for row in index_of(folder)] == [f"k{n:05d}.jpg" for n in range(40)]
+
+
+def test_an_empty_index_is_an_index(tmp_path):
+    folder = Folder(tmp_path)
+    compact(folder, write_manifest(folder, [], 4))
+    table = pyarrow.dataset.dataset(tmp_path / "index").to_table()
+    assert (table.num_rows, table.column_names) == (0, COLUMNS.split())
+
+
+@pytest.mark.parametrize("contiguous", [True, False], ids=["told by names", "parts read"])
+def test_resume_of_a_finished_run(tmp_path, contiguous, capsys):
+    """100,000 images in 400 parts; the times are printed for people, not judged."""
+    folder = Folder(tmp_path)
+    size, step = 1024, 256
+    manifest = write_manifest(folder, listing(100_000), size)
+
+    def write(task):
+        shard, start = task
+        images = manifest.shard_images(shard)
+        if contiguous:
+            positions = range(start, min(start + step, images))
+        else:  # as of a run whose batches mixed the order
+            positions = range(start // step, images, -(-images // step))
+        keys = [f"k{shard * size + position:05d}.jpg" for position in positions]
+        table = pa.table({"key": keys, "uri": keys, "position": pa.array(positions, pa.int32())})
+        for name, value in (("status", "ok"), ("finished_at", NOON), ("run_id", "a"), ("preset", "paper")):
+            table = table.append_column(name, pa.array([value] * len(keys)))
+        write_part(folder, table, shard, "a")
+
+    shards = range(manifest.shards)
+    tasks = [(shard, start) for shard in shards for start in range(0, manifest.shard_images(shard), step)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, tasks))
+    begin = time.perf_counter()
+    assert list(pending_shards(folder, manifest)) == []
+    looked = time.perf_counter()
+    totals = compact(folder, manifest)
+    compacted = time.perf_counter()
+    assert totals == Totals(100_000, 100_000, 0, {})
+    with capsys.disabled():
+        print(f"\n100,000 images: nothing left known in {looked - begin:.2f} s, index in {compacted - looked:.2f} s")  # noqa: T201

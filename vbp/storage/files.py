@@ -1,0 +1,256 @@
+"""The one door to files: a folder on a local disk or on any store that fsspec reaches.
+
+A root is taken apart once; from there on files go by path, and a path is never made into a URL to read it:
+``x::y.jpg``, ``a[1].jpg``, ``b?.jpg``, ``c#d.jpg`` and ``50%.jpg`` are names like any other.
+"""
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from vbp.errors import StorageError, UsageError
+from vbp.storage.local import LocalStore, display
+from vbp.storage.options import check_options, options_for, protocol_of
+from vbp.storage.remote import open_store, quoted
+from vbp.storage.store import File, Store
+
+__all__ = ["File", "Folder", "open_uri", "read_uri"]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# One file system within another, as in zip://photos::s3://bucket/a.zip; unlike the :: of s3://bucket/x::y.jpg.
+_CHAINED = re.compile(r"(?:zip|tar|libarchive|dir|\w+cache)(?:://[^:]*)?::|.*?::(?=[A-Za-z][A-Za-z0-9+.-]*://)")
+_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]+@")
+_NEEDS_BUCKET = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+_READ_AHEAD = 1 << 20
+
+
+class Folder:
+    """A folder and the files below it, by their path relative to it (parts joined by ``/``).
+
+    A pickled folder carries its URL and options alone; the file system is built again in each process, with
+    the credentials that it finds there. All methods may be called from many threads.
+
+    Errors, after retries where these make sense: a missing file raises FileNotFoundError, a forbidden one
+    PermissionError, everything else, and whatever hinders a write, StorageError.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None):
+        """Open a folder; nothing is read yet, and the folder need not exist.
+
+        Args:
+            url: a path (``~`` is expanded), or any URL that fsspec knows: ``s3://bucket/photos``,
+                ``zip://photos::s3://bucket/a.zip``.
+            options: settings for the file systems by URL prefix, nothing secret among them:
+                ``{"s3://bucket": {"endpoint_url": "http://host:9000"}}``. The longest prefix wins.
+
+        Raises:
+            UsageError: the URL or the options cannot be used.
+        """
+        self._options = check_options(options)
+        self.url, self._base, self._settings, self._root = _locate(os.fspath(url), self._options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.url, self._options)
+
+    def __repr__(self) -> str:
+        return f"Folder({display(self.url)!r})"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder lies on a disk of this machine, or on one mounted here."""
+        return not self._base
+
+    def walk(self) -> Iterator[File]:
+        """Every file, streamed in byte order of its path.
+
+        Raises:
+            FileNotFoundError: there is no such folder or bucket (below a bucket, where folders are a way of
+                speaking, nothing is listed).
+            StorageError: a folder below cannot be listed; none is ever skipped in silence.
+        """
+        return self._store.walk(self._root)
+
+    def list(self, prefix: str = "") -> list[str]:
+        """The paths of all files below the folder ``prefix``, in byte order; none where there is none."""
+        start = f"{prefix}/" if prefix else ""
+        try:
+            return [start + file.path for file in self._store.walk(self._at(prefix))]
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: str) -> bytes:
+        """The file's bytes."""
+        return self._store.read(self._at(path))
+
+    def open(self, path: str) -> BinaryIO:
+        """The file for reading here and there; remote ones are fetched in pieces, as they are asked for."""
+        return _open_file(self._store, self._at(path))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write the file as a whole: readers, and whoever comes after a crash, see the old one or the new."""
+        self._store.write(self._at(path), data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write the file unless there is one already; True if ``data`` is in it now by this call.
+
+        Of several callers with different data exactly one gets True. (An object store cannot tell a repeated
+        request from a second caller with the very same bytes: put something of your own into them.)
+        """
+        return self._store.create(self._at(path), data)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return self._store.size(self._at(path)) is not None
+
+    def delete(self, path: str) -> None:
+        """Remove the file; nothing happens where there is none."""
+        self._store.delete(self._at(path))
+
+    def uri(self, path: str) -> str:
+        """The file's absolute URL or, on a local disk, its absolute path, always valid UTF-8."""
+        return display(self._url_of(path))
+
+    def child(self, path: str) -> "Folder":
+        """The folder ``path`` below this one."""
+        return Folder(self._url_of(path), self._options)
+
+    @property
+    def _store(self) -> Store:
+        return _open(self._base, self._settings, os.getpid())[0]
+
+    def _at(self, path: str) -> str:
+        """The file's full path in the store."""
+        if self.is_local and (path.startswith("/") or "\0" in path or ".." in path.split("/")):
+            raise StorageError(f"the path {path!r} does not lie within {self!r}; nothing was touched")
+        if protocol_of(self.url) in ("http", "https"):
+            path = quoted(path)
+        return _join(self._root, path) if path else self._root
+
+    def _url_of(self, path: str) -> str:
+        if self.is_local:
+            return _join(self.url, path)
+        if protocol_of(self.url) in ("http", "https"):
+            path = quoted(path)
+        links = self.url.split("::") if _CHAINED.match(self.url) else [self.url]
+        first = next(i for i, link in enumerate(links) if "://" in link)
+        links[first] += path if links[first].endswith("/") else f"/{path}"
+        return "::".join(links)
+
+
+def read_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of the file at a path or URL.
+
+    Args:
+        uri: a path, or any URL that fsspec knows.
+        options: as for ``Folder``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PermissionError: it may not be read.
+        UsageError: the URL or the options cannot be used.
+        StorageError: the store does not answer, after retries.
+    """
+    store, path = _find(uri, options)
+    return store.read(path)
+
+
+def open_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> BinaryIO:
+    """The file at a path or URL for reading here and there; arguments and errors as for ``read_uri``."""
+    return _open_file(*_find(uri, options))
+
+
+class _Pieces(io.RawIOBase):
+    """A remote file, read range by range."""
+
+    def __init__(self, store: Store, path: str):
+        size = store.size(path)
+        if size is None:
+            raise FileNotFoundError(f"there is no file {path}")
+        self._store, self._path, self._size, self._position = store, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._take(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._take(self._size)
+
+    def _take(self, count: int) -> bytes:
+        end = min(self._position + count, self._size)
+        if end <= self._position:
+            return b""
+        data = self._store.read(self._path, self._position, end)
+        self._position += len(data)
+        return data
+
+
+def _find(uri: str | os.PathLike[str], options: Mapping[str, Any] | None) -> tuple[Store, str]:
+    _, base, settings, path = _locate(os.fspath(uri), check_options(options))
+    return _open(base, settings, os.getpid())[0], path
+
+
+def _open_file(store: Store, path: str) -> BinaryIO:
+    if isinstance(store, LocalStore):
+        return open(path, "rb")
+    return io.BufferedReader(_Pieces(store, path), _READ_AHEAD)
+
+
+def _locate(url: str, options: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Take a URL apart: (the URL made absolute, what to open, with which settings, the path in there).
+
+    The second is empty for local files. The settings are JSON text: opened stores are found again by them.
+    """
+    protocol = protocol_of(url)
+    if url.startswith(("/", "~")) or not (_URL.match(url) or _CHAINED.match(url)) or protocol in ("file", "local"):
+        path = _absolute(url.partition("://")[2] if _URL.match(url) else url)
+        return path, "", "", path
+    if _PASSWORD.match(url):
+        raise UsageError("a URL must not hold a password; set it in the environment of every node instead")
+    if _CHAINED.match(url):
+        *links, last = url.split("::")
+        url = "::".join([*links, last if "://" in last else _absolute(last)])
+        base, rest, settings = url, "", json.dumps(options)
+    else:
+        host, slash, rest = url.partition("://")[2].partition("/")
+        if not host and protocol in _NEEDS_BUCKET:
+            raise UsageError(f"{url} names no bucket; write {protocol}://bucket/folder")
+        base = f"{protocol}://{host}"
+        settings = json.dumps({base: options_for(url, options)})
+        url, rest = (text if text.endswith("://") else text.rstrip("/") for text in (url, rest))
+    root = _open(base, settings, os.getpid())[1]
+    return url, base, settings, _join(root, rest) if rest else root
+
+
+@lru_cache(maxsize=256)
+def _open(base: str, settings: str, process: int) -> tuple[Store, str]:
+    """The store, and the path of ``base`` in it, opened once in each process."""
+    return open_store(base, json.loads(settings)) if base else (LocalStore(), "")
+
+
+def _absolute(path: str) -> str:
+    path = os.path.expanduser(path)
+    # Only the disk knows where .. leads after a link; without one the path stays as the user knows it.
+    return os.path.realpath(path) if ".." in path.split("/") else os.path.abspath(path)
+
+
+def _join(root: str, path: str) -> str:
+    return f"{root.rstrip('/')}/{path}" if root else path

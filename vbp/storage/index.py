@@ -1,0 +1,209 @@
+"""The ledger of what is done, image by image, and the index that is made from it.
+
+::
+
+    OUTPUT/_run/parts/<shard>/<name>.parquet   the only commit record: rows of one shard, written once complete
+    OUTPUT/index/part-NNNNN.parquet            made from the parts at the end: one row per image
+
+An image may have rows in several parts, of retries and of runs that overlapped: the newest ok row counts, else the
+newest error. The name of a part tells its attempt, the positions in its shard that it holds, and how many of them
+went well; so a listing alone answers most questions.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vbp.storage.files import File, Folder
+from vbp.storage.manifest import Manifest
+from vbp.storage.parquet import RollingParquet
+from vbp.storage.parts import (
+    INDEX_SCHEMA,
+    PART_SCHEMA,
+    PARTS,
+    Part,
+    newest,
+    parse_parts,
+    parts_of,
+    read_parts,
+    write_part,
+)
+
+__all__ = [
+    "INDEX_SCHEMA",
+    "PendingShard",
+    "Totals",
+    "compact",
+    "done",
+    "pending_shards",
+    "progress",
+    "rows_left",
+    "write_part",
+]
+
+_INDEX = "index"
+_THREADS = 16
+_ROWS_AT_ONCE = 65_536
+_INDEX_FILE_BYTES = 128_000_000
+
+
+class PendingShard(NamedTuple):
+    """A shard that is not finished."""
+
+    shard: int
+    images: int
+    """How many of its images are left."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the index holds."""
+
+    images: int
+    """How many should have a row."""
+    ok: int
+    error: int
+    by_reason: dict[str, int]
+    """Error rows by ``stage: type``."""
+
+
+def done(output: Folder, shard: int) -> pa.Table:
+    """What is on record of a shard: ``position`` (int32) and ``status``, one row per position."""
+    return newest(read_parts(output, parts_of(output, shard))).select(["position", "status"])
+
+
+def pending_shards(
+    output: Folder, manifest: Manifest, retry_failed: bool = False, limit: int | None = None
+) -> Iterator[PendingShard]:
+    """The shards with images left, in order.
+
+    One listing, streamed; only such parts are read whose names do not say it all.
+
+    Args:
+        output: OUTPUT.
+        manifest: the list of images.
+        retry_failed: whether images with an error row are to be done again.
+        limit: only the first so many images count.
+    """
+
+    def left(task: tuple[int, list[Part]]) -> PendingShard:
+        shard, parts = task
+        wanted = _wanted(manifest, shard, limit)
+        finished = _finished(output, parts, retry_failed, wanted)
+        return PendingShard(shard, wanted - sum(position < wanted for position in finished))
+
+    tasks = (task for task in _parts_of_shards(output, manifest) if _wanted(manifest, task[0], limit))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(tasks, _shards_at_once(manifest))):
+            yield from (pending for pending in pool.map(left, batch) if pending.images)
+
+
+def rows_left(
+    output: Folder, manifest: Manifest, shard: int, retry_failed: bool = False, limit: int | None = None
+) -> pa.Table:
+    """The rows of ``Manifest.read_shard`` that are still to be done; arguments as for ``pending_shards``."""
+    wanted = _wanted(manifest, shard, limit)
+    finished = _finished(output, parts_of(output, shard), retry_failed, wanted)
+    rows = manifest.read_shard(shard).slice(0, wanted)
+    return rows.filter(pc.invert(pc.is_in(rows["position"], pa.array(finished, pa.int32()))))
+
+
+def progress(output: Folder, manifest: Manifest) -> tuple[int, int]:
+    """How many images are ok and how many failed, by the names of the parts alone.
+
+    Exact for every shard that is finished. In others, an image that failed again in a retry counts twice.
+    """
+    ok = error = 0
+    for shard, parts in _parts_of_shards(output, manifest):
+        images = manifest.shard_images(shard)
+        # A repeated task may have come to another result under another name: the better one counts.
+        tasks = {(part.attempt, part.digest): part for part in sorted(parts, key=lambda part: part.ok)}
+        shard_ok = min(images, sum(part.ok for part in tasks.values()))
+        ok += shard_ok
+        error += min(images - shard_ok, sum(part.error for part in tasks.values()))
+    return ok, error
+
+
+def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Totals:
+    """Make the index from the parts, in files of about 128 MB, in the order of the manifest.
+
+    Repeated, it writes the same files. It may be killed at any time: the index is promised only while ``_SUCCESS``
+    exists, which the caller writes when ``ok + error == images``.
+    """
+    writer = RollingParquet(output, _INDEX, INDEX_SCHEMA)
+    images, statuses, reasons = 0, Counter[str](), Counter[str]()
+    tasks = _parts_of_shards(output, manifest)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(tasks, _shards_at_once(manifest))):
+            tables = list(pool.map(lambda task: newest(read_parts(output, task[1], PART_SCHEMA.names)), batch))
+            for (shard, _), table in zip(batch, tables, strict=True):
+                wanted = _wanted(manifest, shard, limit)
+                images += wanted + pc.sum(pc.greater_equal(table["position"], wanted), min_count=0).as_py()
+            rows = pa.concat_tables(tables)
+            statuses.update(rows["status"].to_pylist())
+            reasons.update(_reasons(rows))
+            if rows.num_rows:
+                writer.add(rows.select(INDEX_SCHEMA.names))
+            if writer.bytes >= _INDEX_FILE_BYTES:
+                writer.roll()
+    if not statuses:
+        writer.add(INDEX_SCHEMA.empty_table())
+    writer.roll()
+    writer.remove_later_files()
+    return Totals(images, statuses["ok"], statuses["error"], dict(reasons.most_common()))
+
+
+def _parts_of_shards(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
+    """Every shard of the manifest, in order, with its parts; streams one listing."""
+    files = output.child(PARTS).walk()
+    groups = groupby(_paths(files), key=lambda path: path.partition("/")[0])
+    found = next(groups, None)
+    for shard in range(manifest.shards):
+        folder = f"{shard:06d}"
+        while found is not None and found[0] < folder:
+            found = next(groups, None)
+        if found is not None and found[0] == folder:
+            yield shard, parse_parts(found[1])
+        else:
+            yield shard, []
+
+
+def _paths(files: Iterable[File]) -> Iterator[str]:
+    with contextlib.suppress(FileNotFoundError):  # nothing was committed yet
+        for file in files:
+            yield file.path
+
+
+def _finished(output: Folder, parts: list[Part], retry_failed: bool, wanted: int) -> list[int]:
+    """Positions that need no more work; parts are read only where their names leave a question."""
+    told = [part for part in parts if part.holds_all_between and not (retry_failed and part.error)]
+    finished = {position for part in told for position in range(part.first, part.last + 1)}
+    if not finished.issuperset(range(wanted)):
+        rows = read_parts(output, [part for part in parts if part not in told])
+        if retry_failed:
+            rows = rows.filter(pc.equal(rows["status"], "ok"))
+        finished.update(rows["position"].to_pylist())
+    return sorted(finished)
+
+
+def _reasons(rows: pa.Table) -> Counter[str]:
+    failed = rows.filter(pc.equal(rows["status"], "error"))
+    stages, types = (failed[name].to_pylist() for name in ("error_stage", "error_type"))
+    return Counter(f"{stage}: {kind}" for stage, kind in zip(stages, types, strict=True))
+
+
+def _wanted(manifest: Manifest, shard: int, limit: int | None) -> int:
+    """How many of the shard's images, from its first, lie within the limit."""
+    images = manifest.shard_images(shard)
+    return images if limit is None else max(0, min(images, limit - manifest.shard_start(shard)))
+
+
+def _shards_at_once(manifest: Manifest) -> int:
+    return max(1, _ROWS_AT_ONCE // manifest.shard_size)

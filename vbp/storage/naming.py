@@ -1,0 +1,79 @@
+"""Names of results: from an input's path to the key under which everything about it is kept.
+
+The output holds ``masks/<key>.png``, ``overlays/<key>.jpg`` and so on. So a key must be a path that every
+store can hold with such a suffix, that stays inside the output, and that no other input has.
+"""
+
+import hashlib
+import re
+from urllib.parse import quote
+
+OUTPUT_SUFFIXES = (".png", ".jpg", ".npy")
+
+_NAME_BYTES = 255  # of one part of a path, on all common disks
+_FILE_NAME_BYTES = _NAME_BYTES - max(map(len, OUTPUT_SUFFIXES))
+_KEY_BYTES = 800  # leaves the output's own path its share of an object store's 1,024
+_ESCAPED = re.compile(r"~[0-9a-f]{32}~")
+_READABLE_CHARACTERS = 40
+
+
+def key_of(path: str) -> str:
+    """The key of an input: its relative path, unchanged wherever possible.
+
+    A part of the path that cannot be kept is replaced by ``~<hash>~<what was readable of it>``: what is not
+    UTF-8 (held as lone surrogates), ``.``, ``..``, an empty part (so also an absolute path), NUL, a name too
+    long to carry a suffix, a folder that could be the mask of an image beside it (``a.jpg.png/``), and
+    whatever looks like such a replacement. Of a path that is too long as a whole, the first folder and the end of the
+    name are kept. Different paths have different keys.
+    """
+    *folders, name = path.split("/")
+    parts = [_folder(folder) for folder in folders] + [_file(name)]
+    key = "/".join(parts)
+    if _size(key) > _KEY_BYTES:
+        key = "/".join([*parts[:-1][:1], _escaped(path, name)])
+    return key
+
+
+def key_of_uri(uri: str) -> str:
+    r"""The key of an image that a manifest names by URL or path: the URI without its scheme.
+
+    What means something in URLs or is unsafe in names is percent-escaped (``: ? # % \ * " < > |`` and
+    control characters), the rest goes through ``key_of``. Different URIs of one scheme have different keys.
+    """
+    rest = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", uri)
+    return key_of(re.sub(r'[\x00-\x1f\x7f:?#%\\*"<>|]', lambda match: quote(match[0]), rest.removeprefix("/")))
+
+
+def label_of(key: str) -> str | None:
+    """The first folder of the key; None for an image at the root."""
+    folder, slash, _ = key.partition("/")
+    return folder if slash else None
+
+
+def _folder(name: str) -> str:
+    if _keepable(name, _NAME_BYTES) and not name.endswith(OUTPUT_SUFFIXES):
+        return name
+    return _escaped(name, name).replace(".", "_")
+
+
+def _file(name: str) -> str:
+    return name if _keepable(name, _FILE_NAME_BYTES) else _escaped(name, name)
+
+
+def _keepable(name: str, limit: int) -> bool:
+    if name in ("", ".", "..") or "\0" in name or _ESCAPED.match(name):
+        return False
+    try:
+        return len(name.encode()) <= limit
+    except UnicodeEncodeError:
+        return False
+
+
+def _escaped(identity: str, name: str) -> str:
+    """A short name, another one for every ``identity``, that tells of ``name`` what it can."""
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"~{digest}~" + re.sub(r"[^\w.-]", "_", name)[-_READABLE_CHARACTERS:]
+
+
+def _size(text: str) -> int:
+    return len(text.encode())

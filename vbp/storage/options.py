@@ -1,0 +1,63 @@
+"""The ``--storage-options`` mapping: settings by URL prefix, and never a secret among them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vbp.errors import UsageError
+
+_SECRET_ENDINGS = ("key", "secret", "token", "password", "passphrase", "sas", "connection_string")
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (or AWS_PROFILE)",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_CONNECTION_STRING",
+    "hf": "HF_TOKEN",
+}
+_SAME_STORE = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
+
+
+def check_options(options: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The options as plain dicts, after checking that they go by URL prefix and hold no secret.
+
+    Raises:
+        UsageError: a prefix is no URL, settings are no mapping, or a field is a place for a secret.
+    """
+    checked = {}
+    for prefix, settings in (options or {}).items():
+        if "://" not in prefix or not isinstance(settings, Mapping):
+            raise UsageError(
+                f"storage option {prefix!r} is no URL prefix with settings; write for example "
+                '{"s3://bucket": {"endpoint_url": "https://host:9000"}}'
+            )
+        _refuse_secrets(prefix, settings)
+        checked[prefix] = dict(settings)
+    return checked
+
+
+def options_for(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of the longest prefix that ``url`` lies under; none where no prefix fits."""
+    fitting = [prefix for prefix in options or {} if _lies_under(url, prefix)]
+    return dict(options[max(fitting, key=len)]) if options and fitting else {}
+
+
+def protocol_of(url: str) -> str:
+    """``s3`` of ``s3://bucket/key``."""
+    return url.partition("://")[0].lower()
+
+
+def _lies_under(url: str, prefix: str) -> bool:
+    return url == prefix or url.startswith(prefix.rstrip("/") + "/")
+
+
+def _refuse_secrets(prefix: str, settings: Mapping[str, Any]) -> None:
+    for field, value in settings.items():
+        if str(field).lower().endswith(_SECRET_ENDINGS):
+            protocol = protocol_of(prefix)
+            variables = _CREDENTIALS.get(
+                _SAME_STORE.get(protocol, protocol), f"FSSPEC_{protocol.upper()}_{str(field).upper()}"
+            )
+            raise UsageError(
+                f"storage option {field!r} for {prefix} would put a secret into logs and run records; "
+                f"set it in the environment of every node instead: {variables}"
+            )
+        if isinstance(value, Mapping):
+            _refuse_secrets(prefix, value)

@@ -1,0 +1,61 @@
+"""Numbered Parquet files, built row group by row group, each put into its place as a whole."""
+
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vbp.storage.files import Folder
+
+
+def numbered(prefix: str, number: int) -> str:
+    """The path of a file in the folder ``prefix``."""
+    return f"{prefix}/part-{number:05d}.parquet"
+
+
+class RollingParquet:
+    """Row groups in the numbered files of a folder; whoever adds them says where a file ends.
+
+    A file is built in memory and written by ``roll``.
+    """
+
+    def __init__(self, folder: Folder, prefix: str, schema: pa.Schema, number: int = 0):
+        """Begin at file ``number`` of the folder ``prefix`` in ``folder``."""
+        self._folder, self._prefix, self._schema = folder, prefix, schema
+        self.number = number
+        """Of the file that the next row group goes to."""
+        self.groups = 0
+        """Row groups in it so far."""
+        self._sink: pa.BufferOutputStream | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Its size so far."""
+        return self._sink.tell() if self._sink else 0
+
+    def add(self, table: pa.Table) -> None:
+        """Append the table as one row group."""
+        if self._writer is None:
+            self._sink = pa.BufferOutputStream()
+            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.groups += 1
+
+    def roll(self) -> None:
+        """Write the file, if anything was added to it, and go on to the next."""
+        if self._writer is None or self._sink is None:
+            return
+        self._writer.close()
+        self._folder.write(numbered(self._prefix, self.number), self._sink.getvalue().to_pybytes())
+        self._sink = self._writer = None
+        self.number += 1
+        self.groups = 0
+
+    def remove_later_files(self) -> None:
+        """Delete what another, longer series left behind."""
+        name = re.compile(re.escape(self._prefix) + r"/part-(\d+)\.parquet")
+        for path in self._folder.list(self._prefix):
+            match = name.fullmatch(path)
+            if match and int(match[1]) >= self.number:
+                self._folder.delete(path)

@@ -1,0 +1,159 @@
+"""Parts of the ledger: files of finished rows, whose names tell what they hold."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vbp.storage.files import Folder
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error_stage", pa.string()),
+        pa.field("error_type", pa.string()),
+        pa.field("error_message", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("format", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("mask_uri", pa.string()),
+        pa.field("overlay_uri", pa.string()),
+        pa.field("frame_left", pa.float64()),
+        pa.field("frame_top", pa.float64()),
+        pa.field("frame_right", pa.float64()),
+        pa.field("frame_bottom", pa.float64()),
+        pa.field("log10_max", pa.float64()),
+        pa.field("mask_mean", pa.float32()),
+        pa.field("mask_area", pa.float32()),
+        pa.field("peak_x", pa.int32()),
+        pa.field("peak_y", pa.int32()),
+        pa.field("flat", pa.bool_()),
+        pa.field("prediction", pa.int32()),
+        pa.field("predicted_label", pa.string()),
+        pa.field("probability", pa.float32()),
+        pa.field("correct", pa.bool_()),
+        pa.field("model", pa.string()),
+        pa.field("weights", pa.string()),
+        pa.field("preset", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("seconds", pa.float32()),
+        pa.field("finished_at", pa.timestamp("ms", "UTC"), nullable=False),
+        pa.field("run_id", pa.string()),
+    ]
+)
+PART_SCHEMA = INDEX_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False)).append(
+    pa.field("position", pa.int32(), nullable=False)
+)
+
+PARTS = "_run/parts"
+
+_NAME = re.compile(r"(\d+)/([^/]+)-(\d+)-(\d+)-([0-9a-f]{12})-(\d+)-(\d+)\.parquet")
+
+
+class Part(NamedTuple):
+    """What the name of a part tells."""
+
+    shard: int
+    attempt: str
+    first: int
+    last: int
+    """The smallest and the largest position held."""
+    digest: str
+    """Of all positions held."""
+    ok: int
+    error: int
+
+    @property
+    def path(self) -> str:
+        """In OUTPUT."""
+        counts = f"{self.ok}-{self.error}"
+        name = f"{self.attempt}-{self.first:06d}-{self.last:06d}-{self.digest}-{counts}"
+        return f"{PARTS}/{self.shard:06d}/{name}.parquet"
+
+    @property
+    def holds_all_between(self) -> bool:
+        """Whether it holds every position from first to last."""
+        return self.ok + self.error == self.last - self.first + 1
+
+
+def write_part(output: Folder, table: pa.Table, shard: int, attempt: str) -> str:
+    """Commit rows of one shard.
+
+    Args:
+        output: OUTPUT.
+        table: columns of ``INDEX_SCHEMA`` (absent ones become null) and ``position``, each at most once.
+        shard: the shard that they belong to.
+        attempt: names the run; letters, digits, ``_``, ``.`` and ``-``.
+
+    Returns:
+        The part's path. A task that is repeated with the same result overwrites its own part.
+
+    Raises:
+        StorageError: the store does not take it.
+        ValueError: the table is empty, has a position twice, or a status or column that there is not.
+    """
+    table = _conformed(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int32())))
+    positions = sorted(table["position"].to_pylist())
+    statuses = Counter(table["status"].to_pylist())
+    if not positions or len(set(positions)) < len(positions) or set(statuses) - {"ok", "error"}:
+        raise ValueError(f"rows of shard {shard} must have distinct positions (={positions}) and status ok or error")
+    digest = hashlib.sha256(repr(positions).encode()).hexdigest()[:12]
+    part = Part(shard, attempt, positions[0], positions[-1], digest, statuses["ok"], statuses["error"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    output.write(part.path, sink.getvalue().to_pybytes())
+    return part.path
+
+
+def parse_parts(paths: Iterable[str]) -> list[Part]:
+    """Parts by their paths below ``PARTS``; other files are none of ours."""
+    matches = map(_NAME.fullmatch, paths)
+    return [Part(int(m[1]), m[2], int(m[3]), int(m[4]), m[5], int(m[6]), int(m[7])) for m in matches if m is not None]
+
+
+def parts_of(output: Folder, shard: int) -> list[Part]:
+    """The parts of one shard."""
+    paths = output.list(f"{PARTS}/{shard:06d}")
+    return parse_parts(path.removeprefix(f"{PARTS}/") for path in paths)
+
+
+def read_parts(output: Folder, parts: list[Part], columns: list[str] | None = None) -> pa.Table:
+    """All rows of the parts; by default the columns that ``newest`` needs."""
+    columns = columns or ["position", "status", "finished_at", "run_id"]
+    files = (pq.ParquetFile(pa.BufferReader(output.read(part.path))) for part in parts)
+    empty = PART_SCHEMA.empty_table().select(columns)
+    return pa.concat_tables([empty, *(file.read(columns=columns).select(columns) for file in files)])
+
+
+def newest(rows: pa.Table) -> pa.Table:
+    """One row per position, sorted: the newest ok row, else the newest error."""
+    order = [(name, "descending") for name in ("status", "finished_at", "run_id")]  # "ok" comes after "error"
+    rows = rows.sort_by([("position", "ascending"), *order])
+    positions = rows["position"].combine_chunks()
+    if len(positions) < 2:
+        return rows
+    first = pa.concat_arrays([pa.array([True]), pc.not_equal(positions[1:], positions[:-1])])
+    return rows.filter(first)
+
+
+def _conformed(table: pa.Table) -> pa.Table:
+    unknown = set(table.column_names) - set(PART_SCHEMA.names)
+    if unknown:
+        raise ValueError(f"the index has no columns {sorted(unknown)}; add them to INDEX_SCHEMA")
+    return pa.table([_column(table, field) for field in PART_SCHEMA], schema=PART_SCHEMA)
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    if field.name not in table.column_names:
+        return pa.nulls(table.num_rows, field.type)
+    return table[field.name].cast(options=pc.CastOptions(field.type, allow_time_truncate=True))

@@ -1,0 +1,155 @@
+"""One policy for every store: what is tried again, how often, and what the error says in the end."""
+
+import errno
+import re
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import TypeVar
+
+import tenacity
+
+from vbp.errors import StorageError
+
+T = TypeVar("T")
+
+TRIES = 6
+SECONDS = 60.0
+TRIES_WHEN_DENIED = 2  # a store under load has been seen to answer 403 to good credentials
+
+_TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 507, 509, 529}
+_TRANSIENT_ERRNO = {
+    *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.EPIPE, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
+    getattr(errno, "EREMOTEIO", errno.EIO),  # Linux alone has it; s3fs uses it for a server's own failure
+}
+_NETWORK_CLASS = re.compile("Timeout|Connect|Disconnect|Payload|IncompleteRead|HTTPClientError|ResponseParser")
+_SECRETS = (
+    (re.compile(r"//[^/@\s]+:[^/@\s]+@"), "//***@"),
+    (
+        re.compile(r"(?i)\b([\w-]*(?:sig|signature|token|secret|password|key|credential)=)[^&\s'\"]+"),
+        r"\1***",
+    ),
+)
+
+
+class Kind(Enum):
+    """Why an operation failed, as far as it decides what to do next."""
+
+    MISSING = "missing"
+    DENIED = "denied"
+    EXISTS = "exists"
+    TRANSIENT = "transient"
+    PERMANENT = "permanent"
+
+
+def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None] = time.sleep) -> T:
+    """Run ``operation``, again after network errors, time-outs, throttling and server errors.
+
+    Waits grow exponentially with full jitter; at most ``TRIES`` tries or ``SECONDS`` seconds.
+
+    Args:
+        operation: what to do; must be safe to repeat.
+        what: for the error message, as in "read s3://bucket/key".
+        sleep: waits so many seconds; tests pass their own.
+
+    Raises:
+        FileNotFoundError: the file, or the bucket, is not there (never tried again).
+        FileExistsError: the store refuses to overwrite (never tried again).
+        PermissionError: the store refuses, also when asked a second time.
+        StorageError: everything else, with the cause in its message and nothing secret.
+    """
+    retrying = tenacity.Retrying(
+        sleep=sleep,
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
+        stop=_enough,
+        retry=tenacity.retry_if_exception(lambda error: kind(error) in (Kind.TRANSIENT, Kind.DENIED)),
+        reraise=True,
+    )
+    try:
+        return retrying(operation)
+    except Exception as error:
+        message = f"cannot {what}: {reason(error)}"
+        match kind(error):
+            case Kind.MISSING:
+                raise FileNotFoundError(message) from error
+            case Kind.EXISTS:
+                raise FileExistsError(message) from error
+            case Kind.DENIED:
+                raise PermissionError(message) from error
+            case _:
+                raise StorageError(message) from error
+
+
+def kind(error: BaseException) -> Kind:
+    """Sort an error of any backend by its class, the HTTP status behind it, or its errno."""
+    if isinstance(error, FileNotFoundError):
+        return Kind.MISSING
+    if isinstance(error, PermissionError):
+        return Kind.DENIED
+    if isinstance(error, FileExistsError):
+        return Kind.EXISTS
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return Kind.TRANSIENT
+    if any(_NETWORK_CLASS.search(cls.__name__) for cls in type(error).__mro__):
+        return Kind.TRANSIENT  # also where aiohttp speaks of a status: it calls a truncated body a 400
+    for link in _chain(error):
+        status = _http_status(link)
+        if status is not None:
+            return _kind_of_status(status)
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
+        return Kind.TRANSIENT
+    return Kind.PERMANENT
+
+
+def reason(error: BaseException) -> str:
+    """The error's own words on one line, passwords and signatures blotted out."""
+    text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return " ".join(text.split())
+
+
+def _enough(state: tenacity.RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    tries = TRIES
+    if error is not None and kind(error) is Kind.DENIED:
+        tries = 1 if _comes_from_the_disk(error) else TRIES_WHEN_DENIED
+    return state.attempt_number >= tries or (state.seconds_since_start or 0.0) >= SECONDS
+
+
+def _comes_from_the_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _kind_of_status(status: int) -> Kind:
+    if status in (401, 403):
+        return Kind.DENIED
+    if status in (404, 410):
+        return Kind.MISSING
+    if status == 412:  # If-None-Match: the object is there
+        return Kind.EXISTS
+    return Kind.TRANSIENT if status in _TRANSIENT_STATUS else Kind.PERMANENT
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Where botocore, aiohttp, Azure, requests and gcsfs each keep the status."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status if isinstance(status, int) else None
+    for name in ("status", "status_code", "code"):
+        try:
+            status = int(getattr(error, name, None) or 0)
+        except (TypeError, ValueError):
+            continue
+        if 400 <= status < 600:
+            return status
+    return None
