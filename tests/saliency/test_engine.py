@@ -1,0 +1,130 @@
+"""The engine: pixels in, masks out, the same whatever came along with them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests import reference
+from vbp.errors import UsageError
+from vbp.saliency import Explainer, VisualBackProp
+from vbp.saliency.models import Model
+
+from .conftest import small_vgg
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def loaded(network=None, classes=5):
+    return Model("small", network or small_vgg(), MEAN, STD, None, classes, "test", "0" * 64)
+
+
+def engine(**settings):
+    return Explainer(settings.pop("model", loaded()), **{"precision": "float32", "device": "cpu", **settings})
+
+
+def test_masks_equal_the_oracle(pixels_BHWC):
+    network = small_vgg()
+    batch = engine(model=loaded(network))(pixels_BHWC)
+    layers = reference.layers_of(m for m in network if not isinstance(m, nn.AdaptiveAvgPool2d | nn.Flatten | nn.Linear))
+    for i, pixels in enumerate(pixels_BHWC):
+        image = (pixels.transpose(2, 0, 1) / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+        mask, log10_max = reference.paper_mask(layers, image)
+        np.testing.assert_allclose(batch.mask_BHW[i], mask, atol=1e-5)
+        assert batch.log10_max_B[i] == pytest.approx(log10_max, abs=1e-5)
+    images = (
+        torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)
+    ) / torch.tensor(STD).view(3, 1, 1)
+    np.testing.assert_allclose(batch.logits_BK, network(images).detach().numpy(), atol=1e-4)
+
+
+def test_what_a_batch_holds(pixels_BHWC):
+    batch = engine(keep_maps=True)(torch.from_numpy(pixels_BHWC))
+    assert batch.mask_BHW.shape == (3, 32, 32)
+    assert batch.mask_BHW.dtype == batch.logits_BK.dtype == np.float32
+    assert batch.log10_max_B.dtype == np.float64
+    assert (batch.flat_B.tolist(), batch.finite_B.tolist()) == ([False] * 3, [True] * 3)
+    sizes = [(3, 32, 32), (3, 32, 32), (3, 16, 16), (3, 8, 8)]
+    assert [kept.shape for kept in batch.maps] == [kept.shape for kept in batch.masks] == sizes
+
+
+def test_what_was_not_asked_for_is_none(pixels_BHWC):
+    batch = engine(classify=False)(pixels_BHWC)
+    assert batch.logits_BK is batch.maps is batch.masks is None
+    assert engine(model=loaded(classes=None))(pixels_BHWC).logits_BK is None
+    np.testing.assert_array_equal(batch.mask_BHW, engine()(pixels_BHWC).mask_BHW)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_fixed_batch_size_makes_every_mask_independent_of_its_company(pixels_BHWC, precision):
+    fixed = engine(batch_size=2, precision=precision, keep_maps=True)
+    together = fixed(pixels_BHWC)
+    for i in range(3):
+        alone = fixed(pixels_BHWC[i : i + 1])
+        np.testing.assert_array_equal(alone.mask_BHW[0], together.mask_BHW[i])
+        np.testing.assert_array_equal(alone.logits_BK[0], together.logits_BK[i])
+        np.testing.assert_array_equal(alone.maps[3][0], together.maps[3][i])
+        assert len(alone.mask_BHW) == len(alone.flat_B) == len(alone.masks[0]) == 1
+
+
+def test_bfloat16_masks_are_close(pixels_BHWC):
+    exact, rough = (engine(precision=precision)(pixels_BHWC) for precision in ("float32", "bfloat16"))
+    assert np.corrcoef(exact.mask_BHW.ravel(), rough.mask_BHW.ravel())[0, 1] > 0.999
+    assert np.abs(exact.mask_BHW - rough.mask_BHW).max() < 0.05
+
+
+def test_batch_norm_keeps_its_statistics_in_float32(pixels_BHWC):
+    network = small_vgg(norm=True)
+    explainer = engine(model=loaded(network), precision="bfloat16")
+    dtypes = {type(m).__name__: m.weight.dtype for m in explainer._vbp.model.modules() if hasattr(m, "weight")}
+    assert dtypes == {"Conv2d": torch.bfloat16, "BatchNorm2d": torch.float32, "Linear": torch.bfloat16}
+    assert explainer(pixels_BHWC).finite_B.all()
+
+
+def test_a_given_model_is_not_changed(pixels_BHWC):
+    network = small_vgg()
+    engine(model=loaded(network), precision="bfloat16")(pixels_BHWC)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert VisualBackProp(network)(torch.ones(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_settings_are_resolved():
+    explainer = Explainer(loaded())
+    assert explainer.device in ("cpu", "cuda:0")
+    assert explainer.precision in ("float32", "bfloat16")
+    assert explainer.model.name == "small"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"device": "abacus"}, "device 'abacus' is none"),
+        ({"device": "cuda:99"}, "torch sees . CUDA devices"),
+        ({"precision": "float8"}, "precision 'float8' is none of auto, float32, bfloat16"),
+        ({"batch_size": 0}, r"batch_size \(=0\)"),
+        ({"preset": "p"}, "preset 'p' is none"),
+    ],
+)
+def test_bad_settings_are_named(settings, reason):
+    with pytest.raises(UsageError, match=reason):
+        engine(**settings)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (1, 3, 8, 8), (1, 8, 8, 1)])
+def test_misshapen_pixels_are_named(shape):
+    with pytest.raises(UsageError, match=r"uint8 \(B, H, W, 3\)"):
+        engine()(np.zeros(shape, np.uint8))
+
+
+def test_float_pixels_are_named():
+    with pytest.raises(UsageError, match="not torch.float32"):
+        engine()(np.zeros((1, 8, 8, 3), np.float32))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_float32_equals_the_cpu_and_leaves_tf32_as_it_was(pixels_BHWC):
+    before = torch.backends.cudnn.conv.fp32_precision
+    cuda = engine(device="cuda")(pixels_BHWC)
+    np.testing.assert_allclose(cuda.mask_BHW, engine()(pixels_BHWC).mask_BHW, atol=1e-5)
+    assert torch.backends.cudnn.conv.fp32_precision == before

@@ -1,0 +1,147 @@
+"""Networks by name: which checkpoints fit which, and what is known about their classes."""
+
+import re
+
+import pytest
+import torch
+import torchvision
+
+from vbp.errors import ModelError, WeightsError
+from vbp.saliency.models import fitting_model, imagenet_wnids, load_model, model_names
+
+
+def shrunk(name, classes=7, channels=4, features_only=False):
+    """A state dict with torchvision's keys for `name`, every width far smaller."""
+    with torch.device("meta"):
+        state = torchvision.models.get_model(name, weights=None).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    linear = [key for key in state if key.startswith("classifier") and key.endswith("weight")]
+    shapes = {linear[0]: (8, channels * (36 if name == "alexnet" else 49)), linear[1]: (8, 8), linear[2]: (classes, 8)}
+    tensors = {}
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked") or (features_only and key.startswith("classifier")):
+            continue
+        if key.startswith("classifier"):
+            shape = shapes[key] if key in shapes else shapes[key.replace("bias", "weight")][:1]
+        else:
+            shape = [
+                3 if size == 3 and axis == 1 else channels if axis < 2 else size
+                for axis, size in enumerate(value.shape)
+            ]
+        tensors[key] = torch.rand(tuple(shape), generator=generator)
+    return tensors
+
+
+def save(folder, tensors):
+    torch.save(tensors, folder / "net.pth")
+    return str(folder / "net.pth")
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg13_bn", "vgg16", "vgg19"])
+def test_widths_and_classes_follow_the_checkpoint(tmp_path, name):
+    tensors = shrunk(name)
+    model = load_model(name, save(tmp_path, tensors))
+    state = model.network.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in tensors.items())
+    assert model.num_classes == 7
+    assert model.class_names is None
+    assert not any(module.training for module in model.network.modules())
+    assert model.network(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+    convolutions = [m for m in model.network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels) for m in convolutions[:2]] == [(3, 4), (4, 4)]
+
+
+def test_thousand_classes_are_imagenets(tmp_path):
+    model = load_model("vgg11", save(tmp_path, shrunk("vgg11", classes=1000)))
+    assert model.class_names is not None
+    assert model.class_names[207] == "golden retriever"
+    assert imagenet_wnids()[207] == "n02099601"
+    assert (model.mean, model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_wnids_are_a_thousand_in_alphabetical_order():
+    assert len(set(imagenet_wnids())) == 1000
+    assert list(imagenet_wnids()) == sorted(imagenet_wnids())
+    assert imagenet_wnids()[0] == "n01440764"
+
+
+def test_features_alone_have_no_classes(tmp_path):
+    model = load_model("vgg16", save(tmp_path, shrunk("vgg16", features_only=True)))
+    assert model.num_classes is None
+    assert model.class_names is None
+
+
+def test_named_classes_must_match_the_classifier(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(shrunk("vgg11", classes=2), tmp_path / "two", {"classes": '["cat", "dog"]'})
+    assert load_model("vgg11", str(tmp_path / "two")).class_names == ("cat", "dog")
+    save_file(shrunk("vgg11", classes=2), tmp_path / "one", {"classes": '["cat"]'})
+    with pytest.raises(WeightsError, match="name 1 classes, but their classifier has 2"):
+        load_model("vgg11", str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "difference"),
+    [
+        ("vgg19", "vgg16", "features.17.weight is missing"),
+        ("vgg16_bn", "vgg16", "features.2.weight is missing"),
+        ("vgg11", "vgg11_bn", "features.1.weight is missing"),
+    ],
+)
+def test_checkpoint_of_another_network_names_a_key_and_what_fits(tmp_path, found, asked, difference):
+    with pytest.raises(WeightsError, match=re.escape(f"do not fit {asked}: {difference}. It fits {found}.")):
+        load_model(asked, save(tmp_path, shrunk(found)))
+
+
+def test_residual_checkpoint_is_recognised(tmp_path):
+    tensors = torchvision.models.resnet18(weights=None).state_dict()
+    with pytest.raises(WeightsError, match=r"features\.0\.weight is missing\. It fits resnet18\."):
+        load_model("vgg16", save(tmp_path, tensors))
+
+
+def test_unknown_checkpoint_fits_nothing(tmp_path):
+    with pytest.raises(WeightsError, match=r"Its first key is body\.weight; it fits no network of torchvision"):
+        load_model("vgg16", save(tmp_path, {"body.weight": torch.ones(2)}))
+
+
+def test_widths_must_chain(tmp_path):
+    tensors = shrunk("vgg11")
+    tensors["features.3.weight"] = torch.ones(4, 5, 3, 3)
+    with pytest.raises(WeightsError, match="do not chain"):
+        load_model("vgg11", save(tmp_path, tensors))
+    tensors["features.3.weight"] = torch.ones(4, 4, 5, 5)
+    with pytest.raises(WeightsError, match=r"features\.3\.weight has shape \(4, 4, 5, 5\), not"):
+        load_model("vgg11", save(tmp_path, tensors))
+
+
+def test_random_weights_follow_their_seed_and_nothing_else():
+    torch.manual_seed(1)
+    first, state = load_model("squeezenet1_1", "random", seed=7), torch.get_rng_state()
+    again, other = load_model("squeezenet1_1", "random", seed=7), load_model("squeezenet1_1", "random", seed=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.sha256 == again.sha256 != other.sha256
+    assert len(first.sha256) == 64
+
+
+def test_names():
+    assert model_names()[0] == "alexnet"
+    assert {"vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"} < set(model_names())
+    with pytest.raises(ModelError, match="no model 'vgg61': did you mean vgg1"):
+        load_model("vgg61", "random")
+    with pytest.raises(ModelError, match="give one of alexnet"):
+        load_model("?", "random")
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16", "vgg16_bn", "alexnet"])
+def test_a_checkpoint_tells_its_network(name, tmp_path):
+    torch.save(shrunk(name), tmp_path / "whole.pth")
+    torch.save(shrunk(name, features_only=True), tmp_path / "features.pth")
+    assert fitting_model(str(tmp_path / "whole.pth")) == name
+    assert fitting_model(str(tmp_path / "features.pth")) == name
+
+
+def test_a_foreign_checkpoint_and_named_weights_tell_no_network(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(2)}, tmp_path / "foreign.pth")
+    assert fitting_model(str(tmp_path / "foreign.pth")) is None
+    assert fitting_model("imagenet") is None

@@ -1,0 +1,226 @@
+"""The engine: batches of uint8 pixels on a device in, masks and predictions out.
+
+Shapes: B images, H rows, W columns, C = 3 colours (RGB), K classes; h and w are the size of a feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vbp.errors import UsageError
+from vbp.saliency.models import Model, load_model
+from vbp.saliency.visualbackprop import Explanation, VisualBackProp
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The masks and predictions of a batch, as NumPy arrays on the CPU."""
+
+    mask_BHW: NDArray[np.float32]
+    """In [0, 1], at the pixels' size; all zero where flat or not finite."""
+    flat_B: NDArray[np.bool_]
+    """The mask has one value only."""
+    finite_B: NDArray[np.bool_]
+    """No infinity or NaN came up on the way."""
+    log10_max_B: NDArray[np.float64]
+    """log10 of the mask's maximum before any normalisation; -inf where that is 0, NaN if not finite."""
+    logits_BK: NDArray[np.float32] | None
+    """The classifier's output; None where there is no classifier or it was not asked for."""
+    maps: list[NDArray[np.float32]] | None
+    """With `keep_maps`: the averaged feature maps (B, h, w), from the input upwards."""
+    masks: list[NDArray[np.float32]] | None
+    """With `keep_maps`: the intermediate masks (B, h, w), each at the size of its map."""
+
+
+class Explainer:
+    """A network on a device that explains batches of pixels.
+
+    Args:
+        model: torchvision's name of a network, or a loaded `Model` (which is copied, not changed).
+        weights: see `load_model`; without effect for a loaded `Model`.
+        preset: `paper` or `reference`.
+        device: `auto` (the first GPU, else the CPU) or a torch device.
+        precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 where the device computes it natively).
+            Averaged maps and masks are always float32.
+        batch_size: run every batch at exactly this size, filled with black images where fewer came and cut where
+            more came, so that an image's mask never depends on how many images came with it.
+        seed: of random weights.
+        classify: run the classifier as well, where there is one.
+        keep_maps: return the averaged maps and intermediate masks.
+        storage_options: to read the weights, as for ``vbp.storage.files.read_uri``.
+
+    Raises:
+        ModelError: the network is unknown or cannot be explained.
+        WeightsError: the checkpoint cannot be had or read, or does not fit.
+        UsageError: there is no such preset, device or precision.
+    """
+
+    def __init__(
+        self,
+        model: str | Model = "vgg16",
+        weights: str = "imagenet",
+        preset: str = "paper",
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        batch_size: int | None = None,
+        seed: int = 500,
+        classify: bool = True,
+        keep_maps: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ):
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size (={batch_size}) must be at least 1.")
+        self._device = _resolve_device(device)
+        self.precision = resolve_precision(precision, device)
+        self.batch_size = batch_size
+        self._keep_maps = keep_maps
+        if isinstance(model, str):
+            self.model = load_model(model, weights, seed=seed, storage_options=storage_options)
+            network = self.model.network
+        else:
+            self.model = model
+            network = deepcopy(model.network)
+        self._classify = classify and self.model.num_classes is not None
+        self._vbp = VisualBackProp(_prepare(network, self._device, PRECISIONS[self.precision]), preset)
+        self._mean_1C11 = torch.tensor(self.model.mean, device=self._device).view(1, -1, 1, 1)
+        self._std_1C11 = torch.tensor(self.model.std, device=self._device).view(1, -1, 1, 1)
+
+    @property
+    def device(self) -> str:
+        """`cpu`, `cuda:0` and the like."""
+        return str(self._device)
+
+    def __call__(self, pixels_BHWC: NDArray[np.uint8] | Tensor) -> Batch:
+        """Explain a batch of RGB images of one size, uint8 (B, H, W, 3).
+
+        Raises:
+            UsageError: the pixels have another shape or type.
+            ImageError: the images are too small for the network.
+        """
+        pixels = torch.as_tensor(pixels_BHWC)
+        if pixels.dtype is not torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) == 0:
+            raise UsageError(f"pixels must be uint8 (B, H, W, 3) with B > 0, not {pixels.dtype} {tuple(pixels.shape)}.")
+        chunks = torch.split(pixels, self.batch_size or len(pixels))
+        return _join([self._explain(chunk) for chunk in chunks])
+
+    def _explain(self, pixels_BHWC: Tensor) -> Batch:
+        count = len(pixels_BHWC)
+        if self.batch_size is not None and count < self.batch_size:
+            black = pixels_BHWC.new_zeros(self.batch_size - count, *pixels_BHWC.shape[1:])
+            pixels_BHWC = torch.cat([pixels_BHWC, black])
+        with torch.inference_mode(), _true_float32(self._device):
+            explanation = self._vbp.explain(self._normalise(pixels_BHWC), classify=self._classify)
+        return self._batch(explanation, count)
+
+    def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        # Seen as (B, C, H, W), pixels that lie colour by colour are what torch calls channels_last.
+        images_BCHW = pixels_BHWC.to(self._device).permute(0, 3, 1, 2).float()
+        images_BCHW.div_(255).sub_(self._mean_1C11).div_(self._std_1C11)
+        return images_BCHW.to(PRECISIONS[self.precision])
+
+    def _batch(self, explanation: Explanation, count: int) -> Batch:
+        def planes(maps_B1HW: list[Tensor]) -> list[NDArray[np.float32]] | None:
+            return [_array(map_B1HW[:count, 0]) for map_B1HW in maps_B1HW] if self._keep_maps else None
+
+        return Batch(
+            mask_BHW=_array(explanation.mask[:count, 0]),
+            flat_B=_array(explanation.flat[:count]),
+            finite_B=_array(explanation.finite[:count]),
+            log10_max_B=_array(explanation.log10_max[:count]),
+            logits_BK=_array(explanation.output[:count].float()) if self._classify else None,
+            maps=planes(explanation.maps),
+            masks=planes(explanation.masks),
+        )
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device {device!r} is none that torch knows: give auto, cpu or cuda.") from error
+    if resolved.type != "cuda":
+        return resolved
+    if (resolved.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices; give auto or cpu.")
+    return torch.device("cuda", resolved.index if resolved.index is not None else torch.cuda.current_device())
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """`float32` or `bfloat16`: as asked, or for `auto` as the device computes natively.
+
+    Raises:
+        UsageError: there is no such precision or device.
+    """
+    if precision == "auto":
+        return "bfloat16" if _has_bfloat16(_resolve_device(device)) else "float32"
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}.")
+    return precision
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; emulation is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public name for these that all its versions from 2.11 know.
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # Its statistics lose digits in bfloat16, and it takes float32 ones with bfloat16 maps at no cost.
+            module.float()
+    return network
+
+
+@contextmanager
+def _true_float32(device: torch.device) -> Iterator[None]:
+    """On CUDA, compute float32 without TF32, which keeps 10 bits of the mantissa and is on for convolutions."""
+    if device.type != "cuda":
+        yield
+        return
+    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array
+
+
+def _join(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+
+    def joined(name: str) -> Any:
+        parts = [getattr(batch, name) for batch in batches]
+        if parts[0] is None:
+            return None
+        if isinstance(parts[0], list):
+            return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        return np.concatenate(parts)
+
+    return Batch(**{name: joined(name) for name in Batch.__dataclass_fields__})

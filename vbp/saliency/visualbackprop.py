@@ -1,0 +1,225 @@
+"""VisualBackProp (Bojarski et al., ICRA 2018, arXiv:1611.05418): averaged maps and geometry in, a mask out.
+
+Shapes: B or N images, 1 channel, H rows, W columns; a size is (rows, columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vbp.errors import ImageError, ModelError, UsageError
+from vbp.saliency.forward import AveragingInterpreter, evaluating, shortened
+from vbp.saliency.geometry import Size, Stage, Window, map_sizes
+from vbp.saliency.trace import trace
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The result of `visual_backprop`; all tensors are on the maps' device."""
+
+    mask_N1HW: Tensor
+    """float32 in [0, 1] at input size; all zero where the mask is flat or not finite."""
+    masks_N1HW: list[Tensor]
+    """The intermediate masks, one per stage from the input upwards, each at the size of its map."""
+    flat_N: Tensor
+    """bool: the mask has one value only, so there is nothing to see."""
+    log10_max_N: Tensor
+    """float64: log10 of the mask's maximum before any normalisation; -inf where that is 0, NaN if not finite."""
+    finite_N: Tensor
+    """bool: no infinity or NaN came up on the way."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one forward pass and its way back gave."""
+
+    mask: Tensor
+    """float32 (B, 1, H, W) in [0, 1] at input size; all zero where flat or not finite."""
+    output: Any
+    """The network's own output of the same forward pass, or None where only the feature part was run."""
+    maps: list[Tensor]
+    """float32 (B, 1, h, w): the feature maps averaged over channels, from the input upwards."""
+    masks: list[Tensor]
+    """float32 (B, 1, h, w): the intermediate masks, each at the size of its map."""
+    flat: Tensor
+    """bool (B,): the mask has one value only."""
+    log10_max: Tensor
+    """float64 (B,): log10 of the mask's maximum before any normalisation."""
+    finite: Tensor
+    """bool (B,): no infinity or NaN came up on the way."""
+
+
+def visual_backprop(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size, preset: str = "paper") -> Masks:
+    """Lead averaged maps down to the input and multiply them on the way (paper, section III).
+
+    Args:
+        maps: float32 (N, 1, h, w), one per stage from the input upwards; values >= 0.
+        stages: the geometry that leads from each map to the one below.
+        input_size: rows and columns of the network's input.
+        preset: `paper` or `reference`, see `PRESETS`.
+
+    Raises:
+        UsageError: no such preset.
+        ModelError: the reference preset does not fit these map sizes.
+    """
+    masks, mask, log10_N = _preset(preset)(maps, stages, input_size)
+    mask, spread_N = _min_max(mask)
+    # A divisor that is not finite leaves its trace in the sum of the logs; a divisor of 0 leaves -inf.
+    finite_N = log10_N.isfinite() | log10_N.isneginf()
+    flat_N = finite_N & (spread_N <= 0)
+    mask = torch.where((finite_N & ~flat_N).view(-1, 1, 1, 1), mask, 0)
+    return Masks(mask, masks, flat_N, log10_N.where(finite_N, torch.nan), finite_N)
+
+
+_Descent = tuple[list[Tensor], Tensor, Tensor]
+
+
+def _paper(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) -> _Descent:
+    """The paper and its authors' Lua code, generalised to padding, pooling and any stride.
+
+    Every product is divided by its maximum, which the last normalisation undoes: without it the values overflow
+    float32 in deep networks.
+    """
+    mask, log10_N = _scale(maps[-1])
+    masks = [mask]
+    for stage, below in zip(stages[:0:-1], maps[-2::-1], strict=True):
+        product = stage.deconvolve(mask, _size(below)) * below
+        mask, divisor_log10_N = _scale(product)
+        log10_N = log10_N + divisor_log10_N
+        masks.append(mask)
+    mask, divisor_log10_N = _scale(stages[0].deconvolve(mask, input_size))
+    return masks[::-1], mask, log10_N + divisor_log10_N
+
+
+def _reference(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) -> _Descent:
+    """The project devansh20la/VisualBackprop: fixed kernels, every product stretched to [0, 1], no last step.
+
+    It sums over channels; the first stretch makes that equal to the mean.
+    """
+    if _size(maps[0]) != input_size:
+        raise ModelError(
+            f"preset 'reference' needs a first map of input size {input_size}, not {_size(maps[0])}: use 'paper'."
+        )
+    mask = maps[-1]
+    masks = [mask]
+    log10_N = mask.new_zeros(len(mask), dtype=torch.float64)
+    for below in maps[-2::-1]:
+        product = _reference_window(_size(mask), _size(below)).deconvolve(mask, _size(below)) * below
+        mask, spread_N = _min_max(product)
+        log10_N = log10_N + spread_N.double().log10()
+        masks.append(mask)
+    return masks[::-1], mask, log10_N
+
+
+def _reference_window(above: Size, below: Size) -> Window:
+    if above == below:
+        return Window((3, 3), before=(1, 1))
+    if all(length in (2 * half, 2 * half + 1) for length, half in zip(below, above, strict=True)):
+        return Window((4, 4), stride=(2, 2), before=(1, 1))
+    raise ModelError(f"preset 'reference' needs maps that halve, but {below} is followed by {above}: use 'paper'.")
+
+
+PRESETS: dict[str, Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]] = {
+    "paper": _paper,
+    "reference": _reference,
+}
+"""`paper` is the published method; `reference` gives the masks of devansh20la/VisualBackprop."""
+
+
+def _preset(name: str) -> Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]:
+    if name not in PRESETS:
+        raise UsageError(f"preset {name!r} is none of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _scale(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image divided by its maximum, and log10 of that maximum in float64."""
+    largest_N111 = map_N1HW.amax((1, 2, 3), keepdim=True)
+    return map_N1HW / largest_N111.where(largest_N111 != 0, 1), largest_N111.flatten().double().log10()
+
+
+def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image stretched to [0, 1], a flat one to 0, and its maximum minus its minimum."""
+    least_N111 = map_N1HW.amin((1, 2, 3), keepdim=True)
+    spread_N111 = map_N1HW.amax((1, 2, 3), keepdim=True) - least_N111
+    return (map_N1HW - least_N111) / spread_N111.where(spread_N111 != 0, 1), spread_N111.flatten()
+
+
+def _size(tensor: Tensor) -> Size:
+    return tensor.shape[-2], tensor.shape[-1]
+
+
+class VisualBackProp:
+    """Masks of any CNN that can be traced, from the forward pass alone.
+
+    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set.
+
+    Example:
+        >>> vbp = VisualBackProp(torchvision.models.vgg16(weights="DEFAULT"))
+        >>> mask_B1HW = vbp(images_BCHW)
+
+    Args:
+        model: a network whose first argument is a batch of images.
+        preset: `paper` or `reference`, see `PRESETS`.
+
+    Raises:
+        ModelError: the network cannot be explained; the message says why.
+        UsageError: no such preset.
+    """
+
+    def __init__(self, model: nn.Module, preset: str = "paper"):
+        _preset(preset)
+        self.model = model
+        self.preset = preset
+        found = trace(model)
+        self.stages = found.stages
+        self._graph = found.graph
+        self._features = shortened(found.graph, found.taps[-1])
+        self._signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """The masks, float32 (B, 1, H, W) in [0, 1]; only the feature part of the network is run.
+
+        Args:
+            images_BCHW: as the network takes them: normalised, on its device, of its dtype.
+        """
+        return self.explain(images_BCHW, classify=False).mask
+
+    def explain(self, images_BCHW: Tensor, *, classify: bool = True) -> Explanation:
+        """The masks and everything that was computed on the way to them.
+
+        Args:
+            images_BCHW: as the network takes them: normalised, on its device, of its dtype.
+            classify: run the network to its end for `.output`, not only its feature part.
+
+        Raises:
+            ImageError: the images are too small for the network.
+        """
+        input_size = self._check_size(images_BCHW)
+        graph = self._graph if classify else self._features
+        interpreter = AveragingInterpreter(self.model, graph, self._signed_by_tap)
+        with torch.no_grad(), evaluating(self.model):
+            output = interpreter.run(images_BCHW)
+            result = visual_backprop(interpreter.maps_N1HW, self.stages, input_size, self.preset)
+        return Explanation(
+            mask=result.mask_N1HW,
+            output=output if classify else None,
+            maps=interpreter.maps_N1HW,
+            masks=result.masks_N1HW,
+            flat=result.flat_N,
+            log10_max=result.log10_max_N,
+            finite=result.finite_N,
+        )
+
+    def _check_size(self, images_BCHW: Tensor) -> Size:
+        if images_BCHW.ndim != 4:
+            raise UsageError(f"images must have 4 dimensions (B, C, H, W), not shape {tuple(images_BCHW.shape)}.")
+        size = _size(images_BCHW)
+        if min(min(map_size) for map_size in map_sizes(self.stages, size)) < 1:
+            raise ImageError(f"an image of {size[0]}x{size[1]} pixels is too small for {type(self.model).__name__}.")
+        return size
