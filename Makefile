@@ -1,0 +1,39 @@
+# Everything that anyone needs to type; `make help` lists it.
+PYTHON ?= python3
+BIN := .venv/bin
+export RAY_AUTH_MODE ?= disabled
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
+	$(BIN)/vbp demo vbp-demo
+
+test: .venv/ready ## all tests; needs no network, no GPU
+	$(BIN)/python -m pytest -q $(TESTS)
+
+check: .venv/ready ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/ready ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: .venv/ready ## renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --constraint constraints.txt --upgrade --quiet --output-file requirements.lock
+
+clean: ## remove the virtual environment and caches
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch .venv/ready

@@ -1,0 +1,1 @@
+"""What you submit: one thin module a job, ``python -m jobs.NAME``."""

@@ -1,0 +1,78 @@
+"""RunConfig refuses, before any work, what cannot be meant."""
+
+import json
+
+import pytest
+
+from vbp.errors import UsageError
+from vbp.pipeline import RunConfig
+
+
+def config(**changes):
+    return RunConfig(**{"input": "photos", "output": "out", **changes})
+
+
+def test_defaults_are_those_of_the_documentation():
+    made = config()
+    assert (made.model, made.weights, made.preset, made.size) == ("vgg16", "imagenet", "paper", 224)
+    assert (made.fit, made.frame, made.seed, made.select) == ("crop", "network", 500, "all")
+    assert (made.outputs, made.mask_format, made.overlay_style) == (("mask", "overlay"), "png8", "heat")
+    assert (made.resume_mode, made.max_failures, made.runner) == ("resume", "1%", "auto")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "papper"}, ["--preset", "papper", "paper, reference"]),
+        ({"outputs": ("mask", "movie")}, ["--outputs", "movie", "overlay"]),
+        ({"outputs": ()}, ["--outputs", "empty"]),
+        ({"size": 0}, ["--size", "0", "at least 1"]),
+        ({"batch_size": -2}, ["--batch-size", "-2"]),
+        ({"limit": 0}, ["--limit"]),
+        ({"max_failures": "a few"}, ["--max-failures", "a few", "1%"]),
+        ({"max_failures": "1.5"}, ["--max-failures", "1.5"]),
+        ({"retry_failed": True, "resume_mode": "overwrite"}, ["--retry-failed", "overwrite"]),
+        ({"output": "photos"}, ["inside INPUT"]),
+        ({"output": "photos/out"}, ["inside INPUT"]),
+        ({"input": "./photos/", "output": "x/../photos/a/b"}, ["inside INPUT"]),
+        ({"input": "s3://b/photos/", "output": "s3://b/photos/out"}, ["inside INPUT"]),
+    ],
+)
+def test_refuses(changes, words):
+    with pytest.raises(UsageError) as caught:
+        config(**changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("source", "output"), [("photos", "photos-out"), ("s3://b/photos", "s3://b/photos2")])
+def test_output_beside_the_input_is_fine(source, output):
+    config(input=source, output=output)
+
+
+def test_output_inside_the_input_through_a_link(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    with pytest.raises(UsageError, match="inside INPUT"):
+        config(input=str(tmp_path / "photos"), output=str(tmp_path / "link" / "out"))
+
+
+@pytest.mark.parametrize(
+    ("share", "images", "allowed"),
+    [("1%", 64, 0), ("1%", 100, 1), ("1%", 199, 1), ("50%", 7, 3), ("12", 1, 12), ("0", 9, 0)],
+)
+def test_failures_allowed(share, images, allowed):
+    assert config(max_failures=share).failures_allowed(images) == allowed
+
+
+def test_fingerprint_names_what_the_results_depend_on_and_nothing_else():
+    assert set(config().fingerprint()) == {
+        "model", "preset", "size", "fit", "frame", "select", "classes", "outputs", "mask_format",
+        "overlay_style", "layout", "fast_decode",
+    }  # fmt: skip
+
+
+def test_json_survives_a_round_trip():
+    made = config(outputs=("mask",), storage_options={"s3://b": {"region": "eu-west-1"}})
+    kept = json.loads(json.dumps(made.as_json()))
+    assert RunConfig(**{**kept, "outputs": tuple(kept["outputs"])}) == made

@@ -1,0 +1,70 @@
+"""README, changelog and lock say what is true."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+from click.testing import CliRunner
+
+import vbp
+from vbp.cli import ALIASES, explain, main
+from vbp.pipeline import RunConfig
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def table_rows():
+    """Option name -> default, from README's table of options."""
+    rows = re.findall(r"^\| (`--[^|]*) \|([^|]*)\|", README, re.MULTILINE)
+    return {names: default.strip().strip("`") for names, default in rows}
+
+
+def test_every_option_stands_in_the_readme_with_its_default():
+    defaults = {name: default for names, default in table_rows().items() for name in re.findall(r"--[\w-]+", names)}
+    for field in dataclasses.fields(RunConfig):
+        if field.name in ("input", "output"):
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        assert flag in defaults, f"{flag} is missing in README"
+        if isinstance(field.default, (str, int)) and not isinstance(field.default, bool):
+            assert defaults[flag] == str(field.default), flag
+        for alias in ALIASES.get(field.name, ()):
+            assert alias in defaults, f"{alias} is missing in README"
+
+
+def test_readme_names_no_option_that_does_not_exist():
+    known = {name for parameter in explain.params for name in parameter.opts} | {"--address", "--working-dir"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
+
+
+def test_every_command_has_help():
+    for name, command in main.commands.items():
+        result = CliRunner().invoke(main, [name, "--help"])
+        assert result.exit_code == 0
+        assert command.help, name
+
+
+def test_versions_agree():
+    newest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == vbp.__version__ == PYPROJECT["project"]["version"]
+
+
+def test_lock_holds_every_dependency_with_hashes_and_no_address():
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = set(re.findall(r"^([a-z0-9-]+)==\S+", lock, re.MULTILINE))
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.match(r"[A-Za-z0-9-]+", text)[0].lower() for text in wanted} - {"vbp"}
+    assert names <= pinned
+    assert lock.count("--hash=sha256:") >= len(pinned)
+    assert "://" not in re.sub(r"#.*", "", lock)
+
+
+def test_constraints_are_what_the_lock_pins():
+    lock = (ROOT / "requirements.lock").read_text()
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.search(rf"^{re.escape(line)} ", lock, re.MULTILINE), line

@@ -1,0 +1,108 @@
+"""The dependency order of the house, checked: every room imports downward only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {
+    "torch",
+    "torchvision",
+    "ray",
+    "pyarrow",
+    "PIL",
+    "fsspec",
+    "numpy",
+    "matplotlib",
+    "safetensors",
+    "rich",
+    "click",
+}
+ROOMS = {  # room: (what of ours it may import, which heavy third parties)
+    "vbp.errors": (set(), set()),
+    "vbp.saliency": ({"vbp.errors"}, {"torch", "torchvision", "numpy", "safetensors"}),
+    "vbp.images": ({"vbp.errors"}, {"PIL", "torch", "torchvision", "numpy", "matplotlib"}),
+    "vbp.storage": ({"vbp.errors"}, {"fsspec", "pyarrow"}),
+    "vbp.pipeline": (
+        {"vbp", "vbp.errors", "vbp.saliency", "vbp.images", "vbp.storage"},
+        {"numpy", "pyarrow", "ray", "torch"},
+    ),
+    "vbp.demo": (
+        {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.pipeline"},
+        HEAVY - {"ray", "click", "rich"},
+    ),
+    "vbp.terminal": ({"vbp.pipeline"}, {"rich"}),
+    "vbp.cli": (
+        {"vbp", "vbp.errors", "vbp.saliency", "vbp.pipeline", "vbp.terminal", "vbp.demo"},
+        {"click"},
+    ),
+    "jobs": ({"vbp.cli", "vbp.demo"}, {"click"}),
+}
+EXCEPTIONS = {("vbp.saliency.weights", "vbp.storage")}
+ONLY = {"ray": {"vbp.pipeline.plan", "vbp.pipeline.cluster", "vbp.pipeline.job"}}
+
+
+def modules() -> list[str]:
+    files = [path for package in ("vbp", "jobs") for path in (ROOT / package).rglob("*.py")]
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
+    return sorted(name.removesuffix(".__init__") for name in names)
+
+
+def room_of(module: str) -> str:
+    fitting = [room for room in ROOMS if module == room or module.startswith(room + ".")]
+    return max(fitting, key=len, default="vbp" if module == "vbp" else "")
+
+
+def imported(module: str) -> set[str]:
+    """Dotted names that `module` imports, at any depth of its source."""
+    stem = ROOT / module.replace(".", "/")
+    source = stem.with_suffix(".py") if stem.with_suffix(".py").exists() else stem / "__init__.py"
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: write absolute imports"
+            names.add(str(node.module))
+            if node.module == "vbp":
+                names |= {f"vbp.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_room():
+    assert [module for module in modules() if not room_of(module)] == []
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if module != "vbp"])
+def test_imports_point_down(module):
+    room = room_of(module)
+    ours, third_party = ROOMS[room]
+    names = imported(module)
+    rooms = {room_of(name) for name in names if name.split(".")[0] in ("vbp", "jobs")} - {room}
+    allowed = ours | {target for source, target in EXCEPTIONS if source == module}
+    assert rooms <= allowed, f"{module} may not import {sorted(rooms - allowed)}"
+    heavy = {name.split(".")[0] for name in names} & HEAVY
+    assert heavy <= third_party, f"{module} may not import {sorted(heavy - third_party)}"
+    for package, homes in ONLY.items():
+        assert package not in heavy or module in homes, f"only {sorted(homes)} may import {package}"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("vbp", HEAVY),
+        ("vbp.cli", HEAVY - {"click"}),
+        ("vbp.pipeline", HEAVY),
+        ("vbp.storage", {"torch", "ray", "PIL"}),
+        ("vbp.pipeline.job", {"torch", "ray", "PIL"}),
+    ],
+)
+def test_import_is_light(module, absent):
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert loaded & absent == set()

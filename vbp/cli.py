@@ -1,0 +1,183 @@
+"""The ``vbp`` command: parse, call, translate exceptions into sentences and exit codes.
+
+Exit codes: 0 done; 1 crashed; 2 usage or configuration, found before any work; 3 done, but more images failed than
+``--max-failures``; 4 interrupted: run the same command again to continue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+import vbp
+from vbp.errors import InterruptedRunError, UsageError, VBPError
+from vbp.pipeline.config import RunConfig
+
+EXIT_CRASHED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 4
+RESULTS = "results"
+"""Where the reference project put its results, and where its flags still put them."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(vbp.__version__, prog_name="vbp")
+def main() -> None:
+    """VisualBackProp saliency masks for image collections of any size."""
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One flag for every field of `RunConfig`, in its order."""
+    hints = get_type_hints(RunConfig)
+    for field in reversed(dataclasses.fields(RunConfig)):
+        if field.name not in ("input", "output"):
+            command = _flag(field, hints[field.name])(command)
+    return command
+
+
+def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Any], Any]:
+    """The click option of one field."""
+    names = [*ALIASES.get(field.name, ()), "--" + field.name.replace("_", "-"), field.name]
+    help_text = field.metadata["help"]
+    if hint is bool:
+        return click.option(*names, is_flag=True, help=help_text)
+    settings: dict[str, Any] = {"help": help_text, "default": field.default, "show_default": True}
+    if get_origin(hint) is Literal:
+        settings["type"] = click.Choice(get_args(hint))
+    elif field.name == "outputs":
+        settings |= {"default": ",".join(RunConfig.outputs), "callback": lambda _c, _p, v: tuple(v.split(","))}
+    elif field.name == "storage_options":
+        settings |= {"default": "{}", "callback": _json_object, "show_default": False, "metavar": "JSON"}
+    elif hint == int | None:
+        settings |= {"callback": _whole_number_or_auto, "show_default": False, "metavar": "N"}
+    else:
+        settings["type"] = hint if isinstance(hint, type) else str
+    return click.option(*names, **settings)
+
+
+ALIASES = {
+    "weights": ("--cp", "--checkpoint"),
+    "batch_size": ("--bs", "--batch_size"),
+    "seed": ("--ms", "--manual_seed"),
+}
+"""The reference project's names for our flags."""
+
+
+def _whole_number_or_auto(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None or value == "auto":
+        return None
+    try:
+        return int(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither a whole number nor auto.", ctx, param) from error
+
+
+def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"is not JSON ({error}).", ctx, param) from error
+    if not isinstance(parsed, dict):
+        raise click.BadParameter('must be an object by URL prefix, like {"s3://bucket": {"region": "eu-west-1"}}.')
+    return parsed
+
+
+@main.command()
+@click.argument("input", required=False)
+@click.argument("output", required=False)
+@click.option(
+    "--dir", "--directory", "directory", help="INPUT, as the reference project spells it; OUTPUT is results/."
+)
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    /,
+    input: str | None,
+    output: str | None,
+    directory: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    r"""Explain every image below INPUT; write masks, overlays and an index to OUTPUT.
+
+    Examples:
+    \b
+      vbp explain photos out --weights demo
+      vbp explain s3://bucket/photos s3://bucket/out --weights model.safetensors
+    """
+    with _translated():
+        if directory is not None:
+            input, output, options = _as_reference(ctx, input, output, directory, options)
+        if input is None or output is None:
+            raise UsageError("Both INPUT and OUTPUT are needed: vbp explain INPUT OUTPUT.")
+        config = RunConfig(input=input, output=output, **options)
+        sys.exit(_run(config, as_json))
+
+
+def _as_reference(
+    ctx: click.Context, input: str | None, output: str | None, directory: str, options: dict[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
+    """What ``--dir`` means: results in ``results/``, inputs among them, and the network that the checkpoint fits."""
+    if input is not None and output is not None:
+        raise UsageError(f"INPUT (={input}) and --dir (={directory}) both name the images; give one of them.")
+    given = {name for name in options if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT}
+    if "outputs" not in given:
+        options["outputs"] = ("input", "mask", "overlay")
+    if "model" not in given and "weights" in given:
+        from vbp.saliency.models import fitting_model
+
+        options["model"] = fitting_model(options["weights"], options["storage_options"]) or options["model"]
+    return directory, input or output or RESULTS, options
+
+
+def _run(config: RunConfig, as_json: bool) -> int:
+    """Run, show how it goes on standard error, print the summary on standard output."""
+    from vbp.pipeline.job import run
+    from vbp.terminal import print_summary, watching
+
+    with watching() as observer:
+        summary = run(config, observer)
+    if as_json:
+        click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
+    else:
+        print_summary(summary)
+    return summary.exit_code
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Exceptions of ours as one sentence on standard error and the exit code that belongs to it."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise InterruptedRunError("Stopped by SIGTERM.")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end("Interrupted.", EXIT_INTERRUPTED)
+    except InterruptedRunError as error:
+        _end(str(error), EXIT_INTERRUPTED)
+    except UsageError as error:
+        _end(str(error), EXIT_USAGE)
+    except VBPError as error:
+        _end(str(error), EXIT_CRASHED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(message: str, code: int) -> None:
+    hint = " Run the same command again to continue." if code == EXIT_INTERRUPTED and "again" not in message else ""
+    click.echo(f"vbp: {message}{hint}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

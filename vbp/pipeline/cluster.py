@@ -1,0 +1,54 @@
+"""A quiet connection to Ray, started here or joined, that leaves signals to their owner."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # every actor pool prints an error line of the C++ core otherwise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster that ``RAY_ADDRESS`` names (as under ``ray job submit``), or start one on this machine.
+
+    A connection that exists already is used and left open.  Ray's ``init`` replaces the handler of SIGTERM; ours is
+    put back, so that a stopped job ends with its own exit code.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if "RAY_ADDRESS" not in os.environ:
+        # a cluster that lives and dies with this process listens on this machine alone and needs no token file
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    if main_thread:
+        signal.signal(signal.SIGTERM, handler)
+    _silence_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _silence_ray_data() -> None:
+    """Errors reach the console through our own messages; Ray's session log keeps everything."""
+    import ray.data  # noqa: F401  (its loggers exist after the import)
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if type(handler).__name__ == "PlainRayHandler":
+            handler.setLevel(logging.CRITICAL)

@@ -1,0 +1,168 @@
+"""RunConfig: everything that one run is asked to do, checked when it is made.
+
+Every field carries its own help text, so the flags of the command line, the documentation and ``run.json``
+all come from this one place.  What a run finds out by itself (device, precision, batch size) is in
+``vbp.pipeline.resolve``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from vbp.errors import UsageError
+
+Preset = Literal["paper", "reference"]
+Fit = Literal["crop", "pad", "stretch", "original"]
+FrameChoice = Literal["network", "image"]
+Select = Literal["all", "misclassified", "correct"]
+Output = Literal["mask", "overlay", "input", "maps"]
+MaskFormat = Literal["png8", "png16", "npy"]
+OverlayStyle = Literal["heat", "reference", "red"]
+Layout = Literal["files", "none"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
+ResumeMode = Literal["resume", "overwrite", "fail"]
+Runner = Literal["auto", "ray", "local"]
+
+
+def option(default: Any, help: str, *, fingerprint: bool = False) -> Any:
+    """A field with its help text; `fingerprint`: the written results depend on it."""
+    return field(default=default, metadata={"help": help, "fingerprint": fingerprint})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of the main job.
+
+    Raises:
+        UsageError: a value is outside its domain, or two values exclude each other.
+    """
+
+    input: str = field(
+        metadata={"help": "Image tree (root/class/image.png, any depth) or manifest (.parquet, .csv, .txt); any URL."}
+    )
+    output: str = field(metadata={"help": "Where masks, overlays and the index go; a folder or any URL."})
+
+    model: str = option("vgg16", "torchvision network to explain.", fingerprint=True)
+    weights: str = option(
+        "imagenet",
+        "imagenet, demo, random, or the path or URL of a .pth or .safetensors checkpoint.",
+    )
+    preset: Preset = option("paper", "paper: Bojarski et al.; reference: devansh20la/VisualBackprop.", fingerprint=True)
+    size: int = option(224, "Side of the network's square input, in pixels.", fingerprint=True)
+    fit: Fit = option("crop", "How an image meets that square; original: the image's own size.", fingerprint=True)
+    frame: FrameChoice = option(
+        "network",
+        "network: masks as the network saw the image; image: at the original size, zero outside the frame.",
+        fingerprint=True,
+    )
+    batch_size: int | None = option(None, "Images in one forward pass [default: auto].")
+    seed: int = option(500, "Seeds random weights; recorded in run.json; without effect on trained weights.")
+    select: Select = option("all", "Which images get masks; the others get an index row only.", fingerprint=True)
+    classes: str | None = option(
+        None, "File with the model's class names, one a line, in the order of its outputs.", fingerprint=True
+    )
+    outputs: tuple[Output, ...] = option(
+        ("mask", "overlay"), "Comma-separated: mask, overlay, input, maps.", fingerprint=True
+    )
+    mask_format: MaskFormat = option(
+        "png8", "png8: floor(255 m + 0.5); png16 and npy keep the faint parts.", fingerprint=True
+    )
+    overlay_style: OverlayStyle = option(
+        "heat",
+        "heat: even colormap; reference: red as that project drew it; red: as the authors did.",
+        fingerprint=True,
+    )
+    layout: Layout = option("files", "files: one file per image and kind; none: the index alone.", fingerprint=True)
+    fast_decode: bool = option(
+        False,
+        "Decode large JPEGs at a fraction of their size: faster, but other pixels and masks.",
+        fingerprint=True,
+    )
+    device: Device = option("auto", "Where the network runs.")
+    precision: Precision = option("auto", "Of the network; masks are always computed in float32.")
+    resume_mode: ResumeMode = option("resume", "When OUTPUT holds a run: continue it, start over, or refuse.")
+    retry_failed: bool = option(False, "Try the images with error rows again.")
+    refresh: bool = option(False, "List INPUT again and add its new images.")
+    max_failures: str = option("1%", "More failed images than this (a number or N%) make the run fail, exit 3.")
+    limit: int | None = option(None, "Stop after the first N images of the listing.")
+    shard_size: int = option(1024, "Images in one unit of work; fixed when the input is first listed.")
+    workers: int | None = option(None, "Actors that hold the network [default: auto].")
+    runner: Runner = option("auto", "local: in this process; ray: Ray Data; auto: local for small local inputs.")
+    storage_options: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata={"help": "JSON of non-secret options by URL prefix: endpoint_url, region, anon, requester_pays."},
+    )
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            self._check_choice(name, hint)
+        for name in ("size", "batch_size", "limit", "shard_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{_flag(name)} (={value}) must be at least 1.")
+        if not self.outputs:
+            raise UsageError("--outputs is empty; name at least one of mask, overlay, input, maps.")
+        if self.retry_failed and self.resume_mode != "resume":
+            raise UsageError(
+                f"--retry-failed needs --resume-mode resume, not {self.resume_mode}: it repairs what is there."
+            )
+        self.failures_allowed(0)
+        _check_apart(self.input, self.output)
+
+    def _check_choice(self, name: str, hint: Any) -> None:
+        """A value of a Literal type is one of its choices."""
+        value = getattr(self, name)
+        if name == "outputs":
+            values, choices = value, get_args(Output)
+        else:
+            values, choices = (value,), get_args(hint)
+        if choices and all(isinstance(choice, str) for choice in choices):
+            for item in values:
+                if item not in choices:
+                    raise UsageError(f"{_flag(name)} (={item}) must be one of {', '.join(choices)}.")
+
+    def failures_allowed(self, images: int) -> int:
+        """How many of `images` may fail before the run counts as failed (``max_failures``)."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", self.max_failures.strip())
+        if match is None or (match[2] == "" and "." in match[1]):
+            raise UsageError(f"--max-failures (={self.max_failures}) must be a number of images or a share like 1%.")
+        return int(images * float(match[1]) / 100) if match[2] else int(match[1])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The fields on which the written results depend, by name, as JSON values."""
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("fingerprint")}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields as JSON values, for ``run.json``; holds no secrets, since none are accepted."""
+        return {
+            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            for f in dataclasses.fields(self)
+        }
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_apart(source: str, output: str) -> None:
+    """The output may not lie inside the input: the next listing would find the masks."""
+    outer, inner = _place(source), _place(output)
+    if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
+        raise UsageError(
+            f"OUTPUT (={output}) lies inside INPUT (={source}): the next run would explain its own masks; "
+            "choose an output beside the input."
+        )
+
+
+def _place(url: str) -> str:
+    """A URL, or the real path of a local folder, comparable by prefix."""
+    if "://" in url and not url.startswith("file://"):
+        return url.rstrip("/")
+    return os.path.realpath(os.path.expanduser(url.removeprefix("file://")))

@@ -1,0 +1,247 @@
+"""The main job, run(RunConfig) -> Summary: check, list, resume, execute, commit."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vbp.errors import InterruptedRunError, StorageError, UsageError
+from vbp.pipeline import prepare
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.observer import Observer
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.record import Record, clear
+from vbp.pipeline.summary import Summary
+from vbp.storage import index
+from vbp.storage.files import Folder
+from vbp.storage.lease import Holder, Lease
+from vbp.storage.manifest import Manifest, extend_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from vbp.pipeline.plan import Resources
+    from vbp.saliency.models import Model
+
+LOCAL_IMAGES = 500
+"""``--runner auto`` stays in this process up to here: Ray takes 10 s to start, so many images about a minute."""
+
+
+def run(config: RunConfig, observer: Observer | None = None) -> Summary:
+    """Explain every image of an input and leave masks, overlays and an index behind.
+
+    Args:
+        config: what to do.
+        observer: is told how the run goes.
+
+    Returns:
+        Totals over all images listed, whichever run computed them.
+
+    Raises:
+        UsageError: the request cannot be carried out; nothing was computed.
+        InterruptedRunError: a store stopped answering, or another run took the output; run again to continue.
+    """
+    observer = observer or Observer()
+    config = prepare.absolute(config)
+    prepare.check_input(config)
+    model = prepare.load_network(config)
+    output = Folder(config.output, config.storage_options)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    with ExitStack() as stack:
+        stack.enter_context(_leased(output, run_id, observer))
+        try:
+            record = _open_record(config, output)
+            manifest = _list(config, output, observer)
+            images = min(manifest.images, config.limit or manifest.images)
+            runner = _choose_runner(config, images)
+            given = _connect(config, stack, observer) if runner == "ray" else None
+            recipe = _recipe(config, model, manifest, images, record, run_id, given)
+            record.refuse_other(recipe)
+            pending = list(index.pending_shards(output, manifest, config.retry_failed, config.limit))
+            if not pending and (finished := record.finished(images)):
+                observer.note("Nothing left to do: every image has its row.")
+                return finished
+            record.begin(recipe)
+            observer.started(images, images - sum(shard.images for shard in pending))
+            started = time.perf_counter()
+            spent = _execute(recipe, [shard.shard for shard in pending], given, observer)
+            seconds = time.perf_counter() - started
+            totals = index.compact(output, manifest, limit=config.limit)
+            summary = _summarise(recipe, output, images, totals, spent, seconds, runner, given)
+            record.end(summary)
+        except StorageError as error:
+            raise InterruptedRunError(f"{error} What was finished is kept; run the same command again.") from error
+    return summary
+
+
+@contextmanager
+def _leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
+    """Hold the output for the time of the run.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    told: list[str] = []
+
+    def waiting(holder: Holder | None, seconds: float) -> None:
+        if not told:
+            told.append(str(holder))
+            observer.note(f"Waiting for {holder or 'another run'}; if it is gone, taking over in {seconds:.0f} s.")
+
+    lease = Lease(output, run_id)
+    try:
+        lease.acquire(waiting)
+    except StorageError as error:
+        raise UsageError(f"OUTPUT cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _open_record(config: RunConfig, output: Folder) -> Record:
+    """What is there already, dealt with as ``resume_mode`` says."""
+    record = Record(output)
+    if record.facts and config.resume_mode == "fail":
+        raise UsageError(
+            f"OUTPUT (={config.output}) holds run {record.facts['run_id']}; "
+            "choose another OUTPUT, or --resume-mode resume or overwrite."
+        )
+    if config.resume_mode == "overwrite":
+        clear(output)
+        record = Record(output)
+    return record
+
+
+def _list(config: RunConfig, output: Folder, observer: Observer) -> Manifest:
+    """The manifest: read where there is one, else made; extended where new images are wanted."""
+    manifest = Manifest.load(output)
+    if manifest is None:
+        rows = prepare.list_input(config)
+        return write_manifest(output, rows, config.shard_size, config.limit, observer.listed, input=config.input)
+    more = not manifest.complete and (config.limit is None or config.limit > manifest.images)
+    if config.refresh or more:
+        return extend_manifest(output, manifest, prepare.list_input(config), config.limit, observer.listed)
+    return manifest
+
+
+def _choose_runner(config: RunConfig, images: int) -> str:
+    if config.runner != "auto":
+        return config.runner
+    local = "://" not in config.input and images <= LOCAL_IMAGES and "RAY_ADDRESS" not in os.environ
+    return "local" if local else "ray"
+
+
+def _connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resources:
+    """Start or join Ray and divide its resources."""
+    from vbp.pipeline.cluster import connected
+
+    observer.note("Starting Ray.")
+    stack.enter_context(connected())
+    from vbp.pipeline.plan import resources
+
+    return resources(config.device, config.workers)
+
+
+def _recipe(
+    config: RunConfig,
+    model: Model,
+    manifest: Manifest,
+    images: int,
+    record: Record,
+    run_id: str,
+    given: Resources | None,
+) -> Recipe:
+    if given is None:
+        device = prepare.choose_device(config)
+    else:
+        device = "cuda" if given.num_gpus else "cpu"
+    return Recipe(
+        config=config,
+        run_id=run_id,
+        device=device,
+        precision=prepare.choose_precision(config, device, record.facts),
+        batch_size=prepare.choose_batch_size(config, device, images, record.facts),
+        weights_sha256=model.sha256,
+        classes=prepare.choose_classes(config, model, manifest.labels),
+        threads=given.threads if given else 0,
+        network=model if given is None else None,
+    )
+
+
+def _execute(recipe: Recipe, shards: Sequence[int], given: Resources | None, observer: Observer) -> dict[str, float]:
+    """Work on `shards`; returns the seconds of each stage and the number of ``images``."""
+    spent: dict[str, float] = defaultdict(float)
+    for report in _reports(recipe, shards, given):
+        ok, error = int(report["ok"]), int(report["error"])
+        spent["images"] += ok + error
+        for name, value in report.items():
+            if name.startswith("seconds_"):
+                spent[name.removeprefix("seconds_")] += float(value)
+        observer.wrote(ok, error)
+    return spent
+
+
+def _reports(recipe: Recipe, shards: Sequence[int], given: Resources | None) -> Iterable[dict[str, Any]]:
+    if not shards:
+        return ()
+    if given is None:
+        from vbp.pipeline.local import reports
+
+        return reports(recipe, shards)
+    return _ray_reports(recipe, shards, given)
+
+
+def _ray_reports(recipe: Recipe, shards: Sequence[int], given: Resources) -> Iterator[dict[str, Any]]:
+    from ray.exceptions import RayError
+
+    from vbp.pipeline.plan import plan
+
+    try:
+        yield from plan(recipe, shards, given).iter_rows()
+    except RayError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Our own exception inside Ray's wrappers, else the wrapper itself."""
+    from vbp.errors import VBPError
+
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, VBPError):
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return inner or error
+
+
+def _summarise(
+    recipe: Recipe,
+    output: Folder,
+    images: int,
+    totals: index.Totals,
+    spent: dict[str, float],
+    seconds: float,
+    runner: str,
+    given: Resources | None,
+) -> Summary:
+    return Summary(
+        run_id=recipe.run_id,
+        output=output.url,
+        images=images,
+        ok=totals.ok,
+        error=totals.error,
+        reasons=totals.by_reason,
+        computed=int(spent.get("images", 0)),
+        failures_allowed=recipe.config.failures_allowed(images),
+        seconds=seconds,
+        stage_seconds={name: round(value, 3) for name, value in spent.items() if name != "images"},
+        runner=runner,
+        device=recipe.device,
+        precision=recipe.precision,
+        batch_size=recipe.batch_size,
+        workers=given.workers if given else 1,
+        classes=recipe.classes.rule if recipe.classes else None,
+    )

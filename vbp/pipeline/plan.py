@@ -1,0 +1,162 @@
+"""The steps as a lazy ``ray.data.Dataset`` with explicit resources.
+
+Two shapes, one set of steps:
+
+- fused, for workers without an accelerator: the network is the slowest stage by far, so each actor runs the whole
+  chain and no pixel ever leaves it;
+- spread, for GPUs: reading and decoding, the network, and encoding and writing each have their own workers.
+
+Rows of one shard do not stay together in the spread shape: Ray re-forms batches across blocks, so a block may hold
+rows of two shards, and a shard is spread over several blocks (seen with Ray 2.60: 300-row shards in 8 MiB blocks
+came out in runs of 42, 22 and 46 rows).  ``Write`` therefore commits one part for each shard in a block, and a
+shard is done when its parts hold all its positions, in whatever pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from vbp.errors import UsageError
+from vbp.pipeline.local import Chain
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.steps import Batch, Explain
+
+CHUNK_ROWS = 64
+"""Rows that a decoding task holds at once."""
+BLOCK_BYTES = 32 * 2**20
+"""About 220 decoded images: what a killed node loses, and the rows of one part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each worker that holds the network gets."""
+
+    workers: int
+    num_cpus: float
+    """Logical CPUs of one worker; 0 for a GPU worker, so that readers and writers keep the CPUs."""
+    num_gpus: float
+    threads: int
+    """Threads of the network on the CPU."""
+
+    def __str__(self) -> str:
+        on = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.threads} CPU thread(s)"
+        return f"{self.workers} worker(s) with {on} each"
+
+
+def resources(device: str, workers: int | None) -> Resources:
+    """Divide what the cluster has.
+
+    Args:
+        device: auto, cpu or cuda.
+        workers: how many, or None: one for every GPU, else one for every CPU.
+
+    Raises:
+        UsageError: cuda was asked for and no node has a GPU.
+    """
+    cluster = ray.cluster_resources()
+    gpus, cpus = int(cluster.get("GPU", 0)), max(1, int(cluster.get("CPU", 1)))
+    if device == "cuda" and gpus == 0:
+        raise UsageError("--device cuda needs a GPU, and no node of the Ray cluster has one; use --device cpu or auto.")
+    if device == "cuda" or (device == "auto" and gpus > 0):
+        count = workers or gpus
+        return Resources(workers=count, num_cpus=0, num_gpus=min(1.0, gpus / count), threads=0)
+    count = min(workers or cpus, cpus)
+    # half of a worker's share is claimed, so that the tasks that list shards always find room beside the actors
+    return Resources(workers=count, num_cpus=cpus / count / 2, num_gpus=0, threads=max(1, cpus // count))
+
+
+def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
+    """A dataset whose rows are the reports of committed parts; nothing runs before it is consumed.
+
+    Args:
+        recipe: what to do.
+        shards: numbers of the shards that have work left.
+        given: resources of the workers that hold the network.
+        spread: the shape; None chooses by the device.
+    """
+    spread = given.num_gpus > 0 if spread is None else spread
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.wait_for_min_actors_s = 600
+    context.execution_no_progress_timeout_s = 1800
+    # in the fused shape only reports leave the actor: each is a block of its own, so that progress is seen at once
+    context.target_max_block_size = BLOCK_BYTES if spread else 1
+    with DataContext.current(context):
+        source = ray.data.read_datasource(Shards(shards), num_cpus=0.25, override_num_blocks=len(shards))
+        return _spread(source, recipe, given) if spread else _fused(source, recipe, given)
+
+
+def _fused(source: Dataset, recipe: Recipe, given: Resources) -> Dataset:
+    return source.map_batches(
+        Chain,
+        fn_constructor_args=(recipe,),
+        batch_size=1,
+        num_cpus=given.num_cpus,
+        compute=ActorPoolStrategy(size=given.workers),
+    )
+
+
+def _spread(source: Dataset, recipe: Recipe, given: Resources) -> Dataset:
+    engine: dict[str, Any] = {"num_gpus": given.num_gpus} if given.num_gpus else {"num_cpus": given.num_cpus}
+    return (
+        source.map_batches(fetch_and_decode, fn_args=(recipe,), batch_size=1, num_cpus=0.5)
+        .map_batches(
+            Explain,
+            fn_constructor_kwargs=recipe.explain_arguments(),
+            batch_size=recipe.batch_size,
+            compute=ActorPoolStrategy(size=given.workers),
+            **engine,
+        )
+        .map_batches(encode_and_write, fn_args=(recipe,), batch_size=None, num_cpus=0.25)
+    )
+
+
+def fetch_and_decode(shards: Batch, recipe: Recipe) -> Iterator[Batch]:
+    """Shard numbers -> decoded rows, in chunks."""
+    source, fetch, decode = recipe.source(), recipe.fetch(), recipe.decode()
+    for shard in shards["shard"]:
+        for batch in source.rows(int(shard), CHUNK_ROWS):
+            yield decode(fetch(batch))
+
+
+def encode_and_write(batch: Batch, recipe: Recipe) -> Batch:
+    """Explained rows -> objects in storage and a committed part."""
+    return recipe.write()(recipe.encode()(batch))
+
+
+class Shards(Datasource):  # type: ignore[misc]
+    """One row, one block and one read task for every shard: the unit of scheduling and of retries."""
+
+    def __init__(self, shards: Sequence[int]) -> None:
+        super().__init__()
+        self._shards = list(shards)
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Eight bytes a shard."""
+        return 8 * len(self._shards)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task a shard, whatever `parallelism` says."""
+        return [ReadTask(_read(shard), _METADATA) for shard in self._shards]
+
+
+_METADATA = BlockMetadata(num_rows=1, size_bytes=8, input_files=None, exec_stats=None)
+
+
+def _read(shard: int) -> Callable[[], list[Any]]:
+    def read() -> list[Any]:
+        import pyarrow as pa
+
+        return [pa.table({"shard": pa.array([shard], pa.int64())})]
+
+    return read

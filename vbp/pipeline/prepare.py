@@ -1,0 +1,131 @@
+"""Before any work: find the input, load the network, decide where it runs, and refuse what cannot succeed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vbp.errors import UsageError
+from vbp.pipeline.classes import ClassMap, map_classes
+from vbp.pipeline.config import RunConfig
+from vbp.storage.files import Folder, read_uri
+from vbp.storage.listing import IMAGE_SUFFIXES, ManifestRow, is_manifest, list_tree, read_manifest_input
+
+if TYPE_CHECKING:
+    from vbp.saliency.models import Model
+
+BATCH_SIZE = {"cpu": 8, "cuda": 128}
+"""``--batch-size auto``: on a CPU the rate is flat above 8, and small batches keep parts and losses small."""
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same configuration with places that mean the same on every worker, whatever its working directory."""
+    names = ["input", "output", "classes"]
+    if os.path.exists(os.path.expanduser(config.weights)):
+        names.append("weights")
+    places: dict[str, Any] = {n: _absolute(place) for n in names if (place := getattr(config, n)) is not None}
+    return dataclasses.replace(config, **places)
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def check_input(config: RunConfig) -> None:
+    """Refuse a local input that is not there; what is on a store shows when it is listed or read.
+
+    Raises:
+        UsageError: there is nothing at that place.
+    """
+    if "://" not in config.input and not os.path.exists(config.input):
+        raise UsageError(f"INPUT (={config.input}) does not exist; give a folder of images, or a manifest.")
+
+
+def list_input(config: RunConfig) -> Iterator[ManifestRow]:
+    """One row for every image of the tree or the manifest, in listing order, streamed.
+
+    Raises:
+        UsageError: there is nothing at that place, or no image in it.
+    """
+    if is_manifest(config.input):
+        rows = read_manifest_input(config.input, config.storage_options)
+    else:
+        rows = list_tree(Folder(config.input, config.storage_options))
+    try:
+        first = next(rows, None)
+    except FileNotFoundError as error:
+        raise UsageError(f"INPUT (={config.input}) does not exist: {error}.") from error
+    if first is None:
+        raise UsageError(f"INPUT (={config.input}) holds no images: no name ends in {' '.join(IMAGE_SUFFIXES)}.")
+    return itertools.chain([first], rows)
+
+
+def load_network(config: RunConfig) -> Model:
+    """The network, on this machine's CPU: whatever is wrong with it shows before any work.
+
+    Raises:
+        ModelError: it cannot be explained.
+        WeightsError: the checkpoint cannot be read or does not fit.
+        UsageError: the configuration asks for a classifier that is not there.
+    """
+    from vbp.saliency.models import load_model
+    from vbp.saliency.visualbackprop import VisualBackProp
+
+    model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
+    VisualBackProp(model.network, preset=config.preset)
+    if config.select != "all" and model.num_classes is None:
+        raise UsageError(
+            f"--select {config.select} needs predictions, and --weights (={config.weights}) has no classifier; "
+            "use a checkpoint with one, or --select all."
+        )
+    return model
+
+
+def choose_classes(config: RunConfig, model: Model, folders: Sequence[str]) -> ClassMap | None:
+    """How folders and outputs match; None without a classifier.
+
+    Raises:
+        UsageError: no rule fits, and `config.select` needs one.
+    """
+    from vbp.saliency.models import imagenet_wnids
+
+    if model.num_classes is None:
+        return None
+    names = model.class_names
+    if config.classes is not None:
+        text = read_uri(config.classes, config.storage_options).decode()
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    chosen = map_classes(folders, model.num_classes, names, imagenet_wnids())
+    if config.select != "all" and not chosen.index:
+        raise UsageError(f"--select {config.select} needs the class of each image: {chosen.rule}.")
+    return chosen
+
+
+def choose_device(config: RunConfig) -> str:
+    """Cpu or cuda, for a network in this process.
+
+    Raises:
+        UsageError: cuda was asked for and is not there.
+    """
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda needs a GPU, and torch finds none here; use --device cpu or auto.")
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(config: RunConfig, device: str, before: Mapping[str, Any]) -> str:
+    """float32 or bfloat16: as asked, as the run that is continued, or as the hardware is fast."""
+    from vbp.saliency.engine import resolve_precision
+
+    if config.precision != "auto":
+        return config.precision
+    return str(before.get("precision") or resolve_precision("auto", device))
+
+
+def choose_batch_size(config: RunConfig, device: str, images: int, before: Mapping[str, Any]) -> int:
+    """Images in one forward pass: as asked, as the run that is continued, or by the device."""
+    return int(config.batch_size or before.get("batch_size") or min(BATCH_SIZE[device], images))

@@ -1,0 +1,140 @@
+"""Recipe: how one run makes its results; what `RunConfig` asked for plus what the run found out by itself.
+
+A recipe is plain data.  It travels to every worker, which builds from it the steps that it needs, and with them
+everything that cannot travel: file systems, the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vbp.errors import StorageError
+from vbp.pipeline.classes import ClassMap
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write, objects
+from vbp.storage import index
+from vbp.storage.files import Folder
+from vbp.storage.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a worker needs to know."""
+
+    config: RunConfig
+    run_id: str
+    """Names this attempt in the lease, the parts and the index."""
+    device: str
+    """cpu or cuda."""
+    precision: str
+    """float32 or bfloat16, resolved."""
+    batch_size: int
+    """Images in one forward pass, resolved."""
+    weights_sha256: str
+    classes: ClassMap | None
+    """How folders and outputs match; None without a classifier."""
+    threads: int = 0
+    """CPU threads of one worker's network; 0 leaves the default."""
+    network: Any = field(default=None, compare=False, repr=False)
+    """The loaded model, for a worker in this very process; None elsewhere."""
+
+    def source(self) -> Source:
+        """Shard numbers -> rows that are not done yet."""
+        return Source(self.config)
+
+    def fetch(self) -> Fetch:
+        """The first step."""
+        return Fetch(self.config.input, self.config.storage_options)
+
+    def decode(self) -> Decode:
+        """The second step."""
+        config = self.config
+        return Decode(config.size, config.fit, fast=config.fast_decode, keep_data=config.frame == "image")
+
+    def explain_arguments(self) -> dict[str, Any]:
+        """Arguments of the third step, which is built where the accelerator is."""
+        config = self.config
+        engine = {
+            "model": config.model if self.network is None else self.network,
+            "weights": config.weights,
+            "preset": config.preset,
+            "device": self.device,
+            "precision": self.precision,
+            "batch_size": None if config.fit == "original" else self.batch_size,
+            "seed": config.seed,
+            "storage_options": config.storage_options,
+        }
+        return {
+            "engine": engine,
+            "weights_sha256": self.weights_sha256,
+            "classes": self.classes,
+            "select": config.select,
+            "maps": "maps" in config.outputs,
+            "threads": self.threads,
+        }
+
+    def explain(self) -> Explain:
+        """The third step."""
+        return Explain(**self.explain_arguments())
+
+    def encode(self) -> Encode:
+        """The fourth step."""
+        config = self.config
+        outputs = () if config.layout == "none" else config.outputs
+        return Encode(outputs, config.mask_format, config.overlay_style, config.frame)
+
+    def write(self) -> Write:
+        """The last step."""
+        from vbp.images.encode import MASK_SUFFIX
+
+        config = self.config
+        return Write(
+            config.output,
+            self.run_id,
+            suffixes={
+                "mask": MASK_SUFFIX[config.mask_format],
+                "overlay": ".jpg",
+                "input": ".png",
+                "maps": ".png",
+            },
+            constants={
+                "model": config.model,
+                "weights": self.weights_sha256,
+                "preset": config.preset,
+                "run_id": self.run_id,
+            },
+            storage_options=config.storage_options,
+        )
+
+
+class Source:
+    """Reads from the manifest what a shard still has to do, in batches that flow through the steps."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._output = Folder(config.output, config.storage_options)
+        self._config = config
+        self._manifest: Manifest | None = None
+
+    def rows(self, shard: int, rows: int) -> Iterator[Batch]:
+        """The rows of `shard` that no part holds yet, `rows` at a time."""
+        if self._manifest is None:
+            self._manifest = Manifest.load(self._output)
+        if self._manifest is None:
+            raise StorageError(f"{self._output.uri('_run/manifest.json')} is gone; start the run again.")
+        table = index.rows_left(
+            self._output,
+            self._manifest,
+            shard,
+            retry_failed=self._config.retry_failed,
+            limit=self._config.limit,
+        )
+        for start in range(0, table.num_rows, rows):
+            part = table.slice(start, rows)
+            batch = {name: objects(part[name].to_pylist()) for name in ("key", "uri", "path", "label")}
+            batch["shard"] = np.full(part.num_rows, shard, np.int32)
+            batch["position"] = part["position"].to_numpy().astype(np.int32)
+            yield batch

@@ -1,0 +1,478 @@
+"""The five steps of the main job: Fetch, Decode, Explain, Encode, Write.
+
+Each takes a batch of columns (``dict[str, np.ndarray]``, one entry an image) and returns one; each drops the
+bulky column that it consumed.  The way of one image::
+
+    key, uri -> Fetch -> data -> Decode -> pixels -> Explain -> mask -> Encode -> file_* -> Write -> index row
+
+An image that fails keeps its row: the step that failed names itself in ``error_stage``, with ``error_type`` and
+``error_message``, and the later steps pass the row on.  The steps know nothing of Ray; any of them serves in a
+Ray Dataset of your own: ``dataset.map_batches(Decode, fn_constructor_kwargs={"size": 224}, ...)``.
+
+Shape legend: B = batch, H, W = height and width of the network's frame, 3 = RGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from typing_extensions import override
+
+from vbp.errors import ImageError, NonFiniteActivationError, UsageError
+from vbp.pipeline.breaker import Breaker
+from vbp.storage import lease
+from vbp.storage.files import Folder, read_uri
+from vbp.storage.parts import PART_SCHEMA, write_part
+
+if TYPE_CHECKING:
+    from vbp.images.frame import Frame
+    from vbp.pipeline.classes import ClassMap
+
+Batch = dict[str, Any]
+"""Columns by name: NumPy arrays, one entry an image."""
+
+FOLDERS: Mapping[str, str] = {"mask": "masks", "overlay": "overlays", "input": "inputs", "maps": "maps"}
+"""Kind of output file -> its folder below OUTPUT."""
+
+
+def objects(values: Sequence[Any]) -> np.ndarray:
+    """A one-dimensional object array, also of values that NumPy would stack or that are None."""
+    array = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
+
+
+class Step:
+    """One stage of the way; subclasses implement `run` and name their `stage`."""
+
+    stage: ClassVar[str]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Run the step and add its share of seconds an image as the column ``seconds_<stage>``."""
+        started = time.perf_counter()
+        rows = len(batch["key"])
+        batch = dict(batch)
+        for name in ("error_stage", "error_type", "error_message"):
+            # a fresh column: batches that come through shared memory are read-only, and null comes back as NaN
+            batch[name] = objects([None if is_missing(value) else value for value in batch.get(name, [None] * rows)])
+        batch = self.run(batch)
+        batch[f"seconds_{self.stage}"] = np.full(rows, (time.perf_counter() - started) / max(rows, 1))
+        return batch
+
+    def run(self, batch: Batch) -> Batch:
+        """Add this step's columns to `batch` and drop what it consumed."""
+        raise NotImplementedError
+
+    def fail(self, batch: Batch, row: int, error: BaseException) -> None:
+        """Turn `error` into data: row `row` becomes an error row of this stage."""
+        batch["error_stage"][row] = self.stage
+        batch["error_type"][row] = type(error).__name__
+        batch["error_message"][row] = str(error)[:500] or type(error).__name__
+
+
+def good_rows(batch: Batch) -> list[int]:
+    """Rows that have not failed."""
+    return [row for row, stage in enumerate(batch["error_stage"]) if is_missing(stage)]
+
+
+class Fetch(Step):
+    """``path`` or ``uri`` -> ``data`` (bytes), ``bytes`` (their number), ``sha256``.
+
+    Args:
+        root: the input folder that ``path`` is relative to; rows without ``path`` are read by ``uri``.
+        storage_options: non-secret options by URL prefix.
+        threads: reads in flight.
+        breaker: stops the run when most reads fail for reasons that lie in the store.
+
+    Raises:
+        InterruptedRunError: the store refuses or does not answer most of the time.
+    """
+
+    stage = "fetch"
+
+    def __init__(
+        self,
+        root: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 16,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self._root = root
+        self._options = storage_options
+        self._threads = threads
+        self._breaker = breaker or Breaker()
+        self._folder: Folder | None = None
+
+    @override
+    def run(self, batch: Batch) -> Batch:
+        paths = batch.pop("path", None)
+        if paths is None:
+            paths = [None] * len(batch["key"])
+        tasks = list(zip(paths, batch["uri"], strict=True))
+        data: list[bytes | None] = []
+        with ThreadPoolExecutor(min(self._threads, max(len(tasks), 1))) as pool:
+            for row, result in enumerate(self._breaker.watch(pool, self._read, tasks)):
+                if isinstance(result, BaseException):
+                    self.fail(batch, row, result)
+                    data.append(None)
+                else:
+                    data.append(result)
+        batch["data"] = objects(data)
+        batch["bytes"] = objects([None if d is None else len(d) for d in data])
+        batch["sha256"] = objects([None if d is None else hashlib.sha256(d).hexdigest() for d in data])
+        return batch
+
+    def _read(self, task: tuple[bytes | None, str]) -> bytes:
+        path, uri = task
+        if path is None:
+            return read_uri(uri, self._options)
+        if self._folder is None:
+            self._folder = Folder(self._root, self._options)
+        return self._folder.read(os.fsdecode(path))
+
+
+class Decode(Step):
+    """``data`` -> ``pixels`` (B,H,W,3 uint8; ragged with fit original), ``width``, ``height``, ``format``, ``frame_*``.
+
+    Args:
+        size: side of the network's frame.
+        fit: crop, pad, stretch or original.
+        fast: DCT-scaled decoding of large JPEGs: other pixels.
+        keep_data: leave ``data`` in, for an Encode that draws on the original image.
+    """
+
+    stage = "decode"
+
+    def __init__(self, size: int = 224, fit: Any = "crop", *, fast: bool = False, keep_data: bool = False) -> None:
+        self._size, self._fit, self._fast, self._keep_data = size, fit, fast, keep_data
+
+    @override
+    def run(self, batch: Batch) -> Batch:
+        from vbp.images.decode import Picture, decode
+
+        data = batch["data"] if self._keep_data else batch.pop("data")
+        pictures: list[Picture | None] = [None] * len(data)
+        for row in good_rows(batch):
+            try:
+                pictures[row] = decode(data[row], size=self._size, fit=self._fit, fast=self._fast)
+            except ImageError as error:
+                self.fail(batch, row, error)
+        side = 1 if self._fit == "original" else self._size
+        blank = np.zeros((side, side, 3), np.uint8)
+        pixels = [blank if p is None else p.pixels_HWC for p in pictures]
+        batch["pixels"] = objects(pixels) if self._fit == "original" else np.stack(pixels)
+        for name in ("width", "height", "format"):
+            batch[name] = objects([None if p is None else getattr(p, name) for p in pictures])
+        for name in ("left", "top", "right", "bottom"):
+            batch[f"frame_{name}"] = objects([None if p is None else getattr(p.frame, name) for p in pictures])
+        return batch
+
+
+class Explain(Step):
+    """``pixels`` -> ``mask`` (B,H,W float32 in [0, 1]), ``flat``, ``log10_max``, ``device`` and the prediction columns.
+
+    Keeps ``pixels`` for the overlay.  With ``maps`` also ``map_NN`` and ``submask_NN``, the averaged maps and the
+    intermediate masks, deepest last.
+
+    Args:
+        engine: keyword arguments of ``vbp.saliency.Explainer``, which is built here, once an actor.
+        weights_sha256: the checkpoint that this must turn out to be; None accepts any.
+        classes: how folders and outputs match; None without a classifier.
+        select: all, misclassified or correct: which rows get a mask.
+        maps: keep averaged maps and intermediate masks.
+        threads: CPU threads of the network in this process; 0 leaves the default.
+
+    Raises:
+        UsageError: this worker found another checkpoint than the driver did.
+    """
+
+    stage = "explain"
+
+    def __init__(
+        self,
+        engine: Mapping[str, Any],
+        *,
+        weights_sha256: str | None = None,
+        classes: ClassMap | None = None,
+        select: str = "all",
+        maps: bool = False,
+        threads: int = 0,
+    ) -> None:
+        from vbp.saliency.engine import Explainer
+
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
+        self._explainer = Explainer(**engine, classify=classes is not None, keep_maps=maps)
+        found = self._explainer.model.sha256
+        if weights_sha256 not in (None, found):
+            raise UsageError(
+                f"--weights (={engine['weights']}) is {found} on this worker, but {weights_sha256} where the run "
+                "was started; put the same file everywhere, or name it by a URL that all workers can read."
+            )
+        self._batch_size = engine.get("batch_size")
+        self._classes = classes
+        self._select = select
+
+    @override
+    def run(self, batch: Batch) -> Batch:
+        rows = len(batch["key"])
+        pixels = batch["pixels"]
+        masks: list[np.ndarray | None] = [None] * rows
+        columns = {name: objects([None] * rows) for name in _EXPLAIN_COLUMNS}
+        columns["device"] = objects([self._explainer.device] * rows)
+        maps: dict[str, list[np.ndarray | None]] = {}
+        for group in self._groups(batch, pixels):
+            result = self._explainer(np.stack([pixels[row] for row in group]))
+            for i, row in enumerate(group):
+                if not result.finite_B[i]:
+                    self.fail(
+                        batch,
+                        row,
+                        NonFiniteActivationError("The network gave infinity or NaN for this image."),
+                    )
+                    continue
+                masks[row] = result.mask_BHW[i]
+                columns["flat"][row] = bool(result.flat_B[i])
+                columns["log10_max"][row] = float(result.log10_max_B[i])
+                if result.logits_BK is not None and self._classes is not None:
+                    self._predict(columns, row, result.logits_BK[i], batch["label"][row], self._classes)
+                for name, kept in (("map", result.maps), ("submask", result.masks)):
+                    for n, map_Bhw in enumerate(kept or ()):
+                        maps.setdefault(f"{name}_{n:02d}", [None] * rows)[row] = map_Bhw[i]
+        batch |= columns
+        batch["mask"] = _stack(masks)
+        for name, values in maps.items():
+            batch[name] = _stack(values)
+        wanted = {"misclassified": False, "correct": True}.get(self._select)
+        batch["selected"] = np.array([wanted is None or correct is wanted for correct in batch["correct"]], bool)
+        return batch
+
+    def _groups(self, batch: Batch, pixels: np.ndarray) -> list[list[int]]:
+        """Rows that share one forward pass: by batch size where all have one shape, else one by one."""
+        rows = good_rows(batch)
+        step = self._batch_size or max(len(rows), 1)
+        if pixels.dtype == object:  # fit original: an image's mask may not depend on which sizes came with it
+            step = 1
+        return [rows[i : i + step] for i in range(0, len(rows), step)]
+
+    def _predict(self, columns: Batch, row: int, logits_K: np.ndarray, label: str | None, classes: ClassMap) -> None:
+        number = int(logits_K.argmax())
+        shifted = np.exp(logits_K.astype(np.float64) - logits_K.max())
+        columns["prediction"][row] = number
+        columns["predicted_label"][row] = classes.name(number)
+        columns["probability"][row] = float(shifted[number] / shifted.sum())
+        if label is not None and label in classes.index:
+            columns["correct"][row] = classes.index[label] == number
+
+
+_EXPLAIN_COLUMNS = ("flat", "log10_max", "device", "prediction", "predicted_label", "probability", "correct")
+
+
+def _stack(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
+    """One array where the shapes agree, else ragged; missing entries are zeros."""
+    present = [a for a in arrays if a is not None]
+    shapes = {a.shape for a in present}
+    blank = np.zeros(next(iter(shapes)) if len(shapes) == 1 else (1, 1), np.float32)
+    filled = [blank if a is None else a for a in arrays]
+    return np.stack(filled) if len(shapes) <= 1 else objects(filled)
+
+
+class Encode(Step):
+    """``mask`` and ``pixels`` -> ``file_<kind>`` (bytes), ``mask_mean``, ``mask_area``, ``peak_x``, ``peak_y``.
+
+    Args:
+        outputs: of mask, overlay, input, maps.
+        mask_format: png8, png16 or npy.
+        overlay_style: heat, reference or red.
+        frame: network, or image for results at the size of the original (needs ``data``).
+    """
+
+    stage = "encode"
+
+    def __init__(
+        self,
+        outputs: Sequence[str] = ("mask", "overlay"),
+        mask_format: Any = "png8",
+        overlay_style: Any = "heat",
+        frame: str = "network",
+    ) -> None:
+        self._outputs, self._mask_format, self._style, self._frame = (
+            outputs,
+            mask_format,
+            overlay_style,
+            frame,
+        )
+
+    @override
+    def run(self, batch: Batch) -> Batch:
+        rows = len(batch["key"])
+        columns = {name: objects([None] * rows) for name in ("mask_mean", "mask_area", "peak_x", "peak_y")}
+        files = {f"file_{kind}": objects([None] * rows) for kind in self._outputs}
+        for row in good_rows(batch):
+            if not batch["selected"][row]:
+                continue
+            try:
+                mask_HW, pixels_HWC = self._in_frame(batch, row)
+                for kind in self._outputs:
+                    files[f"file_{kind}"][row] = self._encode(kind, batch, row, mask_HW, pixels_HWC)
+            except ImageError as error:
+                self.fail(batch, row, error)
+                continue
+            peak_y, peak_x = np.unravel_index(int(mask_HW.argmax()), mask_HW.shape)
+            columns["mask_mean"][row] = float(mask_HW.mean(dtype=np.float64))
+            columns["mask_area"][row] = float((mask_HW > 0.5).mean())
+            columns["peak_x"][row], columns["peak_y"][row] = int(peak_x), int(peak_y)
+        dropped = ("pixels", "mask", "data", *[n for n in batch if n.startswith(("map_", "submask_"))])
+        return {n: v for n, v in batch.items() if n not in dropped} | columns | files
+
+    def _in_frame(self, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and picture of one row, in the frame that was asked for."""
+        if self._frame == "network":
+            return batch["mask"][row], batch["pixels"][row]
+        from vbp.images.decode import decode_upright
+        from vbp.images.frame import place
+
+        pixels_HWC = decode_upright(batch["data"][row])
+        height, width = pixels_HWC.shape[:2]
+        return place(batch["mask"][row], _frame_of(batch, row), width, height), pixels_HWC
+
+    def _encode(self, kind: str, batch: Batch, row: int, mask_HW: np.ndarray, pixels_HWC: np.ndarray) -> bytes:
+        from vbp.images import encode
+        from vbp.images.overlay import overlay
+
+        if kind == "mask":
+            return encode.encode_mask(mask_HW, self._mask_format)
+        if kind == "overlay":
+            return encode.encode_jpeg(overlay(self._style, pixels_HWC, mask_HW))
+        if kind == "input":
+            return encode.encode_png(pixels_HWC)
+        maps, masks = ([batch[n][row] for n in sorted(batch) if n.startswith(p)] for p in ("map_", "submask_"))
+        return encode.encode_strip(maps, masks)
+
+
+def _frame_of(batch: Batch, row: int) -> Frame:
+    from vbp.images.frame import Frame
+
+    return Frame(*(float(batch[f"frame_{side}"][row]) for side in ("left", "top", "right", "bottom")))
+
+
+class Write(Step):
+    """``file_*`` -> objects in storage, then one part of the index: the only commit record.
+
+    Returns one row a part: ``shard``, ``ok``, ``error`` and the seconds of each stage.
+
+    Args:
+        output: URL of the output.
+        attempt: this run's id; it must hold the lease.
+        suffixes: file name suffix of each kind of output.
+        constants: index columns that are the same in every row.
+        storage_options: non-secret options by URL prefix.
+        threads: writes in flight.
+
+    Raises:
+        StorageError: the store refuses a write: the run stops, nothing is reported as done.
+        LeaseLostError: another run has taken over the output.
+    """
+
+    stage = "write"
+
+    def __init__(
+        self,
+        output: str,
+        attempt: str,
+        suffixes: Mapping[str, str],
+        constants: Mapping[str, Any],
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 16,
+    ) -> None:
+        self._folder = Folder(output, storage_options)
+        self._attempt = attempt
+        self._suffixes = suffixes
+        self._constants = constants
+        self._threads = threads
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Write files, then parts; the seconds of this step reach the report alone, after the fact."""
+        started = time.perf_counter()
+        columns = dict(batch)
+        for kind, folder in FOLDERS.items():
+            files = columns.pop(f"file_{kind}", None)
+            if files is not None:
+                uris = self._write_files(folder, self._suffixes[kind], columns["key"], files)
+                columns[f"{kind}_uri"] = objects(uris)
+        columns |= {name: objects([value] * len(columns["key"])) for name, value in self._constants.items()}
+        stages = [name for name in columns if name.startswith("seconds_")]
+        columns["seconds"] = np.sum([columns[name] for name in stages], axis=0)
+        columns["finished_at"] = objects([datetime.now(UTC)] * len(columns["key"]))
+        good = set(good_rows(columns))
+        columns["status"] = objects(["ok" if row in good else "error" for row in range(len(columns["key"]))])
+        reports = self._commit(columns)
+        spent = {name: float(np.sum(columns[name])) for name in stages}
+        spent["seconds_write"] = time.perf_counter() - started
+        # one report carries the batch's seconds, the others none: their sum is what counts
+        for i, report in enumerate(reports):
+            report |= {name: value if i == 0 else 0.0 for name, value in spent.items()}
+        return {name: np.array([report[name] for report in reports]) for name in reports[0]} if reports else {}
+
+    def _write_files(self, folder: str, suffix: str, keys: Sequence[str], files: Sequence[bytes | None]) -> list[Any]:
+        def write(task: tuple[str, bytes | None]) -> str | None:
+            key, data = task
+            if data is None:
+                return None
+            path = f"{folder}/{key}{suffix}"
+            self._folder.write(path, data)
+            return self._folder.uri(path)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(write, zip(keys, files, strict=True)))
+
+    def _commit(self, columns: Batch) -> list[dict[str, Any]]:
+        """One part for each shard in the batch: Ray may bring rows of two shards together."""
+        table = as_table(columns, _WRITTEN)
+        shards = np.asarray(columns["shard"])
+        lease.check(self._folder, self._attempt)
+        reports = []
+        for shard in np.unique(shards):
+            rows = np.flatnonzero(shards == shard)
+            part = table.take(pa.array(rows))
+            write_part(self._folder, part, int(shard), self._attempt)
+            errors = sum(columns["status"][row] == "error" for row in rows)
+            reports.append({"shard": int(shard), "ok": len(rows) - errors, "error": errors})
+        return reports
+
+
+_WRITTEN = PART_SCHEMA.remove(PART_SCHEMA.get_field_index("shard"))  # write_part adds the shard itself
+
+
+def as_table(columns: Batch, schema: pa.Schema) -> pa.Table:
+    """Columns as Arrow, by `schema`; absent columns are null, and so is NaN in whole numbers (Ray makes it of null)."""
+    rows = len(columns["key"])
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None:
+            arrays.append(pa.nulls(rows, field.type))
+        else:
+            plain = [None if is_missing(value) else value for value in np.asarray(values).tolist()]
+            if pa.types.is_integer(field.type):
+                plain = [None if value is None else int(value) for value in plain]
+            arrays.append(pa.array(plain, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is null: None, or the NaN that Ray makes of it on the way through Arrow and NumPy."""
+    return value is None or bool(value != value)

@@ -1,0 +1,166 @@
+"""What a person sees of a run: progress while it goes, a table when it is over."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typing_extensions import override
+
+from vbp.pipeline.observer import Observer
+
+if TYPE_CHECKING:
+    from vbp.pipeline.summary import Summary
+
+LINE_SECONDS = 10.0
+"""Between two progress lines where there is no terminal."""
+
+
+@contextmanager
+def watching() -> Iterator[Observer]:
+    """An observer that shows the run on standard error: a bar on a terminal, else a line every 10 s."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines()
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        yield Bar(progress)
+
+
+class _Counting(Observer):
+    """Keeps the counts that both ways of showing need."""
+
+    def __init__(self) -> None:
+        self.images = self.done = self.errors = self._before = 0
+        self._since = time.monotonic()
+
+    @override
+    def started(self, images: int, done: int) -> None:
+        self.images, self.done, self._before = images, done, done
+        self._since = time.monotonic()
+
+    @override
+    def wrote(self, ok: int, error: int) -> None:
+        self.done += ok + error
+        self.errors += error
+
+    @property
+    def rate(self) -> float:
+        """Images a second of this run, so far."""
+        return (self.done - self._before) / max(time.monotonic() - self._since, 1e-9)
+
+    def status(self) -> str:
+        """One line: done, rate, failures, time left."""
+        left = (self.images - self.done) / self.rate if self.rate else float("inf")
+        ends = f", {_duration(left)} left" if left != float("inf") else ""
+        return f"{self.done} of {self.images} images, {self.rate:.1f}/s, {self.errors} failed{ends}"
+
+
+class Lines(_Counting):
+    """One line at a time, for logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = 0.0
+
+    @override
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    @override
+    def listed(self, images: int) -> None:
+        self._occasionally(f"{images} images listed")
+
+    @override
+    def started(self, images: int, done: int) -> None:
+        super().started(images, done)
+        self._print(f"{images} images, {done} done before")
+
+    @override
+    def wrote(self, ok: int, error: int) -> None:
+        super().wrote(ok, error)
+        self._occasionally(self.status())
+
+    def _occasionally(self, text: str) -> None:
+        if time.monotonic() - self._last >= LINE_SECONDS:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._last = time.monotonic()
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Bar(_Counting):
+    """A progress bar with rate, failures and time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._task: TaskID = progress.add_task("listing", total=None, rate="")
+
+    @override
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False)
+
+    @override
+    def listed(self, images: int) -> None:
+        self._progress.update(self._task, completed=images)
+
+    @override
+    def started(self, images: int, done: int) -> None:
+        super().started(images, done)
+        self._progress.reset(self._task, total=images, completed=done, description="explaining", rate="")
+
+    @override
+    def wrote(self, ok: int, error: int) -> None:
+        super().wrote(ok, error)
+        self._progress.update(self._task, completed=self.done, rate=f"{self.rate:.1f}/s, {self.errors} failed")
+
+
+def print_summary(summary: Summary) -> None:
+    """The table at the end, on standard output."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("images", f"{summary.images}")
+    table.add_row("ok", f"{summary.ok}")
+    table.add_row("failed", f"{summary.error}")
+    for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1]):
+        table.add_row("", f"{count} x {reason}")
+    if summary.computed:
+        table.add_row(
+            "this run",
+            f"{summary.computed} images in {_duration(summary.seconds)}, {summary.images_per_second:.1f} a second",
+        )
+        spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.stage_seconds.items())
+        table.add_row("seconds by stage", spent)
+    table.add_row(
+        "on",
+        f"{summary.runner} runner, {summary.workers} worker(s), {summary.device}, {summary.precision}, "
+        f"batches of {summary.batch_size}",
+    )
+    if summary.classes:
+        table.add_row("classes", summary.classes)
+    table.add_row("results", summary.output)
+    if not summary.succeeded:
+        table.add_row("", f"more than {summary.failures_allowed} failed (--max-failures): no _SUCCESS")
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
