@@ -2,11 +2,13 @@ import itertools
 import os
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vbp.storage.naming import key_of, key_of_uri, label_of
 
+# Machines that run many things at once are slow; a failure prints what reproduces it.
+calmly = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 SUFFIXES = (".png", ".jpg", ".npy")
 PARTS = st.one_of(
     st.sampled_from(
@@ -66,6 +68,7 @@ def test_escaped_where_not(path, key):
     assert set(got[len(before) : len(before) + 32]) <= set("0123456789abcdef")
 
 
+@calmly
 @given(PATHS)
 @example("")
 @example("a" * 252)
@@ -81,6 +84,7 @@ def test_every_key_can_be_stored(path):
     assert os.path.normpath(f"/out/{key}") == f"/out/{key}"
 
 
+@calmly
 @given(st.lists(PATHS, min_size=2, max_size=12, unique=True))
 def test_different_inputs_have_different_results(paths):
     keys = [key_of(path) for path in paths]
@@ -114,14 +118,15 @@ def test_keys_of_uris(uri, key):
     assert key_of_uri(uri) == key
 
 
+@calmly
 @given(st.one_of(PATHS, PATHS.map("s3://b/{}".format), PATHS.map("zip://{0}::s3://b/a.zip".format)))
-@settings(max_examples=300)
 def test_no_uri_leaves_the_output(uri):
     key = key_of_uri(uri)
     assert os.path.normpath(f"/out/{key}") == f"/out/{key}"
     assert len(key.encode()) <= 800
 
 
+@calmly
 @given(st.lists(PATHS, min_size=2, max_size=6, unique=True))
 def test_uris_of_one_scheme_have_different_keys(paths):
     assert len({key_of_uri(f"s3://b/{path}") for path in paths}) == len(paths)
