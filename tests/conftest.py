@@ -1,5 +1,10 @@
 """Fixtures that tests of several rooms share."""
 
-from tests.servers import s3_options, s3_server
+import os
 
-__all__ = ["s3_options", "s3_server"]
+from tests.servers import s3_options, s3_server
+from tests.small import network_file, photos
+
+__all__ = ["network_file", "photos", "s3_options", "s3_server"]
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: else it writes a token file into the home folder

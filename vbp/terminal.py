@@ -44,29 +44,33 @@ class _Counting(Observer):
     """Keeps the counts that both ways of showing need."""
 
     def __init__(self) -> None:
-        self.images = self.done = self.errors = self._before = 0
-        self._since = time.monotonic()
+        self.images = self.done = self.errors = 0
+        self._first: tuple[float, int] | None = None
 
     @override
     def started(self, images: int, done: int) -> None:
-        self.images, self.done, self._before = images, done, done
-        self._since = time.monotonic()
+        self.images, self.done, self.errors = images, done, 0
+        self._first = None
 
     @override
     def wrote(self, ok: int, error: int) -> None:
         self.done += ok + error
         self.errors += error
+        if self._first is None:
+            self._first = time.monotonic(), self.done
 
     @property
     def rate(self) -> float:
-        """Images a second of this run, so far."""
-        return (self.done - self._before) / max(time.monotonic() - self._since, 1e-9)
+        """Images a second since the first ones were done; starting up does not count.  0 where it is not known yet."""
+        if self._first is None or self.done == self._first[1]:
+            return 0.0
+        since, before = self._first
+        return (self.done - before) / max(time.monotonic() - since, 1e-9)
 
     def status(self) -> str:
         """One line: done, rate, failures, time left."""
-        left = (self.images - self.done) / self.rate if self.rate else float("inf")
-        ends = f", {_duration(left)} left" if left != float("inf") else ""
-        return f"{self.done} of {self.images} images, {self.rate:.1f}/s, {self.errors} failed{ends}"
+        pace = f", {self.rate:.1f}/s, {_duration((self.images - self.done) / self.rate)} left" if self.rate else ""
+        return f"{self.done} of {self.images} images, {self.errors} failed{pace}"
 
 
 class Lines(_Counting):
@@ -74,7 +78,7 @@ class Lines(_Counting):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last = 0.0
+        self._last = time.monotonic()
 
     @override
     def note(self, text: str) -> None:
@@ -127,7 +131,9 @@ class Bar(_Counting):
     @override
     def wrote(self, ok: int, error: int) -> None:
         super().wrote(ok, error)
-        self._progress.update(self._task, completed=self.done, rate=f"{self.rate:.1f}/s, {self.errors} failed")
+        self._progress.update(
+            self._task, completed=self.done, rate=f"{self.rate:.1f}/s, {self.errors} failed" if self.rate else ""
+        )
 
 
 def print_summary(summary: Summary) -> None:

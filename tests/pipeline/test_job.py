@@ -300,6 +300,12 @@ def test_usage_errors_come_before_any_work(photos, network_file, tmp_path, chang
     assert not (tmp_path / "out" / "masks").exists()
 
 
+def test_named_weights_are_never_a_path(photos, tmp_path, monkeypatch):
+    (tmp_path / "random").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(config(photos, tmp_path / "out", "random", model="vgg11", limit=2)).ok == 2
+
+
 def test_an_empty_tree(network_file, tmp_path):
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "notes.md").write_text("no image")

@@ -39,7 +39,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"vbp", "vbp.errors", "vbp.saliency", "vbp.pipeline", "vbp.terminal", "vbp.demo"},
         {"click"},
     ),
-    "jobs": ({"vbp.cli", "vbp.demo"}, {"click"}),
+    "jobs": ({"vbp.cli", "vbp.demo"}, {"torch"}),
 }
 EXCEPTIONS = {("vbp.saliency.weights", "vbp.storage")}
 ONLY = {"ray": {"vbp.pipeline.plan", "vbp.pipeline.cluster", "vbp.pipeline.job"}}

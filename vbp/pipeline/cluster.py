@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +37,8 @@ def connected() -> Iterator[None]:
         return
     main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    with _held_back_stderr():
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     if main_thread:
         signal.signal(signal.SIGTERM, handler)
     _silence_ray_data()
@@ -43,6 +46,24 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Keep Ray's C++ core from announcing its log level on the terminal; what it says is shown if all fails."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _silence_ray_data() -> None:

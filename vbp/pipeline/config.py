@@ -91,7 +91,9 @@ class RunConfig:
     refresh: bool = option(False, "List INPUT again and add its new images.")
     max_failures: str = option("1%", "More failed images than this (a number or N%) make the run fail, exit 3.")
     limit: int | None = option(None, "Stop after the first N images of the listing.")
-    shard_size: int = option(1024, "Images in one unit of work; fixed when the input is first listed.")
+    shard_size: int | None = option(
+        None, "Images in one unit of work, fixed when the input is first listed [default: auto]."
+    )
     workers: int | None = option(None, "Actors that hold the network [default: auto].")
     runner: Runner = option("auto", "local: in this process; ray: Ray Data; auto: local for small local inputs.")
     storage_options: Mapping[str, Mapping[str, Any]] = field(

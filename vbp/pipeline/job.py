@@ -121,8 +121,8 @@ def _list(config: RunConfig, output: Folder, observer: Observer) -> Manifest:
     """The manifest: read where there is one, else made; extended where new images are wanted."""
     manifest = Manifest.load(output)
     if manifest is None:
-        rows = prepare.list_input(config)
-        return write_manifest(output, rows, config.shard_size, config.limit, observer.listed, input=config.input)
+        shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config))
+        return write_manifest(output, rows, shard_size, config.limit, observer.listed, input=config.input)
     more = not manifest.complete and (config.limit is None or config.limit > manifest.images)
     if config.refresh or more:
         return extend_manifest(output, manifest, prepare.list_input(config), config.limit, observer.listed)

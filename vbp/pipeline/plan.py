@@ -91,16 +91,16 @@ def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: boo
     context.target_max_block_size = BLOCK_BYTES if spread else 1
     with DataContext.current(context):
         source = ray.data.read_datasource(Shards(shards), num_cpus=0.25, override_num_blocks=len(shards))
-        return _spread(source, recipe, given) if spread else _fused(source, recipe, given)
+        return _spread(source, recipe, given) if spread else _fused(source, recipe, given, len(shards))
 
 
-def _fused(source: Dataset, recipe: Recipe, given: Resources) -> Dataset:
+def _fused(source: Dataset, recipe: Recipe, given: Resources, shards: int) -> Dataset:
     return source.map_batches(
         Chain,
         fn_constructor_args=(recipe,),
         batch_size=1,
         num_cpus=given.num_cpus,
-        compute=ActorPoolStrategy(size=given.workers),
+        compute=ActorPoolStrategy(size=min(given.workers, shards)),
     )
 
 

@@ -17,6 +17,9 @@ from vbp.storage.listing import IMAGE_SUFFIXES, ManifestRow, is_manifest, list_t
 if TYPE_CHECKING:
     from vbp.saliency.models import Model
 
+SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
+"""``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
+NAMED_WEIGHTS = ("imagenet", "demo", "random")
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
 """``--batch-size auto``: on a CPU the rate is flat above 8, and small batches keep parts and losses small."""
 
@@ -24,7 +27,7 @@ BATCH_SIZE = {"cpu": 8, "cuda": 128}
 def absolute(config: RunConfig) -> RunConfig:
     """The same configuration with places that mean the same on every worker, whatever its working directory."""
     names = ["input", "output", "classes"]
-    if os.path.exists(os.path.expanduser(config.weights)):
+    if config.weights not in NAMED_WEIGHTS:
         names.append("weights")
     places: dict[str, Any] = {n: _absolute(place) for n in names if (place := getattr(config, n)) is not None}
     return dataclasses.replace(config, **places)
@@ -61,6 +64,16 @@ def list_input(config: RunConfig) -> Iterator[ManifestRow]:
     if first is None:
         raise UsageError(f"INPUT (={config.input}) holds no images: no name ends in {' '.join(IMAGE_SUFFIXES)}.")
     return itertools.chain([first], rows)
+
+
+def choose_shard_size(config: RunConfig, rows: Iterator[ManifestRow]) -> tuple[int, Iterator[ManifestRow]]:
+    """Images in one unit of work, and all of `rows`: small collections are cut finer, so that all workers get some."""
+    if config.shard_size is not None:
+        return config.shard_size, rows
+    first = list(itertools.islice(rows, LEAST_SHARDS * SHARD_SIZE))
+    images = min(len(first), config.limit or len(first))
+    size = max(SMALL_SHARD_SIZE, min(SHARD_SIZE, -(-images // LEAST_SHARDS)))
+    return size, itertools.chain(first, rows)
 
 
 def load_network(config: RunConfig) -> Model:

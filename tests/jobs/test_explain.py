@@ -1,0 +1,140 @@
+"""``ray job submit`` on a real head, as a user types it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.dataset as pads
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = os.environ | {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the job's `python` is the head's
+}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A Ray head with a dashboard, on this machine alone; yields its address for jobs."""
+    port, dashboard, client, agent = free_ports(4)
+    log = (tmp_path_factory.mktemp("head") / "log").open("wb")
+    process = subprocess.Popen(
+        [
+            BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true",
+            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+            f"--temp-dir={tmp_path_factory.mktemp('ray')}",
+        ],
+        env=ENVIRONMENT, stdout=log, stderr=log,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            assert process.poll() is None, Path(log.name).read_text()
+            try:
+                jobs = JobSubmissionClient(address)
+                jobs.list_jobs()
+                break
+            except Exception:
+                assert time.monotonic() < deadline, Path(log.name).read_text()
+                time.sleep(0.3)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        log.close()
+
+
+def submit(head, *arguments):
+    entrypoint = ["python", "-m", "jobs.explain", *arguments]
+    return subprocess.run(
+        [BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *entrypoint],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def arguments(photos, network_file, tmp_path):
+    return [str(photos), str(tmp_path / "out"), "--weights", network_file, "--size", "64", "--precision", "float32"]
+
+
+def test_the_main_job(head, arguments, tmp_path, network_file, photos):
+    done = submit(head, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ray runner" in done.stdout
+    assert pads.dataset(tmp_path / "out" / "index").count_rows() == 22
+    local = [*arguments[:1], str(tmp_path / "local"), *arguments[2:], "--runner", "local"]
+    subprocess.run([sys.executable, "-m", "jobs.explain", *local], cwd=ROOT, check=True, capture_output=True)
+    masks = [
+        {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out / "masks").rglob("*.png")}
+        for out in ("out", "local")
+    ]
+    assert len(masks[0]) == 22
+    assert masks[0] == masks[1]
+
+
+def wait_for(jobs, submission, statuses, seconds=200):
+    deadline = time.monotonic() + seconds
+    while (info := jobs.get_job_info(submission)).status not in statuses:
+        assert time.monotonic() < deadline, jobs.get_job_logs(submission)
+        time.sleep(0.2)
+    return info
+
+
+def test_exit_code_3_stands_in_the_jobs_info(head, arguments, photos, tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "bad.jpg").write_bytes(b"no image")
+    jobs = JobSubmissionClient(head)
+    command = " ".join(["python -m jobs.explain", str(tmp_path / "photos"), *arguments[1:]])
+    submission = jobs.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)})
+    info = wait_for(jobs, submission, {JobStatus.FAILED, JobStatus.SUCCEEDED})
+    assert info.driver_exit_code == 3, jobs.get_job_logs(submission)
+
+
+def test_a_stopped_job_ends_with_4_and_is_resumed(head, arguments, photos, tmp_path):
+    tree = tmp_path / "many"
+    for number in range(10):
+        (tree / str(number)).mkdir(parents=True)
+        for path in photos.rglob("*.*"):
+            (tree / str(number) / path.name).write_bytes(path.read_bytes())
+    jobs = JobSubmissionClient(head)
+    command = " ".join(["python -m jobs.explain", str(tree), *arguments[1:], "--batch-size 2 --workers 1"])
+    submission = jobs.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)})
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out").glob("_run/parts/*/*.parquet"))) < 3:
+        assert time.monotonic() < deadline, jobs.get_job_logs(submission)
+        time.sleep(0.05)
+    jobs.stop_job(submission)
+    wait_for(jobs, submission, {JobStatus.STOPPED})
+    logs = jobs.get_job_logs(submission)
+    assert "Stopped by SIGTERM" in logs
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    again = [str(tree), *arguments[1:], "--batch-size", "2", "--runner", "local", "--json"]
+    done = subprocess.run([sys.executable, "-m", "jobs.explain", *again], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["ok"] == 220
+    assert 0 < summary["computed"] < 220

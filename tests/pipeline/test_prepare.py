@@ -1,0 +1,37 @@
+"""What a run decides for itself before any work."""
+
+import pytest
+
+from vbp.pipeline import RunConfig
+from vbp.pipeline.prepare import choose_batch_size, choose_precision, choose_shard_size
+
+
+def config(**changes):
+    return RunConfig(**{"input": "photos", "output": "out", **changes})
+
+
+@pytest.mark.parametrize(
+    ("images", "limit", "size"),
+    [(1, None, 16), (512, None, 16), (2000, None, 63), (100_000, None, 1024), (2000, 100, 16)],
+)
+def test_shards_suit_the_collection_and_no_row_is_lost(images, limit, size):
+    chosen, rows = choose_shard_size(config(limit=limit), iter(range(images)))
+    assert chosen == size
+    assert sum(1 for _ in rows) == images
+
+
+def test_a_shard_size_that_was_asked_for():
+    assert choose_shard_size(config(shard_size=7), iter(range(100)))[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "images", "size"),
+    [(None, {}, 100, 8), (None, {}, 3, 3), (5, {"batch_size": 2}, 100, 5), (None, {"batch_size": 2}, 100, 2)],
+)
+def test_batch_size_as_asked_else_as_before_else_by_the_device(asked, before, images, size):
+    assert choose_batch_size(config(batch_size=asked), "cpu", images, before) == size
+
+
+def test_precision_as_asked_else_as_before():
+    assert choose_precision(config(precision="float32"), "cpu", {"precision": "bfloat16"}) == "float32"
+    assert choose_precision(config(), "cpu", {"precision": "bfloat16"}) == "bfloat16"
