@@ -1,0 +1,152 @@
+"""The command line parses, calls, and turns exceptions into sentences and exit codes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.dataset as pads
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+import vbp.pipeline
+from vbp.cli import explain, main
+from vbp.errors import InterruptedRunError, StorageError
+
+
+def vbp_explain(*arguments):
+    return CliRunner().invoke(main, ["explain", *map(str, arguments)])
+
+
+@pytest.fixture
+def small(network_file):
+    return ["--weights", network_file, "--size", 32, "--precision", "float32"]
+
+
+def test_the_summary_table(photos, small, tmp_path):
+    result = vbp_explain(photos, tmp_path / "out", *small)
+    assert result.exit_code == 0, result.output
+    for text in ("images", "22", "local runner", "3 folders in alphabetical order", str(tmp_path / "out")):
+        assert text in result.stdout
+
+
+def test_json_is_all_that_stands_on_standard_output(photos, small, tmp_path):
+    result = vbp_explain(photos, tmp_path / "out", *small, "--json")
+    summary = json.loads(result.stdout)
+    assert (summary["images"], summary["ok"], summary["succeeded"], summary["runner"]) == (22, 22, True, "local")
+
+
+def test_too_many_failures_exit_3(photos, small, tmp_path):
+    tree = tmp_path / "photos"
+    shutil.copytree(photos, tree)
+    (tree / "cat" / "bad.png").write_bytes(b"no image")
+    result = vbp_explain(tree, tmp_path / "out", *small)
+    assert result.exit_code == 3
+    assert "1 x decode: NotAnImageError" in result.stdout
+    assert "no _SUCCESS" in result.stdout
+    assert vbp_explain(tree, tmp_path / "out", *small, "--max-failures", 1).exit_code == 0
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["INPUT and OUTPUT"]),
+        (["photos"], ["INPUT and OUTPUT"]),
+        (["nowhere", "out"], ["nowhere", "does not exist"]),
+        (["a", "a/b"], ["inside INPUT"]),
+        (["a", "b", "--preset", "papper"], ["papper"]),
+        (["a", "b", "--batch-size", "many"], ["many", "auto"]),
+        (["a", "b", "--outputs", "movie"], ["movie", "overlay"]),
+        (["a", "b", "--storage-options", "{"], ["not JSON"]),
+        (["a", "b", "--no-such-option"], ["--no-such-option"]),
+        (["a", "b", "--dir", "c"], ["--dir"]),
+    ],
+)
+def test_usage_errors_exit_2_with_a_sentence(arguments, words):
+    result = vbp_explain(*arguments)
+    assert result.exit_code == 2
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InterruptedRunError("The store is gone."), 4, "The store is gone. Run the same command again to continue."),
+        (KeyboardInterrupt(), 4, "Interrupted. Run the same command again to continue."),
+        (StorageError("Broken."), 1, "Broken."),
+    ],
+)
+def test_exit_codes_of_exceptions(monkeypatch, photos, small, tmp_path, error, code, said):
+    def raising(config, observer):
+        raise error
+
+    monkeypatch.setattr("vbp.pipeline.job.run", raising)
+    result = vbp_explain(photos, tmp_path / "out", *small)
+    assert (result.exit_code, result.stderr.strip()) == (code, f"vbp: {said}")
+
+
+def test_flags_of_the_reference_project(photos, network_file, tmp_path, monkeypatch):
+    """``--dir photos --cp model.pth --bs 64 --ms 7`` writes to results/, with the inputs among the outputs."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "photos")
+    torch.save({"model": {f"module.{k}": v for k, v in load_file(network_file).items()}}, "model.pth")
+    command = ["--dir", "photos", "--cp", "model.pth", "--bs", "64", "--ms", "7"]
+    result = CliRunner().invoke(explain, command)
+    assert result.exit_code == 0, result.output
+    rows = pads.dataset("results/index").to_table().to_pylist()
+    assert len(rows) == 22
+    for row in rows:
+        with Image.open(f"results/inputs/{row['key']}.png") as image:
+            assert image.size == (224, 224)
+    config = json.loads((tmp_path / "results" / "_run" / "run.json").read_text())["config"]
+    assert (config["batch_size"], config["seed"], config["model"]) == (64, 7, "vgg16")
+
+
+def test_a_reference_checkpoint_with_batch_norm_finds_its_network(photos, tmp_path, monkeypatch):
+    import torchvision
+
+    monkeypatch.chdir(tmp_path)
+    state = torchvision.models.vgg16_bn(weights=None).features.state_dict()
+    torch.save({"model": {f"module.features.{key}": value for key, value in state.items()}}, "model.pth")
+    result = CliRunner().invoke(explain, ["--dir", str(photos), "--cp", "model.pth", "--limit", "2", "--size", "32"])
+    assert result.exit_code == 0, result.output
+    assert pads.dataset("results/index").to_table()["model"].to_pylist() == ["vgg16_bn"] * 2
+
+
+def test_interrupt_from_the_keyboard(photos, network_file, tmp_path):
+    tree = tmp_path / "photos"
+    for copy in range(6):
+        shutil.copytree(photos, tree / str(copy))
+    command = ["explain", tree, tmp_path / "out", "--weights", network_file, "--size", 96, "--batch-size", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vbp.cli", *map(str, command)],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "out").glob("_run/parts/*/*.parquet")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 4, stderr
+    assert "Interrupted. Run the same command again to continue." in stderr
+    assert not (tmp_path / "out" / "_run" / "lease.json").exists()
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_public_names():
+    assert callable(vbp.pipeline.run)
+    assert vbp.pipeline.RunConfig.__name__ == "RunConfig"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vbp.pipeline.nothing  # noqa: B018
