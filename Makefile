@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test check bench format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,6 +19,9 @@ check: .venv/ready ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/ready ## engine, codecs and pipeline beside their limits and rivals
+	$(BIN)/vbp benchmark --output benchmarks/here.json
 
 format: .venv/ready ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
@@ -149,6 +150,44 @@ def _run(config: RunConfig, as_json: bool) -> int:
     else:
         print_summary(summary)
     return summary.exit_code
+
+
+@main.command()
+@click.argument("output", default="vbp-demo", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--scenes", default=200, show_default=True, type=click.IntRange(min=1), help="How many to generate.")
+def demo(output: Path, scenes: int) -> None:
+    """Explain generated scenes through Ray and score the masks against the true objects; nothing to download."""
+    with _translated():
+        from vbp.demo.show import show
+        from vbp.terminal import print_summary, watching
+
+        with watching() as observer:
+            observer.note(f"Generating {scenes} scenes.")
+            outcome = show(output, scenes, observer)
+        print_summary(outcome.summary)
+        click.echo(f"\nresults: {output / 'results'} (masks/, overlays/, index/)")
+        click.echo(f"without distractors: {outcome.plain}")
+        click.echo(f"with distractors: {outcome.distracted}")
+        if not outcome.leads_clearly:
+            click.echo("The trained network does not clearly beat the other three on these scenes.")
+        click.echo(str(outcome.total))
+        click.echo("your own photos: vbp explain PHOTOS OUT    (a folder of class folders; needs ImageNet weights)")
+        sys.exit(outcome.summary.exit_code)
+
+
+@main.command()
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Images a forward pass.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Timings of each case.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File for the figures as JSON.")
+def benchmark(batch_size: int, rounds: int, output: Path | None) -> None:
+    """Measure engine, codecs and pipeline on this machine, side by side with their limits and rivals."""
+    from vbp.evidence.benchmark import benchmark as measure
+    from vbp.terminal import print_figures
+
+    figures = measure(batch_size, rounds, lambda line: click.echo(line, err=True))
+    print_figures(figures)
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 @contextmanager

@@ -34,9 +34,13 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.pipeline"},
         HEAVY - {"ray", "click", "rich"},
     ),
+    "vbp.evidence": (
+        {"vbp.saliency", "vbp.images", "vbp.pipeline", "vbp.demo"},
+        {"torch", "numpy", "PIL", "safetensors"},
+    ),
     "vbp.terminal": ({"vbp.pipeline"}, {"rich"}),
     "vbp.cli": (
-        {"vbp", "vbp.errors", "vbp.saliency", "vbp.pipeline", "vbp.terminal", "vbp.demo"},
+        {"vbp", "vbp.errors", "vbp.saliency", "vbp.pipeline", "vbp.terminal", "vbp.demo", "vbp.evidence"},
         {"click"},
     ),
     "jobs": ({"vbp.cli", "vbp.demo"}, {"torch"}),

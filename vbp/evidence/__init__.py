@@ -1,0 +1,1 @@
+"""Benchmarks and evaluations, with the rivals measured side by side."""
