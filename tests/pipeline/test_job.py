@@ -400,12 +400,13 @@ def test_sigterm_ends_with_4_and_the_next_run_continues(photos, network_file, tm
     assert 0 < summary.computed < 88
 
 
-def test_a_store_that_fails_while_writing_interrupts(photos, network_file, tmp_path):
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_a_store_that_fails_while_writing_interrupts(photos, network_file, tmp_path, runner, ray_session):
     out = tmp_path / "out"
     run(config(photos, out, network_file, limit=2))
     shutil.rmtree(out / "overlays")
     (out / "overlays").write_text("a file where a folder should be")
     with pytest.raises(InterruptedRunError, match="overlays.*run the same command again"):
-        run(config(photos, out, network_file))
+        run(config(photos, out, network_file, runner=runner, workers=1))
     (out / "overlays").unlink()
     assert run(config(photos, out, network_file)).ok == 22

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vbp.errors import InterruptedRunError, StorageError, UsageError
+from vbp.errors import InterruptedRunError, StorageError, UsageError, VBPError
 from vbp.pipeline import prepare
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.observer import Observer
@@ -24,6 +24,8 @@ from vbp.storage.lease import Holder, Lease
 from vbp.storage.manifest import Manifest, extend_manifest, write_manifest
 
 if TYPE_CHECKING:
+    from ray.exceptions import RayError
+
     from vbp.pipeline.plan import Resources
     from vbp.saliency.models import Model
 
@@ -207,14 +209,12 @@ def _ray_reports(recipe: Recipe, shards: Sequence[int], given: Resources) -> Ite
         raise _cause(error) from error
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Our own exception inside Ray's wrappers, else the wrapper itself."""
-    from vbp.errors import VBPError
-
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, VBPError):
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return inner or error
+def _cause(error: RayError) -> Exception:
+    """Our own exception, freed of Ray's wrapper and of the advice that Ray adds to its message; else `error`."""
+    cause: object = getattr(error, "cause", None)
+    if not isinstance(cause, VBPError):
+        return error
+    return type(cause)(str(cause).partition("\nFailed to apply UDF transform")[0])
 
 
 def _summarise(

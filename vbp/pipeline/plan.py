@@ -85,6 +85,7 @@ def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: boo
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.wait_for_min_actors_s = 600
     context.execution_no_progress_timeout_s = 1800
     # in the fused shape only reports leave the actor: each is a block of its own, so that progress is seen at once
