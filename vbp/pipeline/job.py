@@ -24,8 +24,6 @@ from vbp.storage.lease import Holder, Lease
 from vbp.storage.manifest import Manifest, extend_manifest, write_manifest
 
 if TYPE_CHECKING:
-    from ray.exceptions import RayError
-
     from vbp.pipeline.plan import Resources
     from vbp.saliency.models import Model
 
@@ -209,7 +207,7 @@ def _ray_reports(recipe: Recipe, shards: Sequence[int], given: Resources) -> Ite
         raise _cause(error) from error
 
 
-def _cause(error: RayError) -> Exception:
+def _cause(error: Exception) -> Exception:
     """Our own exception, freed of Ray's wrapper and of the advice that Ray adds to its message; else `error`."""
     cause: object = getattr(error, "cause", None)
     if not isinstance(cause, VBPError):
