@@ -190,16 +190,22 @@ def benchmark(batch_size: int, rounds: int, output: Path | None) -> None:
         output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM; like Ctrl-C no Exception, so that no library in between takes it for an error of its own."""
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Exceptions of ours as one sentence on standard error and the exit code that belongs to it."""
 
     def stop(signum: int, frame: object) -> None:
-        raise InterruptedRunError("Stopped by SIGTERM.")
+        raise _Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except _Terminated:
+        _end("Stopped by SIGTERM.", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         _end("Interrupted.", EXIT_INTERRUPTED)
     except InterruptedRunError as error:

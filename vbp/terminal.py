@@ -159,7 +159,10 @@ def print_summary(summary: Summary) -> None:
     if summary.classes:
         table.add_row("classes", summary.classes)
     table.add_row("results", summary.output)
-    if not summary.succeeded:
+    if not summary.complete:
+        missing = summary.images - summary.ok - summary.error
+        table.add_row("", f"{missing} images have no row yet: no _SUCCESS; run the same command again")
+    elif not summary.succeeded:
         table.add_row("", f"more than {summary.failures_allowed} failed (--max-failures): no _SUCCESS")
     Console(highlight=False, soft_wrap=True).print(table)
 

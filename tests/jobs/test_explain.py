@@ -128,7 +128,8 @@ def test_a_stopped_job_ends_with_4_and_is_resumed(head, arguments, photos, tmp_p
         assert time.monotonic() < deadline, jobs.get_job_logs(submission)
         time.sleep(0.05)
     jobs.stop_job(submission)
-    wait_for(jobs, submission, {JobStatus.STOPPED})
+    info = wait_for(jobs, submission, {JobStatus.STOPPED})
+    assert info.driver_exit_code in (None, 4)  # Ray forgets the code of some stopped jobs; the log has the sentence
     logs = jobs.get_job_logs(submission)
     assert "Stopped by SIGTERM" in logs
     assert not (tmp_path / "out" / "_SUCCESS").exists()

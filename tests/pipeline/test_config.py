@@ -33,6 +33,9 @@ def test_defaults_are_those_of_the_documentation():
         ({"max_failures": "1.5"}, ["--max-failures", "1.5"]),
         ({"retry_failed": True, "resume_mode": "overwrite"}, ["--retry-failed", "overwrite"]),
         ({"output": "photos"}, ["inside INPUT"]),
+        ({"output": ""}, ["OUTPUT (='')"]),
+        ({"input": "out/inputs"}, ["folder inputs of OUTPUT"]),
+        ({"input": "s3://b/out/masks/cat", "output": "s3://b/out"}, ["folder masks of OUTPUT"]),
         ({"output": "photos/out"}, ["inside INPUT"]),
         ({"input": "./photos/", "output": "x/../photos/a/b"}, ["inside INPUT"]),
         ({"input": "s3://b/photos/", "output": "s3://b/photos/out"}, ["inside INPUT"]),
@@ -63,6 +66,10 @@ def test_output_inside_the_input_through_a_link(tmp_path):
 )
 def test_failures_allowed(share, images, allowed):
     assert config(max_failures=share).failures_allowed(images) == allowed
+
+
+def test_the_order_of_outputs_means_nothing():
+    assert config(outputs=("maps", " input", "maps")).outputs == ("input", "maps")
 
 
 def test_fingerprint_names_what_the_results_depend_on_and_nothing_else():

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from vbp.errors import InterruptedRunError, UsageError
-from vbp.pipeline import RunConfig, run
+from vbp.pipeline import Observer, RunConfig, run
 
 EXCEPTED = {"run_id", "seconds", "finished_at", "device", "mask_uri", "overlay_uri"}
 """Columns in which equal runs may differ (the URIs name the output folder)."""
@@ -228,10 +228,7 @@ def test_an_image_that_vanishes_after_listing(photos, network_file, tmp_path):
     shutil.copytree(photos, tree)
     run(config(tree, tmp_path / "out", network_file, limit=1))  # lists one
 
-    class Vanish:
-        def __getattr__(self, name):
-            return lambda *args: None
-
+    class Vanish(Observer):
         def started(self, images, done):
             (tree / "dog" / "02.bmp").unlink()
 
@@ -239,6 +236,10 @@ def test_an_image_that_vanishes_after_listing(photos, network_file, tmp_path):
     assert (summary.ok, summary.error) == (21, 1)
     row = index_of(tmp_path / "out")["dog/02.bmp"]
     assert (row["error_stage"], row["error_type"]) == ("fetch", "FileNotFoundError")
+
+    shutil.copy(photos / "dog" / "02.bmp", tree / "dog" / "02.bmp")
+    summary = run(config(tree, tmp_path / "out", network_file))  # what could not be fetched is tried by every run
+    assert (summary.ok, summary.error, summary.computed) == (22, 0, 1)
 
 
 @pytest.mark.parametrize(("select", "correct"), [("misclassified", False), ("correct", True)])
@@ -297,7 +298,121 @@ def test_usage_errors_come_before_any_work(photos, network_file, tmp_path, chang
         run(dataclasses.replace(config(photos, tmp_path / "out", network_file), **changes))
     for word in words:
         assert word in str(caught.value)
-    assert not (tmp_path / "out" / "masks").exists()
+    assert files_below(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": "cuda"},
+        {"classes": "nowhere.txt"},
+        {"preset": "reference", "refresh": True},
+        {"input": "other"},
+        {"input": "other", "limit": 30},
+        {"input": "empty", "resume_mode": "overwrite"},
+        {"device": "cuda", "resume_mode": "overwrite"},
+        {"classes": "nowhere.txt", "resume_mode": "overwrite"},
+        {"size": 1, "resume_mode": "overwrite"},
+    ],
+)
+def test_a_refused_run_leaves_a_finished_output_as_it_was(local_run, photos, network_file, tmp_path, changes):
+    out = tmp_path / "out"
+    shutil.copytree(local_run[0], out)
+    shutil.copytree(photos, tmp_path / "other" / "more")
+    (tmp_path / "empty").mkdir()
+    before = files_below(out)
+    if "input" in changes:
+        changes = changes | {"input": str(tmp_path / changes["input"])}
+    with pytest.raises(UsageError):
+        run(dataclasses.replace(config(photos, out, network_file, mask_format="npy"), **changes))
+    assert files_below(out) == before
+
+
+def test_a_refused_first_run_does_not_decide_for_the_next(photos, network_file, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(photos / "cat", other / "cat")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    with pytest.raises(UsageError, match="1 folders"):
+        run(config(other, tmp_path / "out", network_file, select="correct", classes=str(tmp_path / "names.txt")))
+    summary = run(config(photos, tmp_path / "out", network_file))
+    assert (summary.images, summary.ok) == (22, 22)
+
+
+def test_starting_over_touches_nothing_where_there_was_never_a_run(photos, network_file, tmp_path):
+    (tmp_path / "out" / "inputs").mkdir(parents=True)
+    (tmp_path / "out" / "inputs" / "mine.txt").write_text("keep me")
+    run(config(photos, tmp_path / "out", network_file, resume_mode="overwrite"))
+    assert (tmp_path / "out" / "inputs" / "mine.txt").read_text() == "keep me"
+
+
+def test_a_smaller_limit_than_what_is_done_takes_nothing_back(local_run, photos, network_file, tmp_path):
+    shutil.copytree(local_run[0], tmp_path / "out")
+    summary = run(config(photos, tmp_path / "out", network_file, mask_format="npy", limit=5))
+    assert (summary.images, summary.ok, summary.exit_code) == (22, 22, 0)
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_trial_run_does_not_decide_batches_or_classes(photos, network_file, tmp_path):
+    run(config(photos, tmp_path / "out", network_file, limit=1, batch_size=None))
+    summary = run(config(photos, tmp_path / "out", network_file, batch_size=None))
+    assert summary.batch_size == 8
+    assert all(row["correct"] is not None for row in index_of(tmp_path / "out").values())
+
+
+def test_new_folders_may_not_renumber_old_ones(photos, network_file, tmp_path):
+    """Two folders of three classes have no numbers; with a third the rows before would have had some."""
+    tree = tmp_path / "photos"
+    shutil.copytree(photos, tree)
+    run(config(tree, tmp_path / "out", network_file))
+    (tree / "bird").rename(tree / "zebra")
+    with pytest.raises(UsageError, match="folder 'bird' stood for class 0|folder 'cat' stood for class 1"):
+        run(config(tree, tmp_path / "out", network_file, refresh=True))
+
+
+def test_a_stricter_allowance_judges_a_finished_run_anew(photos, network_file, tmp_path):
+    tree = tmp_path / "photos"
+    shutil.copytree(photos, tree)
+    (tree / "cat" / "bad.png").write_bytes(b"no image")
+    assert run(config(tree, tmp_path / "out", network_file, max_failures="1")).exit_code == 0
+    assert run(config(tree, tmp_path / "out", network_file, max_failures="0")).exit_code == 3
+
+
+@pytest.mark.parametrize("damage", ["_run/run.json", "_run/manifest.json"])
+def test_damaged_records(local_run, photos, network_file, tmp_path, damage):
+    shutil.copytree(local_run[0], tmp_path / "out")
+    (tmp_path / "out" / damage).write_text("{")
+    made = config(photos, tmp_path / "out", network_file, mask_format="npy")
+    with pytest.raises(UsageError, match="damaged.*overwrite"):
+        run(made)
+    assert run(dataclasses.replace(made, resume_mode="overwrite")).ok == 22
+
+
+def test_a_run_that_lost_the_lease_promises_nothing(photos, network_file, tmp_path):
+    class Robbed(Observer):
+        def started(self, images, done):
+            lease = tmp_path / "out" / "_run" / "lease.json"
+            lease.write_text(lease.read_text().replace('"attempt": "', '"attempt": "other-'))
+
+    with pytest.raises(InterruptedRunError, match="lost"):
+        run(config(photos, tmp_path / "out", network_file), Robbed())
+    assert not list((tmp_path / "out").glob("masks/*/*"))
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_an_image_too_small_for_the_network_is_a_row(photos, network_file, tmp_path):
+    tree = tmp_path / "photos"
+    shutil.copytree(photos, tree)
+    Image.new("RGB", (5, 5)).save(tree / "cat" / "tiny.png")
+    summary = run(config(tree, tmp_path / "out", network_file, fit="original"))
+    assert (summary.ok, summary.error) == (22, 1)
+    assert index_of(tmp_path / "out")["cat/tiny.png"]["error_stage"] == "explain"
+
+
+def test_one_bad_uri_in_a_manifest_is_a_row(photos, network_file, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{photos}/cat/01.png\nnosuchscheme://x/y.jpg\n")
+    summary = run(config(tmp_path / "list.txt", tmp_path / "out", network_file))
+    assert (summary.ok, summary.error) == (1, 1)
+    assert [row["error_stage"] for row in index_of(tmp_path / "out").values() if row["error_stage"]] == ["fetch"]
 
 
 def test_named_weights_are_never_a_path(photos, tmp_path, monkeypatch):

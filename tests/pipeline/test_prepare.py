@@ -12,7 +12,7 @@ def config(**changes):
 
 @pytest.mark.parametrize(
     ("images", "limit", "size"),
-    [(1, None, 16), (512, None, 16), (2000, None, 63), (100_000, None, 1024), (2000, 100, 16)],
+    [(1, None, 16), (512, None, 16), (2000, None, 63), (100_000, None, 1024), (2000, 100, 63)],
 )
 def test_shards_suit_the_collection_and_no_row_is_lost(images, limit, size):
     chosen, rows = choose_shard_size(config(limit=limit), iter(range(images)))
@@ -25,11 +25,16 @@ def test_a_shard_size_that_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("asked", "before", "images", "size"),
-    [(None, {}, 100, 8), (None, {}, 3, 3), (5, {"batch_size": 2}, 100, 5), (None, {"batch_size": 2}, 100, 2)],
+    ("asked", "before", "size"),
+    [
+        (None, {}, 8),
+        (5, {"batch_size": 2, "device": "cpu"}, 5),
+        (None, {"batch_size": 2, "device": "cpu"}, 2),
+        (None, {"batch_size": 128, "device": "cuda"}, 8),
+    ],
 )
-def test_batch_size_as_asked_else_as_before_else_by_the_device(asked, before, images, size):
-    assert choose_batch_size(config(batch_size=asked), "cpu", images, before) == size
+def test_batch_size_as_asked_else_as_before_on_such_a_device_else_by_the_device(asked, before, size):
+    assert choose_batch_size(config(batch_size=asked), "cpu", before) == size
 
 
 def test_precision_as_asked_else_as_before():

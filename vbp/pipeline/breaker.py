@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from vbp.errors import InterruptedRunError, StorageError
+from vbp.errors import InterruptedRunError, StorageError, VBPError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,7 +69,7 @@ class Breaker:
         def guarded(task: T) -> R | BaseException:
             try:
                 return read(task)
-            except (OSError, StorageError) as error:
+            except (OSError, VBPError) as error:
                 return error
 
         results = list(pool.map(guarded, tasks))
@@ -78,6 +78,6 @@ class Breaker:
 
     def _tripped(self) -> bool:
         failures = [kind for kind in self._recent if kind is not None]
-        in_store = [kind for kind in failures if not issubclass(kind, FileNotFoundError)]
+        in_store = [kind for kind in failures if issubclass(kind, (StorageError, PermissionError))]
         mostly = len(in_store) >= self._least and len(in_store) > len(self._recent) / 2
         return mostly or len(failures) == len(self._recent) >= self._missing

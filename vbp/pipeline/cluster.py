@@ -38,7 +38,8 @@ def connected() -> Iterator[None]:
     main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     with _held_back_stderr():
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        address = os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     if main_thread:
         signal.signal(signal.SIGTERM, handler)
     _silence_ray_data()

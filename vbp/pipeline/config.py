@@ -2,7 +2,7 @@
 
 Every field carries its own help text, so the flags of the command line, the documentation and ``run.json``
 all come from this one place.  What a run finds out by itself (device, precision, batch size) is in
-``vbp.pipeline.resolve``.
+``vbp.pipeline.recipe``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from vbp.errors import UsageError
+
+OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "index", "_run")
+"""What a run writes below OUTPUT."""
 
 Preset = Literal["paper", "reference"]
 Fit = Literal["crop", "pad", "stretch", "original"]
@@ -102,6 +105,12 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        if not self.input or not self.output:
+            raise UsageError(f"INPUT (={self.input!r}) and OUTPUT (={self.output!r}) must both name a place.")
+        # one order, and each kind once: results do not depend on how they were asked for
+        asked = {kind.strip() for kind in self.outputs}
+        order = [*get_args(Output), *sorted(asked - set(get_args(Output)))]
+        object.__setattr__(self, "outputs", tuple(kind for kind in order if kind in asked and kind))
         for name, hint in get_type_hints(type(self)).items():
             self._check_choice(name, hint)
         for name in ("size", "batch_size", "limit", "shard_size", "workers"):
@@ -154,13 +163,19 @@ def _flag(name: str) -> str:
 
 
 def _check_apart(source: str, output: str) -> None:
-    """The output may not lie inside the input: the next listing would find the masks."""
-    outer, inner = _place(source), _place(output)
-    if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
+    """Neither place may hold the other's files: a listing would find masks, or starting over remove photos."""
+    images, results = _place(source), _place(output)
+    if results == images or results.startswith(images.rstrip("/") + "/"):
         raise UsageError(
             f"OUTPUT (={output}) lies inside INPUT (={source}): the next run would explain its own masks; "
             "choose an output beside the input."
         )
+    for folder in OWN_FOLDERS:
+        if f"{images}/".startswith(f"{results.rstrip('/')}/{folder}/"):
+            raise UsageError(
+                f"INPUT (={source}) lies in the folder {folder} of OUTPUT (={output}), where results are written; "
+                "choose another output."
+            )
 
 
 def _place(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import uuid
@@ -20,7 +21,7 @@ from vbp.pipeline.record import Record, clear
 from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
-from vbp.storage.lease import Holder, Lease
+from vbp.storage.lease import Holder, Lease, check
 from vbp.storage.manifest import Manifest, extend_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -53,29 +54,55 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
         stack.enter_context(_leased(output, run_id, observer))
-        try:
-            record = _open_record(config, output)
-            manifest = _list(config, output, observer)
-            images = min(manifest.images, config.limit or manifest.images)
-            runner = _choose_runner(config, images)
-            given = _connect(config, stack, observer) if runner == "ray" else None
-            recipe = _recipe(config, model, manifest, images, record, run_id, given)
-            record.refuse_other(recipe)
-            pending = list(index.pending_shards(output, manifest, config.retry_failed, config.limit))
-            if not pending and (finished := record.finished(images)):
-                observer.note("Nothing left to do: every image has its row.")
-                return finished
-            record.begin(recipe)
-            observer.started(images, images - sum(shard.images for shard in pending))
-            started = time.perf_counter()
-            spent = _execute(recipe, [shard.shard for shard in pending], given, observer)
-            seconds = time.perf_counter() - started
-            totals = index.compact(output, manifest, limit=config.limit)
-            summary = _summarise(recipe, output, images, totals, spent, seconds, runner, given)
-            record.end(summary)
-        except StorageError as error:
-            raise InterruptedRunError(f"{error} What was finished is kept; run the same command again.") from error
+        stack.enter_context(_failures_as_sentences())
+        # until the manifest is listed nothing is removed or written: whatever is refused leaves the output as it was
+        record = _open_record(config, output)
+        given = _connect(config, stack, observer) if _is_surely_for_ray(config) else None
+        recipe = _recipe(config, model, run_id, record, given)
+        record.refuse_other(recipe)
+        names = prepare.class_names(config, model)
+        manifest = _list(config, record, output, observer)
+        images = min(manifest.images, config.limit or manifest.images)
+        if given is None and config.runner == "auto" and images > LOCAL_IMAGES:
+            given = _connect(config, stack, observer)
+        recipe = _for_runner(recipe, model, given)
+        recipe = dataclasses.replace(recipe, classes=prepare.choose_classes(config, model, names, manifest))
+        record.refuse_other_classes(recipe)
+        pending = list(index.pending_shards(output, manifest, config.retry_failed, config.limit))
+        if not pending and (finished := record.finished(images, config)):
+            observer.note("Nothing left to do: every image has its row.")
+            return finished
+        record.begin(recipe)
+        observer.note(f"Running {given} on Ray." if given else "Running in this process (--runner ray for Ray).")
+        observer.started(images, images - sum(shard.images for shard in pending))
+        started = time.perf_counter()
+        spent = _execute(recipe, [shard.shard for shard in pending], given, observer)
+        seconds = time.perf_counter() - started
+        check(output, run_id)
+        totals = index.compact(output, manifest, limit=config.limit)
+        summary = _summarise(recipe, output, totals, spent, seconds, given)
+        check(output, run_id)
+        record.end(summary)
     return summary
+
+
+@contextmanager
+def _failures_as_sentences() -> Iterator[None]:
+    """Failures of storage as errors that say whether the same command may help.
+
+    Raises:
+        UsageError: a place cannot be used as it is.
+        InterruptedRunError: a store stopped answering, or is full.
+    """
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.__cause__, (PermissionError, NotADirectoryError, IsADirectoryError)):
+            raise UsageError(str(error)) from error
+        sentence = str(error).rstrip(".")
+        raise InterruptedRunError(f"{sentence}. What was finished is kept; run the same command again.") from error
+    except OSError as error:
+        raise UsageError(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -104,36 +131,44 @@ def _leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
 
 
 def _open_record(config: RunConfig, output: Folder) -> Record:
-    """What is there already, dealt with as ``resume_mode`` says."""
-    record = Record(output)
+    """What earlier runs left, as far as ``resume_mode`` lets it count.
+
+    Raises:
+        UsageError: there is a run, and ``resume_mode`` is fail; or the record is damaged.
+    """
+    if config.resume_mode == "overwrite":
+        return Record(output, {})
+    record = Record.load(output)
     if record.facts and config.resume_mode == "fail":
         raise UsageError(
             f"OUTPUT (={config.output}) holds run {record.facts['run_id']}; "
             "choose another OUTPUT, or --resume-mode resume or overwrite."
         )
-    if config.resume_mode == "overwrite":
-        clear(output)
-        record = Record(output)
     return record
 
 
-def _list(config: RunConfig, output: Folder, observer: Observer) -> Manifest:
-    """The manifest: read where there is one, else made; extended where new images are wanted."""
-    manifest = Manifest.load(output)
+def _list(config: RunConfig, record: Record, output: Folder, observer: Observer) -> Manifest:
+    """The manifest: read where there is one of this input, else made; extended where new images are wanted."""
+    manifest = record.manifest(config.input)
     if manifest is None:
         shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config))
+        if config.resume_mode == "overwrite":
+            clear(output)
+        record.begin_listing(config)
         return write_manifest(output, rows, shard_size, config.limit, observer.listed, input=config.input)
     more = not manifest.complete and (config.limit is None or config.limit > manifest.images)
     if config.refresh or more:
-        return extend_manifest(output, manifest, prepare.list_input(config), config.limit, observer.listed)
+        rows = prepare.list_input(config)
+        record.begin_listing(config)
+        return extend_manifest(output, manifest, rows, config.limit, observer.listed)
     return manifest
 
 
-def _choose_runner(config: RunConfig, images: int) -> str:
-    if config.runner != "auto":
-        return config.runner
-    local = "://" not in config.input and images <= LOCAL_IMAGES and "RAY_ADDRESS" not in os.environ
-    return "local" if local else "ray"
+def _is_surely_for_ray(config: RunConfig) -> bool:
+    """Whether Ray is needed whatever the number of images."""
+    return config.runner == "ray" or (
+        config.runner == "auto" and ("://" in config.input or "RAY_ADDRESS" in os.environ)
+    )
 
 
 def _connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resources:
@@ -147,30 +182,27 @@ def _connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resourc
     return resources(config.device, config.workers)
 
 
-def _recipe(
-    config: RunConfig,
-    model: Model,
-    manifest: Manifest,
-    images: int,
-    record: Record,
-    run_id: str,
-    given: Resources | None,
-) -> Recipe:
+def _recipe(config: RunConfig, model: Model, run_id: str, record: Record, given: Resources | None) -> Recipe:
     if given is None:
         device = prepare.choose_device(config)
     else:
         device = "cuda" if given.num_gpus else "cpu"
-    return Recipe(
+    recipe = Recipe(
         config=config,
         run_id=run_id,
         device=device,
         precision=prepare.choose_precision(config, device, record.facts),
-        batch_size=prepare.choose_batch_size(config, device, images, record.facts),
+        batch_size=prepare.choose_batch_size(config, device, record.facts),
         weights_sha256=model.sha256,
-        classes=prepare.choose_classes(config, model, manifest.labels),
-        threads=given.threads if given else 0,
-        network=model if given is None else None,
     )
+    return _for_runner(recipe, model, given)
+
+
+def _for_runner(recipe: Recipe, model: Model, given: Resources | None) -> Recipe:
+    """The loaded network is for this process alone; Ray's workers load their own."""
+    if given is None:
+        return dataclasses.replace(recipe, network=model, threads=0)
+    return dataclasses.replace(recipe, network=None, threads=given.threads)
 
 
 def _execute(recipe: Recipe, shards: Sequence[int], given: Resources | None, observer: Observer) -> dict[str, float]:
@@ -218,25 +250,23 @@ def _cause(error: Exception) -> Exception:
 def _summarise(
     recipe: Recipe,
     output: Folder,
-    images: int,
     totals: index.Totals,
     spent: dict[str, float],
     seconds: float,
-    runner: str,
     given: Resources | None,
 ) -> Summary:
     return Summary(
         run_id=recipe.run_id,
         output=output.url,
-        images=images,
+        images=totals.images,
         ok=totals.ok,
         error=totals.error,
         reasons=totals.by_reason,
         computed=int(spent.get("images", 0)),
-        failures_allowed=recipe.config.failures_allowed(images),
+        failures_allowed=recipe.config.failures_allowed(totals.images),
         seconds=seconds,
         stage_seconds={name: round(value, 3) for name, value in spent.items() if name != "images"},
-        runner=runner,
+        runner="local" if given is None else "ray",
         device=recipe.device,
         precision=recipe.precision,
         batch_size=recipe.batch_size,

@@ -68,8 +68,10 @@ def resources(device: str, workers: int | None) -> Resources:
         count = workers or gpus
         return Resources(workers=count, num_cpus=0, num_gpus=min(1.0, gpus / count), threads=0)
     count = min(workers or cpus, cpus)
+    largest_node = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    share = min(cpus / count, largest_node)
     # half of a worker's share is claimed, so that the tasks that list shards always find room beside the actors
-    return Resources(workers=count, num_cpus=cpus / count / 2, num_gpus=0, threads=max(1, cpus // count))
+    return Resources(workers=count, num_cpus=share / 2, num_gpus=0, threads=max(1, int(share)))
 
 
 def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:

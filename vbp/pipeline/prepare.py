@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vbp.errors import UsageError
+from vbp.errors import ImageError, StorageError, UsageError
 from vbp.pipeline.classes import ClassMap, map_classes
 from vbp.pipeline.config import RunConfig
 from vbp.storage.files import Folder, read_uri
@@ -16,6 +16,7 @@ from vbp.storage.listing import IMAGE_SUFFIXES, ManifestRow, is_manifest, list_t
 
 if TYPE_CHECKING:
     from vbp.saliency.models import Model
+    from vbp.storage.manifest import Manifest
 
 SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
 """``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
@@ -45,6 +46,16 @@ def check_input(config: RunConfig) -> None:
     """
     if "://" not in config.input and not os.path.exists(config.input):
         raise UsageError(f"INPUT (={config.input}) does not exist; give a folder of images, or a manifest.")
+    if os.path.isfile(config.input) and not is_manifest(config.input):
+        raise UsageError(
+            f"INPUT (={config.input}) is no folder; give one with images, or a .parquet, .csv or .txt file."
+        )
+    if os.path.isdir(config.input) and is_manifest(config.input):
+        raise UsageError(f"INPUT (={config.input}) is a folder with a manifest's name; give one file.")
+    if os.path.isdir(config.input):
+        with os.scandir(config.input) as entries:
+            if not any(entries):
+                raise UsageError(f"INPUT (={config.input}) holds no images, nor anything else; is its disk mounted?")
 
 
 def list_input(config: RunConfig) -> Iterator[ManifestRow]:
@@ -62,7 +73,8 @@ def list_input(config: RunConfig) -> Iterator[ManifestRow]:
     except FileNotFoundError as error:
         raise UsageError(f"INPUT (={config.input}) does not exist: {error}.") from error
     if first is None:
-        raise UsageError(f"INPUT (={config.input}) holds no images: no name ends in {' '.join(IMAGE_SUFFIXES)}.")
+        why = "it has no rows" if is_manifest(config.input) else f"no name ends in {' '.join(IMAGE_SUFFIXES)}"
+        raise UsageError(f"INPUT (={config.input}) holds no images: {why}.")
     return itertools.chain([first], rows)
 
 
@@ -71,8 +83,7 @@ def choose_shard_size(config: RunConfig, rows: Iterator[ManifestRow]) -> tuple[i
     if config.shard_size is not None:
         return config.shard_size, rows
     first = list(itertools.islice(rows, LEAST_SHARDS * SHARD_SIZE))
-    images = min(len(first), config.limit or len(first))
-    size = max(SMALL_SHARD_SIZE, min(SHARD_SIZE, -(-images // LEAST_SHARDS)))
+    size = max(SMALL_SHARD_SIZE, min(SHARD_SIZE, -(-len(first) // LEAST_SHARDS)))
     return size, itertools.chain(first, rows)
 
 
@@ -84,11 +95,18 @@ def load_network(config: RunConfig) -> Model:
         WeightsError: the checkpoint cannot be read or does not fit.
         UsageError: the configuration asks for a classifier that is not there.
     """
+    import torch
+
     from vbp.saliency.models import load_model
     from vbp.saliency.visualbackprop import VisualBackProp
 
     model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
-    VisualBackProp(model.network, preset=config.preset)
+    vbp = VisualBackProp(model.network, preset=config.preset)
+    if config.fit != "original":
+        try:
+            vbp(torch.zeros(1, 3, config.size, config.size))
+        except ImageError as error:
+            raise UsageError(f"--size (={config.size}) does not suit --model {config.model}: {error}") from error
     if config.select != "all" and model.num_classes is None:
         raise UsageError(
             f"--select {config.select} needs predictions, and --weights (={config.weights}) has no classifier; "
@@ -97,7 +115,22 @@ def load_network(config: RunConfig) -> Model:
     return model
 
 
-def choose_classes(config: RunConfig, model: Model, folders: Sequence[str]) -> ClassMap | None:
+def class_names(config: RunConfig, model: Model) -> Sequence[str] | None:
+    """Names of the network's classes: of ``--classes FILE``, else of the checkpoint; None where nobody names them.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    if config.classes is None:
+        return model.class_names
+    try:
+        lines = read_uri(config.classes, config.storage_options).decode().splitlines()
+    except (OSError, StorageError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes (={config.classes}) cannot be read: {error}.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def choose_classes(config: RunConfig, model: Model, names: Sequence[str] | None, manifest: Manifest) -> ClassMap | None:
     """How folders and outputs match; None without a classifier.
 
     Raises:
@@ -107,14 +140,17 @@ def choose_classes(config: RunConfig, model: Model, folders: Sequence[str]) -> C
 
     if model.num_classes is None:
         return None
-    names = model.class_names
-    if config.classes is not None:
-        text = read_uri(config.classes, config.storage_options).decode()
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
-    chosen = map_classes(folders, model.num_classes, names, imagenet_wnids())
+    chosen = map_classes(_class_folders(config, manifest), model.num_classes, names, imagenet_wnids())
     if config.select != "all" and not chosen.index:
         raise UsageError(f"--select {config.select} needs the class of each image: {chosen.rule}.")
     return chosen
+
+
+def _class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
+    """The first-level folders with images; of the whole tree even where ``--limit`` has cut the listing short."""
+    if manifest.complete or "://" in config.input or is_manifest(config.input):
+        return manifest.labels
+    return sorted({row.label for row in list_tree(Folder(config.input)) if row.label is not None})
 
 
 def choose_device(config: RunConfig) -> str:
@@ -139,6 +175,7 @@ def choose_precision(config: RunConfig, device: str, before: Mapping[str, Any]) 
     return str(before.get("precision") or resolve_precision("auto", device))
 
 
-def choose_batch_size(config: RunConfig, device: str, images: int, before: Mapping[str, Any]) -> int:
-    """Images in one forward pass: as asked, as the run that is continued, or by the device."""
-    return int(config.batch_size or before.get("batch_size") or min(BATCH_SIZE[device], images))
+def choose_batch_size(config: RunConfig, device: str, before: Mapping[str, Any]) -> int:
+    """Images in one forward pass: as asked, as the run that is continued on such a device, or by the device."""
+    kept = before.get("batch_size") if before.get("device") == device else None
+    return int(config.batch_size or kept or BATCH_SIZE[device])

@@ -35,7 +35,7 @@ class Recipe:
     batch_size: int
     """Images in one forward pass, resolved."""
     weights_sha256: str
-    classes: ClassMap | None
+    classes: ClassMap | None = None
     """How folders and outputs match; None without a classifier."""
     threads: int = 0
     """CPU threads of one worker's network; 0 leaves the default."""

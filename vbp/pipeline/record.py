@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
-from vbp.errors import UsageError
+from vbp.errors import StorageError, UsageError
+from vbp.pipeline.config import RunConfig
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.steps import FOLDERS
 from vbp.pipeline.summary import Summary
 from vbp.storage.files import Folder
 from vbp.storage.lease import LEASE
-from vbp.storage.record import is_complete, load_record, mark_complete, mark_incomplete, save_record
+from vbp.storage.manifest import Manifest
+from vbp.storage.record import RUN, is_complete, load_record, mark_complete, mark_incomplete, save_record
 
 METHOD_VERSION = 1
 """Raised whenever the same configuration would give other masks."""
@@ -23,12 +26,40 @@ class Record:
     """The record of one output folder.
 
     Attributes:
-        facts: what ``run.json`` says; empty before the first run.
+        facts: what ``run.json`` says; empty before the first run, and for a run that starts over.
     """
 
-    def __init__(self, output: Folder) -> None:
+    def __init__(self, output: Folder, facts: Mapping[str, Any]) -> None:
         self._output = output
-        self.facts: dict[str, Any] = load_record(output) or {}
+        self.facts = dict(facts)
+
+    @classmethod
+    def load(cls, output: Folder) -> Record:
+        """The record as it stands.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        try:
+            return cls(output, load_record(output) or {})
+        except StorageError as error:
+            raise UsageError(f"{error} (--resume-mode overwrite starts over here).") from error
+
+    def manifest(self, source: str) -> Manifest | None:
+        """The manifest, if there is one and it lists `source`.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        if self.facts.get("input") != source:
+            return None
+        try:
+            return Manifest.load(self._output)
+        except (StorageError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{self._output.uri('_run/manifest.json')} is damaged; restore it, or start over with "
+                "--resume-mode overwrite."
+            ) from error
 
     def refuse_other(self, recipe: Recipe) -> None:
         """An output holds the results of one configuration.
@@ -40,29 +71,53 @@ class Record:
         if before is None or before == now:
             return
         differing = [name for name in now if before.get(name) != now[name]]
-        changes = "; ".join(f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in differing)
+        self._refuse("; ".join(f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in differing))
+
+    def refuse_other_classes(self, recipe: Recipe) -> None:
+        """A folder stands for one class in all rows.
+
+        Raises:
+            UsageError: new folders have changed the numbers of old ones.
+        """
+        before, now = self.facts.get("classes") or {}, recipe.classes.index if recipe.classes else {}
+        moved = [folder for folder, number in before.items() if now.get(folder) != number]
+        if moved:
+            self._refuse(f"folder {moved[0]!r} stood for class {before[moved[0]]}, now for {now.get(moved[0])}")
+
+    def _refuse(self, changes: str) -> NoReturn:
         raise UsageError(
             f"{self._output.url} was begun with another configuration: {changes}. "
             "Use the old values, another OUTPUT, or --resume-mode overwrite."
         )
 
-    def finished(self, images: int) -> Summary | None:
+    def finished(self, images: int, config: RunConfig) -> Summary | None:
         """The summary of an earlier run that gave all of `images` their rows, if there was one."""
         summary = self.facts.get("summary")
-        if summary is None or summary["images"] != images or not is_complete(self._output):
+        if summary is None or summary["images"] < images or not is_complete(self._output):
             return None
+        now = {"failures_allowed": config.failures_allowed(summary["images"])}
         fields = {name: summary[name] for name in Summary.__dataclass_fields__}
-        return Summary(**fields | {"computed": 0, "seconds": 0.0, "stage_seconds": {}})
+        return Summary(**fields | now | {"computed": 0, "seconds": 0.0, "stage_seconds": {}})
+
+    def begin_listing(self, config: RunConfig) -> None:
+        """Before the manifest changes: the old promise is withdrawn, and it is said which input is being listed."""
+        mark_incomplete(self._output)
+        self.facts.setdefault("run_id", None)
+        self.facts["input"] = config.input
+        save_record(self._output, self.facts)
 
     def begin(self, recipe: Recipe) -> None:
-        """Before the first write of a run: the old promise is withdrawn, the new configuration put down."""
+        """Before the first image: the old promise is withdrawn, the configuration put down."""
         mark_incomplete(self._output)
         self.facts = {
             "run_id": recipe.run_id,
+            "input": recipe.config.input,
             "fingerprint": fingerprint(recipe),
             "config": recipe.config.as_json(),
+            "device": recipe.device,
             "batch_size": recipe.batch_size,
             "precision": recipe.precision,
+            "classes": dict(recipe.classes.index) if recipe.classes else None,
             "versions": _versions(),
         }
         save_record(self._output, self.facts)
@@ -75,11 +130,14 @@ class Record:
 
 
 def clear(output: Folder) -> None:
-    """Remove all that earlier runs left in `output`; the lease stays."""
+    """Remove all that earlier runs left in `output`, but not the lease; does nothing where there was never a run."""
+    if not output.exists(RUN):
+        return
     mark_incomplete(output)
     with ThreadPoolExecutor(16) as pool:
-        for folder in ("_run", "index", *FOLDERS.values()):
-            list(pool.map(output.delete, [path for path in output.list(folder) if path != LEASE]))
+        for folder in ("index", *FOLDERS.values(), "_run"):
+            list(pool.map(output.delete, [path for path in output.list(folder) if path not in (LEASE, RUN)]))
+    output.delete(RUN)
 
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:

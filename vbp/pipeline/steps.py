@@ -234,7 +234,12 @@ class Explain(Step):
         columns["device"] = objects([self._explainer.device] * rows)
         maps: dict[str, list[np.ndarray | None]] = {}
         for group in self._groups(batch, pixels):
-            result = self._explainer(np.stack([pixels[row] for row in group]))
+            try:
+                result = self._explainer(np.stack([pixels[row] for row in group]))
+            except ImageError as error:
+                for row in group:
+                    self.fail(batch, row, error)
+                continue
             for i, row in enumerate(group):
                 if not result.finite_B[i]:
                     self.fail(
@@ -327,7 +332,7 @@ class Encode(Step):
                 mask_HW, pixels_HWC = self._in_frame(batch, row)
                 for kind in self._outputs:
                     files[f"file_{kind}"][row] = self._encode(kind, batch, row, mask_HW, pixels_HWC)
-            except ImageError as error:
+            except (ImageError, OSError, ValueError) as error:  # encoders refuse sizes that their format cannot hold
                 self.fail(batch, row, error)
                 continue
             peak_y, peak_x = np.unravel_index(int(mask_HW.argmax()), mask_HW.shape)
@@ -407,6 +412,7 @@ class Write(Step):
     def __call__(self, batch: Batch) -> Batch:
         """Write files, then parts; the seconds of this step reach the report alone, after the fact."""
         started = time.perf_counter()
+        lease.check(self._folder, self._attempt)
         columns = dict(batch)
         for kind, folder in FOLDERS.items():
             files = columns.pop(f"file_{kind}", None)

@@ -182,14 +182,19 @@ def _paths(files: Iterable[File]) -> Iterator[str]:
 
 
 def _finished(output: Folder, parts: list[Part], retry_failed: bool, wanted: int) -> list[int]:
-    """Positions that need no more work; parts are read only where their names leave a question."""
-    told = [part for part in parts if part.holds_all_between and not (retry_failed and part.error)]
+    """Positions that need no more work; parts are read only where their names leave a question.
+
+    An image that could not be fetched is never finished: that was the store's failure, and may have passed.
+    """
+    told = [part for part in parts if part.holds_all_between and not part.error]
     finished = {position for part in told for position in range(part.first, part.last + 1)}
     if not finished.issuperset(range(wanted)):
-        rows = read_parts(output, [part for part in parts if part not in told])
-        if retry_failed:
-            rows = rows.filter(pc.equal(rows["status"], "ok"))
-        finished.update(rows["position"].to_pylist())
+        rows = read_parts(output, [part for part in parts if part not in told], ["position", "status", "error_stage"])
+        is_ok = pc.equal(rows["status"], "ok")
+        is_its_own_failure = pc.fill_null(pc.not_equal(rows["error_stage"], "fetch"), False)
+        finished.update(
+            rows.filter(is_ok if retry_failed else pc.or_(is_ok, is_its_own_failure))["position"].to_pylist()
+        )
     return sorted(finished)
 
 

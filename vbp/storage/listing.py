@@ -84,7 +84,7 @@ def read_manifest_input(uri: str, options: Mapping[str, Any] | None = None) -> I
 def _row(record: Mapping[str, Any], home: str, where: str) -> ManifestRow:
     uri, key, label = (record.get(name) for name in ("uri", "key", "label"))
     if not uri:
-        raise UsageError(f"{where} has no uri; columns there: {', '.join(record)}")
+        raise UsageError(f"{where} has no uri; columns there: {', '.join(map(str, record))}")
     uri = str(uri)
     absolute = uri if _ABSOLUTE.match(uri) or not home else f"{home}/{uri}"
     own_key = key not in (None, "")
