@@ -56,6 +56,51 @@ def test_paper_masks_equal_the_oracle(model, size):
         assert result.log10_max[i].item() == pytest.approx(log10_max, abs=1e-5)
 
 
+class Residual(nn.Module):
+    """A stem, a residual block that halves the map, and an inception block with three branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.long, self.longer = nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.shortcut = nn.Conv2d(4, 6, 1, 2)
+        self.point, self.wide = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 3, 5, padding=2)
+        self.tall = nn.Conv2d(6, 4, (3, 1), padding=(1, 0))
+
+    def forward(self, x):
+        return self.maps(x)[-1].amax((2, 3))
+
+    def maps(self, x):
+        stem = self.stem(x).relu()
+        block = (self.longer(self.long(stem).relu()) + self.shortcut(stem)).relu()
+        pooled = nn.functional.avg_pool2d(block, 3, 1, 1)
+        return stem, block, torch.cat([self.wide(self.point(block).relu()), self.tall(block), pooled], 1)
+
+
+def ones(mask, *kernel, **settings):
+    return nn.functional.conv_transpose2d(mask, torch.ones(1, 1, *kernel), **settings)
+
+
+def test_branching_network_equals_its_written_out_chain():
+    model = randomise(Residual())
+    image = torch.randn(2, 3, 16, 21, generator=torch.Generator().manual_seed(11))
+    stem, block, joined = (kept.detach().clamp(min=0).mean(1, keepdim=True) for kept in model.maps(image))
+    branches = (
+        ones(ones(joined, 5, 5, padding=2), 1, 1),
+        ones(joined, 3, 1, padding=(1, 0)),
+        ones(joined, 3, 3, padding=1),
+    )
+    mask = sum(branches) / 3 * block
+    long = ones(ones(mask, 3, 3, padding=1), 3, 3, stride=2, padding=1, output_padding=(1, 0))
+    mask = (long + ones(mask, 1, 1, stride=2, output_padding=(1, 0))) / 2 * stem
+    mask = ones(mask, 3, 3, padding=1)
+    largest, least = mask.amax((1, 2, 3), True), mask.amin((1, 2, 3), True)
+    result = VisualBackProp(model).explain(image)
+    torch.testing.assert_close(result.mask, (mask - least) / (largest - least), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.log10_max, largest.flatten().double().log10(), atol=1e-5, rtol=0)
+    assert torch.equal(result.output, model(image))
+
+
 def features_of(model):
     return [m for m in model if not isinstance(m, nn.AdaptiveAvgPool2d | nn.Flatten | nn.Linear)]
 

@@ -157,7 +157,9 @@ def _size(tensor: Tensor) -> Size:
 class VisualBackProp:
     """Masks of any CNN that can be traced, from the forward pass alone.
 
-    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set.
+    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set. Which of
+    its maps are multiplied is told in `vbp.saliency.trace`; negative activations count as 0. Where branches were added
+    or concatenated, the mask is led down each with its own geometry, and the results are averaged.
 
     Example:
         >>> vbp = VisualBackProp(torchvision.models.vgg16(weights="DEFAULT"))
