@@ -109,10 +109,25 @@ def test_dense_block_is_one_step():
     assert stage.name == "relu_3"
 
 
-def test_nested_joins_stay_nested():
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda one, two, three: one + two + three,
+        lambda one, two, three: one + (two + three),
+        lambda one, two, three: torch.cat([torch.cat([one, two], 1), three], 1),
+        lambda one, two, three: torch.cat([one, two, three], 1),
+    ],
+)
+def test_brackets_in_a_join_play_no_part(join):
+    (stage,) = stages(lambda net, x: F.relu(join(x, net.a(x), net.b(x))), a=convolution(), b=convolution(kernel=1))
+    strands = (Strand((0,), (CONVOLUTION,)), Strand((0,), (POINT,)), Strand((0, 1, 2)))
+    assert stage.steps == (Branches(strands),)
+
+
+def test_joins_of_unlike_kind_stay_nested():
     def forward(net, x):
         left = net.a(x)
-        inner = torch.cat([net.b(left), net.c(left)], 1)
+        inner = net.b(left) + net.c(left)
         return F.relu(torch.cat([x, inner], 1))
 
     (stage,) = stages(forward, a=convolution(kernel=1), b=convolution(), c=convolution(kernel=1))

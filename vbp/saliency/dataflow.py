@@ -34,12 +34,17 @@ class Map:
     """Whether values may be negative."""
     several: bool = False
     """It is a tuple of such tensors."""
-    kind: Literal["other", "convolution", "activation", "join"] = "other"
-    """The operation that made it. A join adds or concatenates maps."""
+    kind: Literal["other", "convolution", "activation", "addition", "concatenation", "product"] = "other"
+    """The operation that made it; the last three join several maps, and a difference counts as a product."""
     sources: tuple[Node, ...] = ()
     """The maps that it was made of."""
     step: Step | None = None
     """How its pixels lie over those of its sources; None: pixel by pixel."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it was made of several maps by adding, concatenating or multiplying them."""
+        return self.kind in ("addition", "concatenation", "product")
 
     @property
     def spatial(self) -> tuple[int, int]:
@@ -104,6 +109,13 @@ class _Call:
     @property
     def maps(self) -> list[Map]:
         return [value for node in self.sources if isinstance(value := self.values[node], Map)]
+
+    def terms(self, kind: str) -> tuple[Node, ...]:
+        """The maps that it reads; a sum of sums, or a concatenation of such, is one whatever its brackets."""
+        terms: list[Node] = []
+        for node, one in zip(self.sources, self.maps, strict=True):
+            terms += one.sources if one.kind == kind and len(node.users) == 1 else (node,)
+        return tuple(terms)
 
     def arguments(self, *names: str) -> dict[str, Any]:
         return arguments(self.node, self.model, *names)
@@ -193,17 +205,22 @@ def _arithmetic(call: _Call) -> Value:
     # Tensors of unequal rank are aligned at their last axes.
     if len({(one.rows - one.rank, one.columns - one.rank) for one in call.maps}) > 1:
         return call.unknown("that joins rows with other axes")
-    signed = call.operation not in operations.ADDITIONS or any(one.signed for one in call.maps)
     largest = max(call.maps, key=lambda one: one.rank)
-    return call.result(kind="join", signed=signed, rank=largest.rank, rows=largest.rows, columns=largest.columns)
+    placed = replace(largest, signed=True, several=False, step=None)
+    if call.operation not in operations.ADDITIONS:
+        return replace(placed, kind="product", sources=call.sources)
+    signed = any(one.signed for one in call.maps)
+    return replace(placed, kind="addition", signed=signed, sources=call.terms("addition"))
 
 
 def _concatenation(call: _Call) -> Value:
     axis = call.arguments("tensors", "dim").get("dim", 0)
     if axis % call.map.rank in call.map.spatial or len({one.spatial for one in call.maps}) > 1:
         return call.unknown("that sets maps side by side")
-    joins = len(call.sources) > 1
-    return call.result(kind="join" if joins else "other", signed=any(one.signed for one in call.maps))
+    if len(call.sources) == 1:
+        return call.result()
+    signed = any(one.signed for one in call.maps)
+    return replace(call.result(kind="concatenation", signed=signed), sources=call.terms("concatenation"))
 
 
 def _reduction(call: _Call) -> Value:

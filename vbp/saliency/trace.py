@@ -161,7 +161,7 @@ def _segments(nodes: list[Node], readers: Mapping[Node, list[Node]]) -> Iterator
 
 def _is_stage(node: Node, maps: Mapping[Node, Map], readers: Mapping[Node, list[Node]]) -> bool:
     """Whether a cut node is an activation, or a join that no activation follows."""
-    if maps[node].kind != "join":
+    if not maps[node].joins:
         return maps[node].kind == "activation"
     while len(readers[node]) == 1:
         (node,) = readers[node]
