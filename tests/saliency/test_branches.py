@@ -146,6 +146,7 @@ def test_joins_of_unlike_kind_stay_nested():
     [
         lambda net, x: torch.sigmoid(net.c(F.relu(net.b(F.adaptive_avg_pool2d(x, 1))))),
         lambda net, x: torch.sigmoid(net.c(net.b(F.avg_pool2d(x, x.shape[2:])))),
+        lambda net, x: torch.sigmoid(net.c(net.b(F.avg_pool2d(x, (x.size(2), x.shape[3]))))),
         lambda net, x: F.hardsigmoid(net.d(x.mean([2, 3])))[:, :, None, None],
         lambda net, x: torch.sigmoid(net.d(torch.flatten(x.mean((2, 3), True), 1))).view(x.size(0), -1, 1, 1),
         lambda net, x: net.e(x),
@@ -240,6 +241,19 @@ def test_crops_pads_and_resampling_are_geometry():
     )
 
 
+def test_gate_with_pixels_is_a_branch():
+    """CBAM's: the mean and the maximum over channels, a convolution, a sigmoid."""
+
+    def forward(net, x):
+        gate = net.a(torch.cat([x.mean(1, keepdim=True), x.max(1).values.unsqueeze(1), torch.amax(x, 1, True)], 1))
+        return F.relu(net.b(x * torch.sigmoid(gate)))
+
+    gated, last = stages(forward, a=convolution(3, 1), b=convolution())
+    assert (gated.name, gated.signed) == ("mul", True)
+    assert gated.steps == (Branches((Strand((0,), (CONVOLUTION,)), Strand((0, 1)))),)
+    assert last.steps == (CONVOLUTION,)
+
+
 def test_pooled_side_path_is_left_out_of_a_join():
     """The image pooling of an atrous pyramid gives every pixel the same."""
 
@@ -285,12 +299,23 @@ def test_branch_that_leads_nowhere_is_ignored():
         (lambda x: F.linear(x, torch.ones(5, 5)), "mixes the pixels of a row: linear"),
         (lambda x: x + torch.cumsum(x, 3), "that tracing does not know: cumsum"),
         (lambda x: F.adaptive_avg_pool2d(x, x.shape[2]), "whose size is computed"),
+        (lambda x: F.max_pool2d(x, x.shape[2] // 2), "whose size is computed"),
+        (lambda x: x.mT, "not know: .*getattr"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_a_convolution(operation, reason):
     with pytest.raises(ModelError, match=f"^Net has an operation .*{reason}"):
         stages(lambda net, x: F.relu(net.a(operation(x))), a=convolution())
     assert stages(lambda net, x: operation(x)) == []
+
+
+def test_writing_into_a_part_of_a_map_is_refused():
+    def forward(net, x):
+        x[:, :, 0] = 0
+        return F.relu(net.a(x))
+
+    with pytest.raises(ModelError, match="cannot be traced by torch.fx: .* item assignment"):
+        stages(forward, a=convolution())
 
 
 def test_names_say_where_a_stage_is():

@@ -77,7 +77,7 @@ def follow(graph: Graph, model: nn.Module) -> dict[Node, Map]:
     for node in graph.nodes:
         if node.op == "placeholder" and not values:
             values[node] = Map()
-        elif node.op.startswith("call") and node.target not in operations.METADATA:
+        elif node.op.startswith("call") and not operations.asks_metadata(node):
             inputs = [values[source] for source in node.all_input_nodes if source in values]
             if inputs:
                 values[node] = _value(_Call(node, model, values), inputs)
@@ -167,8 +167,8 @@ def _window(call: _Call) -> Value:
         return call.unknown("on an image whose last axes are not rows and columns")
     window = operations.window_of(call.node, call.model)
     if window is None:
-        # A kernel as large as the map: global pooling.
-        return Vector() if call.operation in operations.POOLINGS else call.unknown("whose size is computed")
+        kernel = call.arguments("input", "kernel_size").get("kernel_size")
+        return Vector() if _is_whole_size(kernel, call.values) else call.unknown("whose size is computed")
     if call.operation in operations.CONVOLUTIONS:
         return call.result(kind="convolution", signed=True, step=window)
     pads = call.operation in operations.PADDINGS
@@ -272,6 +272,13 @@ def _side(length: Any, values: dict[Node, Value]) -> str | None:
     return {value.rows: "rows", value.columns: "columns"}.get(axis % value.rank)
 
 
+def _is_whole_size(size: Any, values: dict[Node, Value]) -> bool:
+    """Whether a size is that of a whole map, as in pooling by a kernel of ``x.shape[2:]``."""
+    if isinstance(size, Node) and size.target is operator.getitem and isinstance(size.args[1], slice):
+        return operations.asks_metadata(size.args[0]) if isinstance(size.args[0], Node) else False
+    return {_side(length, values) for length in _flat(size)} == {"rows", "columns"}
+
+
 def _permutation(call: _Call) -> Value:
     return _rearranged(call, call.axes("dims"))
 
@@ -326,6 +333,11 @@ def _indexing(call: _Call) -> Value:
     return _rearranged(call, [*order, *range(axis, call.map.rank)], step=step)
 
 
+def _attribute(call: _Call) -> Value:
+    """The values of a maximum, which come with their indices."""
+    return call.result(several=False) if call.map.several else call.unknown("that tracing does not know")
+
+
 def _spread_ellipsis(index: tuple[Any, ...], rank: int) -> Iterator[Any]:
     for part in index:
         if part is Ellipsis:
@@ -378,4 +390,5 @@ _RULES: tuple[tuple[Any, Callable[[_Call], Value]], ...] = (
     (operations.SPLITS, _split),
     (operations.UNSQUEEZINGS, _unsqueezing),
     ((operator.getitem,), _indexing),
+    ((getattr,), _attribute),
 )

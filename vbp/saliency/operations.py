@@ -18,7 +18,7 @@ from vbp.saliency.geometry import Resampling, Window
 SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), False),
     **dict.fromkeys((nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish), True),
-    **dict.fromkeys((nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign), True),
+    **dict.fromkeys((nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign, F.hardtanh, F.celu, F.prelu, F.softsign), True),
     **dict.fromkeys((F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, F.softplus), False),
     **dict.fromkeys((F.hardsigmoid, "relu", "relu_", "sigmoid"), False),
     **dict.fromkeys(
@@ -40,9 +40,14 @@ NORMALISATIONS: frozenset[Any] = frozenset(
 )
 
 ADDITIONS: frozenset[Any] = frozenset((operator.add, operator.iadd, torch.add, "add", "add_"))
+POINTWISE: frozenset[Any] = frozenset(
+    (torch.abs, torch.clamp, torch.exp, torch.pow, torch.sqrt, torch.square, operator.neg, operator.pow)
+    + ("abs", "clamp", "exp", "pow", "sqrt", "square")
+)
 ARITHMETIC: frozenset[Any] = ADDITIONS.union(
-    (operator.sub, operator.mul, operator.truediv, operator.neg, operator.isub, operator.imul, operator.itruediv)
-    + (torch.sub, torch.mul, torch.div, torch.maximum, "sub", "mul", "div", "sub_", "mul_", "div_")
+    POINTWISE,
+    (operator.sub, operator.mul, operator.truediv, operator.isub, operator.imul, operator.itruediv)
+    + (torch.sub, torch.mul, torch.div, torch.maximum, "sub", "mul", "div", "sub_", "mul_", "div_"),
 )
 CONCATENATIONS: frozenset[Any] = frozenset((torch.cat, torch.concat))
 
@@ -77,8 +82,12 @@ KNOWN: frozenset[Any] = frozenset().union(
     *(SPLITS, UNSQUEEZINGS),
 )
 
-METADATA = ("size", "dim", "numel", getattr)
-"""What asks for a tensor's shape or type, not its values."""
+
+def asks_metadata(node: Node) -> bool:
+    """Whether a node asks for a tensor's shape or type, not its values."""
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")
+    return node.target in ("size", "dim", "numel")
 
 
 def operation_of(node: Node, model: nn.Module) -> Any:
