@@ -20,10 +20,11 @@ from torch.fx import Graph, Node, Tracer
 from torch.nn import functional as F
 
 from vbp.errors import ModelError
-from vbp.saliency.dataflow import Map, follow
+from vbp.saliency.dataflow import follow
 from vbp.saliency.forward import evaluating
 from vbp.saliency.geometry import Branches, Stage, Step, Strand
 from vbp.saliency.operations import CONVOLUTIONS, KNOWN, known_type, module_of, name_of, operation_of
+from vbp.saliency.values import Map
 
 
 @dataclass(frozen=True)
