@@ -50,6 +50,10 @@ def test_mask_is_the_sum_over_all_paths():
     np.testing.assert_allclose(result.mask[0, 0], (sums - sums.min()) / (sums.max() - sums.min()), atol=1e-5)
     # The averages leave out one factor a layer: its number of channels.
     assert abs(result.log10_max.item() - np.log10(sums.max() / (2 * 3 * 2))) < 1e-5
+    whole = sums * image[0].mean(0).clamp(min=0).double().numpy()
+    result = VisualBackProp(model, multiply_input=True).explain(image)
+    np.testing.assert_allclose(result.mask[0, 0], whole / whole.max(), atol=1e-5)
+    assert abs(result.log10_max.item() - np.log10(whole.max() / (2 * 3 * 2))) < 1e-5
 
 
 WIDTHS = [1, 8, 8, 16, 16, 24, 24, 36, 36, 48, 48]

@@ -129,6 +129,43 @@ def test_reference_masks_equal_the_oracle(norm):
     assert (difference > 0).sum() <= difference.size / 10_000
 
 
+def test_chosen_stages_are_multiplied_and_the_others_led_through():
+    model = randomise(Residual())
+    image = torch.randn(2, 3, 16, 21, generator=torch.Generator().manual_seed(11))
+    vbp = VisualBackProp(model, stages=["relu", "cat"])
+    assert [stage.name for stage in vbp.stages] == ["relu", "cat"]
+    stem, _, joined = (kept.detach().clamp(min=0).mean(1, keepdim=True) for kept in model.maps(image))
+    mask = (ones(joined, 5, 5, padding=2) + ones(joined, 3, 1, padding=(1, 0)) + ones(joined, 3, 3, padding=1)) / 3
+    long = ones(ones(mask, 3, 3, padding=1), 3, 3, stride=2, padding=1, output_padding=(1, 0))
+    mask = ones((long + ones(mask, 1, 1, stride=2, output_padding=(1, 0))) / 2 * stem, 3, 3, padding=1)
+    largest, least = mask.amax((1, 2, 3), True), mask.amin((1, 2, 3), True)
+    torch.testing.assert_close(vbp(image), (mask - least) / (largest - least), atol=1e-5, rtol=0)
+
+
+def test_last_chosen_stage_ends_the_feature_part(vgg, images_BCHW):
+    result = VisualBackProp(vgg, stages=["1"]).explain(images_BCHW)
+    assert len(result.maps) == 1
+    assert torch.equal(result.output, vgg(images_BCHW))
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"), [(["one"], "no stage 'one'; there are 1, 3, 6, 9"), ([], "at least one")]
+)
+def test_stages_that_are_not_there_are_named(vgg, stages, reason):
+    with pytest.raises(UsageError, match=reason):
+        VisualBackProp(vgg, stages=stages)
+
+
+def test_input_may_be_multiplied_in(vgg, images_BCHW):
+    images = images_BCHW[..., :32]
+    images[2] = -1
+    plain = VisualBackProp(vgg, "reference").explain(images)
+    result = VisualBackProp(vgg, "reference", multiply_input=True).explain(images)
+    product = plain.mask[:2] * images[:2].mean(1, keepdim=True).clamp(min=0)
+    torch.testing.assert_close(result.mask[:2], product / product.amax((1, 2, 3), True), atol=1e-6, rtol=0)
+    assert result.flat.tolist() == [False, False, True]
+
+
 def test_output_and_maps_come_from_the_same_pass(vgg, images_BCHW):
     result = VisualBackProp(vgg).explain(images_BCHW)
     assert torch.equal(result.output, vgg(images_BCHW))

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 from torch.nn import functional as F
 
-from vbp.errors import ModelError
+from vbp.errors import ModelError, UsageError
 from vbp.saliency.dataflow import follow
 from vbp.saliency.forward import evaluating
 from vbp.saliency.geometry import Branches, Stage, Step, Strand
@@ -37,6 +37,28 @@ class Trace:
     """The graph node whose output is each stage's map."""
     graph: Graph
     """The whole forward pass, with in-place operations as steps of the data flow."""
+
+    def only(self, names: Collection[str]) -> Trace:
+        """Of the stages those with these names; the way through another one is geometry alone.
+
+        Raises:
+            UsageError: there is no stage of such a name.
+        """
+        known = {stage.name for stage in self.stages}
+        if missing := [name for name in names if name not in known]:
+            raise UsageError(f"there is no stage {missing[0]!r}; there are {', '.join(s.name for s in self.stages)}.")
+        if not names:
+            raise UsageError(f"give at least one stage of {', '.join(stage.name for stage in self.stages)}.")
+        stages: list[Stage] = []
+        taps: list[str] = []
+        steps: tuple[Step, ...] = ()
+        for stage, tap in zip(self.stages, self.taps, strict=True):
+            steps += stage.steps
+            if stage.name in names:
+                stages.append(replace(stage, steps=steps))
+                taps.append(tap)
+                steps = ()
+        return Trace(tuple(stages), tuple(taps), self.graph)
 
 
 def trace(model: nn.Module) -> Trace:
