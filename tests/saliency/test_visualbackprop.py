@@ -129,6 +129,18 @@ def test_reference_masks_equal_the_oracle(norm):
     assert (difference > 0).sum() <= difference.size / 10_000
 
 
+def test_neighbours_never_change_a_bit_of_a_branching_network():
+    model = randomise(Residual())
+    model.wide = nn.Sequential(nn.AdaptiveAvgPool2d((3, 4)), nn.Upsample((8, 11), mode="bilinear"), model.wide)
+    vbp = VisualBackProp(model)
+    images = torch.randn(4, 3, 16, 21, generator=torch.Generator().manual_seed(12))
+    expected = vbp(images)
+    alone = torch.cat([vbp(image[None]) for image in images])
+    torch.testing.assert_close(expected, alone, atol=1e-6, rtol=0)
+    images[0], images[1], images[3] = torch.nan, 0, 1e30
+    assert torch.equal(vbp(images)[2], expected[2])
+
+
 def test_chosen_stages_are_multiplied_and_the_others_led_through():
     model = randomise(Residual())
     image = torch.randn(2, 3, 16, 21, generator=torch.Generator().manual_seed(11))
@@ -310,6 +322,17 @@ def test_small_or_misshapen_images_are_refused(vgg):
         vbp(torch.ones(1, 3, 3, 9))
     with pytest.raises(UsageError, match="4 dimensions"):
         vbp(torch.ones(3, 9, 9))
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+def test_a_layer_that_does_not_do_what_its_settings_say_is_noticed():
+    vbp = VisualBackProp(nn.Sequential(Padded(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()))
+    with pytest.raises(ModelError, match=r"gives 1 the size \(9, 9\), but its layers' settings say \(7, 7\)"):
+        vbp(torch.ones(1, 3, 9, 9))
 
 
 def test_presets_are_checked(vgg):

@@ -223,6 +223,7 @@ class VisualBackProp:
 
         Raises:
             ImageError: the images are too small for the network.
+            ModelError: the network does not do what its layers' settings say.
         """
         input_size = self._check_size(images_BCHW)
         graph = self._graph if classify else self._features
@@ -231,6 +232,7 @@ class VisualBackProp:
             # Before the pass: the network may change its input in place.
             gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.multiply_input else None
             output = interpreter.run(images_BCHW)
+            self._check_maps(interpreter.maps_N1HW, input_size)
             result = visual_backprop(interpreter.maps_N1HW, self.stages, input_size, self.preset, gamma_B1HW)
         return Explanation(
             mask=result.mask_N1HW,
@@ -249,3 +251,11 @@ class VisualBackProp:
         if min(min(map_size) for map_size in map_sizes(self.stages, size)) < 1:
             raise ImageError(f"an image of {size[0]}x{size[1]} pixels is too small for {type(self.model).__name__}.")
         return size
+
+    def _check_maps(self, maps_N1HW: list[Tensor], input_size: Size) -> None:
+        for stage, found, size in zip(self.stages, maps_N1HW, map_sizes(self.stages, input_size), strict=True):
+            if _size(found) != size:
+                raise ModelError(
+                    f"{type(self.model).__name__} gives {stage.name} the size {_size(found)}, but its layers' settings "
+                    f"say {size}: a layer that computes its own padding or size cannot be explained."
+                )
