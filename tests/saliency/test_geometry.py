@@ -98,6 +98,14 @@ def test_upsampling_leads_down_with_the_weights_that_it_led_up(settings, mode, a
     torch.testing.assert_close(step.deconvolve(mask, (5, 8)), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_autocast_does_not_round_upsampling():
+    step = Resampling("linear", scale=(2.0, 2.0), align_corners=False)
+    mask = torch.rand(1, 1, 6, 8, generator=torch.Generator().manual_seed(7))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = step.deconvolve(mask, (3, 4))
+    assert torch.equal(found, step.deconvolve(mask, (3, 4)))
+
+
 @pytest.mark.parametrize("size", [(2, 3), (5, None), (None, 1), (7, 11)])
 def test_adaptive_pooling_spreads_over_its_windows(size):
     step = Resampling("adaptive", size)

@@ -114,9 +114,11 @@ class Resampling:
         return rows, columns
 
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
-        """The transposed layer: (N, 1, *size), same dtype."""
-        rows_hH, columns_wW = (self._weights(map_N1HW, axis, size[axis]) for axis in (0, 1))
-        return rows_hH @ map_N1HW @ columns_wW.T
+        """The transposed layer: (N, 1, *size), same dtype. H and W are the lengths below, h and w those above."""
+        rows_Hh, columns_Ww = (self._weights(map_N1HW, axis, size[axis]) for axis in (0, 1))
+        # A user's autocast would round the products to 16 bits.
+        with torch.autocast(map_N1HW.device.type, enabled=False):
+            return rows_Hh @ map_N1HW @ columns_Ww.T
 
     def _weights(self, like: Tensor, axis: int, length: int) -> Tensor:
         """What each input position along one axis gives to each output position, asked of the layer itself."""
