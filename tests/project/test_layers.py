@@ -34,6 +34,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.pipeline"},
         HEAVY - {"ray", "click", "rich"},
     ),
+    "vbp.evidence": ({"vbp.errors", "vbp.saliency"}, {"torch", "torchvision"}),
     "vbp.terminal": ({"vbp.pipeline"}, {"rich"}),
     "vbp.cli": (
         {"vbp", "vbp.errors", "vbp.saliency", "vbp.pipeline", "vbp.terminal", "vbp.demo"},
