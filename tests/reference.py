@@ -12,6 +12,7 @@ def layers_of(modules):
     for module in modules:
         name = type(module).__name__
         if name == "Conv2d":
+            before, after = convolution_padding(module)
             bias = np.zeros(module.out_channels) if module.bias is None else module.bias.detach().double().numpy()
             layers.append(
                 {
@@ -21,7 +22,8 @@ def layers_of(modules):
                     "groups": module.groups,
                     "kernel": module.kernel_size,
                     "stride": module.stride,
-                    "padding": module.padding,
+                    "padding": before,
+                    "after": after,
                     "dilation": module.dilation,
                     "ceil_mode": False,
                 }
@@ -48,18 +50,26 @@ def layers_of(modules):
     return layers
 
 
+def convolution_padding(module):
+    """(rows, columns) above and left, and below and right; `same` sets the odd one below and right."""
+    if module.padding != "same":
+        return module.padding, module.padding
+    total = [gap * (length - 1) for gap, length in zip(module.dilation, module.kernel_size, strict=True)]
+    return tuple(sum_ // 2 for sum_ in total), tuple(sum_ - sum_ // 2 for sum_ in total)
+
+
 def pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def output_length(length, kernel, stride, padding, dilation, ceil_mode):
+def output_length(length, kernel, stride, before, after, dilation, ceil_mode):
     """How many windows fit, counted one by one."""
     reach = dilation * (kernel - 1) + 1
     count = 0
-    while count * stride + reach <= length + 2 * padding:
+    while count * stride + reach <= length + before + after:
         count += 1
     # One more that sticks out on the right, if it starts before the right padding.
-    if ceil_mode and (count - 1) * stride + reach < length + 2 * padding and count * stride < length + padding:
+    if ceil_mode and (count - 1) * stride + reach < length + before + after and count * stride < length + before:
         count += 1
     return count
 
@@ -71,6 +81,7 @@ def output_size(size, layer):
             layer["kernel"][axis],
             layer["stride"][axis],
             layer["padding"][axis],
+            layer.get("after", layer["padding"])[axis],
             layer["dilation"][axis],
             layer["ceil_mode"],
         )
@@ -152,13 +163,18 @@ def stretch(plane):
     return np.zeros_like(plane) if high == low else (plane - low) / (high - low)
 
 
-def paper_mask(layers, image):
-    """The mask of the paper (no normalisation but the last) and log10 of its maximum before it."""
+def paper_product(layers, image):
+    """The mask of the paper before its normalisation."""
     maps, ways = forward(layers, image)
     mask = maps[-1]
     for depth in range(len(maps) - 1, 0, -1):
         mask = descend(mask, ways[depth]) * maps[depth - 1]
-    mask = descend(mask, ways[0])
+    return descend(mask, ways[0])
+
+
+def paper_mask(layers, image):
+    """The mask of the paper (no normalisation but the last) and log10 of its maximum before it."""
+    mask = paper_product(layers, image)
     return stretch(mask), np.log10(mask.max()) if mask.max() > 0 else -np.inf
 
 

@@ -35,8 +35,8 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         HEAVY - {"ray", "click", "rich"},
     ),
     "vbp.evidence": (
-        {"vbp.saliency", "vbp.images", "vbp.pipeline", "vbp.demo"},
-        {"torch", "numpy", "PIL", "safetensors"},
+        {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.pipeline", "vbp.demo"},
+        {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
     "vbp.terminal": ({"vbp.pipeline"}, {"rich"}),
     "vbp.cli": (

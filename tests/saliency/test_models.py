@@ -124,7 +124,31 @@ def test_random_weights_follow_their_seed_and_nothing_else():
     assert len(first.sha256) == 64
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "convnext_tiny"])
+def test_classifiers_of_other_families_are_counted(tmp_path, name):
+    network = torchvision.models.get_model(name, weights=None, num_classes=7)
+    model = load_model(name, save(tmp_path, network.state_dict()))
+    assert model.num_classes == 7
+    features = {k: v for k, v in network.state_dict().items() if not k.startswith(("classifier.", "fc."))}
+    assert load_model(name, save(tmp_path, features)).num_classes is None
+
+
+def test_old_names_of_densenet_are_understood(tmp_path):
+    tensors = load_model("densenet121", "random").network.state_dict()
+    old = {re.sub(r"(norm|conv)([12])\.(?=weight|bias|run|num)", r"\1.\2.", k): v for k, v in tensors.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    found = load_model("densenet121", save(tmp_path, old)).network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
+
+
+def test_googlenet_takes_everyones_normalisation():
+    """Its published weights belong to pixels in [-1, 1]; torchvision builds it without the conversion."""
+    assert load_model("googlenet", "random").network.transform_input
+
+
 def test_names():
+    assert len(model_names()) == 68
+    assert not any("vit" in name or "swin" in name for name in model_names())
     assert model_names()[0] == "alexnet"
     assert {"vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"} < set(model_names())
     with pytest.raises(ModelError, match="no model 'vgg61': did you mean vgg1"):

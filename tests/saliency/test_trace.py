@@ -1,6 +1,4 @@
-"""The stages of networks of every shape that is traced, and the refusal of the others."""
-
-import operator
+"""The stages of sequential networks, and the refusal of what is no CNN."""
 
 import pytest
 import torch
@@ -140,15 +138,6 @@ def test_same_padding_of_an_even_kernel_lies_on_the_far_side():
     assert stage.steps == (Window((4, 1), before=(1, 0), after=(2, 0)),)
 
 
-class Residual(nn.Module):
-    def __init__(self, add):
-        super().__init__()
-        self.first, self.second, self.add = convolution(3, 3), convolution(3, 3), add
-
-    def forward(self, x):
-        return F.relu(self.add(x, self.second(F.relu(self.first(x)))))
-
-
 class DataDependent(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -167,7 +156,6 @@ def test_heads_may_branch_and_be_many():
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Residual(operator.add), "splits into branches"),
         (DataDependent(), "cannot be traced"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), "has no 2-d convolution"),
         (nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()), "has no 2-d convolution"),
@@ -180,10 +168,18 @@ def test_refusals_say_why(model, reason):
         trace(model)
 
 
-def test_vision_transformer_is_refused():
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit_b_16", "no activation behind a 2-d convolution"),
+        ("swin_t", "no activation behind a 2-d convolution"),
+        ("maxvit_t", r"an operation that moves pixels: blocks\.0.*\.reshape"),
+    ],
+)
+def test_transformers_are_refused(name, reason):
     with torch.device("meta"):
-        model = torchvision.models.vit_b_16(weights=None)
-    with pytest.raises(ModelError, match="no activation behind a 2-d convolution"):
+        model = torchvision.models.get_model(name, weights=None)
+    with pytest.raises(ModelError, match=reason):
         trace(model)
 
 

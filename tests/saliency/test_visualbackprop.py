@@ -56,6 +56,51 @@ def test_paper_masks_equal_the_oracle(model, size):
         assert result.log10_max[i].item() == pytest.approx(log10_max, abs=1e-5)
 
 
+class Residual(nn.Module):
+    """A stem, a residual block that halves the map, and an inception block with three branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.long, self.longer = nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.shortcut = nn.Conv2d(4, 6, 1, 2)
+        self.point, self.wide = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 3, 5, padding=2)
+        self.tall = nn.Conv2d(6, 4, (3, 1), padding=(1, 0))
+
+    def forward(self, x):
+        return self.maps(x)[-1].amax((2, 3))
+
+    def maps(self, x):
+        stem = self.stem(x).relu()
+        block = (self.longer(self.long(stem).relu()) + self.shortcut(stem)).relu()
+        pooled = nn.functional.avg_pool2d(block, 3, 1, 1)
+        return stem, block, torch.cat([self.wide(self.point(block).relu()), self.tall(block), pooled], 1)
+
+
+def ones(mask, *kernel, **settings):
+    return nn.functional.conv_transpose2d(mask, torch.ones(1, 1, *kernel), **settings)
+
+
+def test_branching_network_equals_its_written_out_chain():
+    model = randomise(Residual())
+    image = torch.randn(2, 3, 16, 21, generator=torch.Generator().manual_seed(11))
+    stem, block, joined = (kept.detach().clamp(min=0).mean(1, keepdim=True) for kept in model.maps(image))
+    branches = (
+        ones(ones(joined, 5, 5, padding=2), 1, 1),
+        ones(joined, 3, 1, padding=(1, 0)),
+        ones(joined, 3, 3, padding=1),
+    )
+    mask = sum(branches) / 3 * block
+    long = ones(ones(mask, 3, 3, padding=1), 3, 3, stride=2, padding=1, output_padding=(1, 0))
+    mask = (long + ones(mask, 1, 1, stride=2, output_padding=(1, 0))) / 2 * stem
+    mask = ones(mask, 3, 3, padding=1)
+    largest, least = mask.amax((1, 2, 3), True), mask.amin((1, 2, 3), True)
+    result = VisualBackProp(model).explain(image)
+    torch.testing.assert_close(result.mask, (mask - least) / (largest - least), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.log10_max, largest.flatten().double().log10(), atol=1e-5, rtol=0)
+    assert torch.equal(result.output, model(image))
+
+
 def features_of(model):
     return [m for m in model if not isinstance(m, nn.AdaptiveAvgPool2d | nn.Flatten | nn.Linear)]
 
@@ -82,6 +127,55 @@ def test_reference_masks_equal_the_oracle(norm):
     difference = np.abs(levels[0] - levels[1])
     assert difference.max() <= 1
     assert (difference > 0).sum() <= difference.size / 10_000
+
+
+def test_neighbours_never_change_a_bit_of_a_branching_network():
+    model = randomise(Residual())
+    model.wide = nn.Sequential(nn.AdaptiveAvgPool2d((3, 4)), nn.Upsample((8, 11), mode="bilinear"), model.wide)
+    vbp = VisualBackProp(model)
+    images = torch.randn(4, 3, 16, 21, generator=torch.Generator().manual_seed(12))
+    expected = vbp(images)
+    alone = torch.cat([vbp(image[None]) for image in images])
+    torch.testing.assert_close(expected, alone, atol=1e-6, rtol=0)
+    images[0], images[1], images[3] = torch.nan, 0, 1e30
+    assert torch.equal(vbp(images)[2], expected[2])
+
+
+def test_chosen_stages_are_multiplied_and_the_others_led_through():
+    model = randomise(Residual())
+    image = torch.randn(2, 3, 16, 21, generator=torch.Generator().manual_seed(11))
+    vbp = VisualBackProp(model, stages=["relu", "cat"])
+    assert [stage.name for stage in vbp.stages] == ["relu", "cat"]
+    stem, _, joined = (kept.detach().clamp(min=0).mean(1, keepdim=True) for kept in model.maps(image))
+    mask = (ones(joined, 5, 5, padding=2) + ones(joined, 3, 1, padding=(1, 0)) + ones(joined, 3, 3, padding=1)) / 3
+    long = ones(ones(mask, 3, 3, padding=1), 3, 3, stride=2, padding=1, output_padding=(1, 0))
+    mask = ones((long + ones(mask, 1, 1, stride=2, output_padding=(1, 0))) / 2 * stem, 3, 3, padding=1)
+    largest, least = mask.amax((1, 2, 3), True), mask.amin((1, 2, 3), True)
+    torch.testing.assert_close(vbp(image), (mask - least) / (largest - least), atol=1e-5, rtol=0)
+
+
+def test_last_chosen_stage_ends_the_feature_part(vgg, images_BCHW):
+    result = VisualBackProp(vgg, stages=["1"]).explain(images_BCHW)
+    assert len(result.maps) == 1
+    assert torch.equal(result.output, vgg(images_BCHW))
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"), [(["one"], "no stage 'one'; there are 1, 3, 6, 9"), ([], "at least one")]
+)
+def test_stages_that_are_not_there_are_named(vgg, stages, reason):
+    with pytest.raises(UsageError, match=reason):
+        VisualBackProp(vgg, stages=stages)
+
+
+def test_input_may_be_multiplied_in(vgg, images_BCHW):
+    images = images_BCHW[..., :32]
+    images[2] = -1
+    plain = VisualBackProp(vgg, "reference").explain(images)
+    result = VisualBackProp(vgg, "reference", multiply_input=True).explain(images)
+    product = plain.mask[:2] * images[:2].mean(1, keepdim=True).clamp(min=0)
+    torch.testing.assert_close(result.mask[:2], product / product.amax((1, 2, 3), True), atol=1e-6, rtol=0)
+    assert result.flat.tolist() == [False, False, True]
 
 
 def test_output_and_maps_come_from_the_same_pass(vgg, images_BCHW):
@@ -228,6 +322,17 @@ def test_small_or_misshapen_images_are_refused(vgg):
         vbp(torch.ones(1, 3, 3, 9))
     with pytest.raises(UsageError, match="4 dimensions"):
         vbp(torch.ones(3, 9, 9))
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+def test_a_layer_that_does_not_do_what_its_settings_say_is_noticed():
+    vbp = VisualBackProp(nn.Sequential(Padded(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()))
+    with pytest.raises(ModelError, match=r"gives 1 the size \(9, 9\), but its layers' settings say \(7, 7\)"):
+        vbp(torch.ones(1, 3, 9, 9))
 
 
 def test_presets_are_checked(vgg):

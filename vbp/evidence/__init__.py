@@ -1,1 +1,1 @@
-"""Benchmarks and evaluations, with the rivals measured side by side."""
+"""What can be claimed of the masks, and the commands that measure it, rivals beside us."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -44,9 +45,16 @@ class Model:
     """Of the checkpoint file's bytes; of the tensors' bytes for random weights."""
 
 
+TRANSFORMERS = ("maxvit", "swin", "vit")
+"""How the names of torchvision's networks begin that are no CNNs and cannot be explained."""
+
+CLASSIFIERS = ("classifier", "fc")
+"""What torchvision's CNNs call the module that ends in their classes."""
+
+
 def model_names() -> list[str]:
-    """The networks that are known to work; other torchvision CNNs are tried by tracing them."""
-    return ["alexnet", *(name for name in _torchvision_names() if name.startswith("vgg"))]
+    """The networks that can be explained: every CNN of torchvision."""
+    return [name for name in _torchvision_names() if not name.startswith(TRANSFORMERS)]
 
 
 @cache
@@ -111,7 +119,9 @@ def _build(name: str, device: str = "cpu") -> nn.Module:
     with torch.device(device), warnings.catch_warnings():
         # GoogLeNet and Inception announce a change of their initial weights, which we never see trained.
         warnings.simplefilter("ignore", FutureWarning)
-        network: nn.Module = torchvision.models.get_model(name, weights=None)
+        # These two were trained on another normalisation; so they take everyone's.
+        settings = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
     return network
 
 
@@ -125,7 +135,8 @@ def _build_empty(name: str) -> nn.Module:
 
 def _fit(name: str, checkpoint: Checkpoint, weights: str) -> nn.Module:
     network = _build_empty(name)
-    tensors = dict(checkpoint.tensors)
+    # DenseNet's published files are older than its names.
+    tensors = {re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key): value for key, value in checkpoint.tensors.items()}
     head = _head(network)
     if head and not any(key.startswith(f"{head}.") for key in tensors):
         setattr(network, head, nn.Identity())
@@ -144,14 +155,17 @@ def _fit(name: str, checkpoint: Checkpoint, weights: str) -> nn.Module:
 
 
 def _head(network: nn.Module) -> str | None:
-    """The top-level module that holds the last linear layer: `classifier`, `fc` and the like."""
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    return linear[-1].partition(".")[0] if linear else None
+    """The name of the classifier, where the network has one."""
+    return next((name for name, _ in network.named_children() if name in CLASSIFIERS), None)
 
 
 def _num_classes(network: nn.Module) -> int | None:
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    return linear[-1].out_features if linear else None
+    """The width of the classifier's last layer, which is linear but for SqueezeNet's 1x1 convolution."""
+    head = _head(network)
+    layers = list(network.get_submodule(head).modules()) if head else []
+    linear = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
+    widths = linear or [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    return widths[-1] if widths else None
 
 
 def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,59 +1,30 @@
 """Finds the stages of a CNN by following its data from the input through every layer (torch.fx).
 
-Order of definition plays no part: a shared or in-place layer, ``F.relu`` and ``nn.ReLU`` are all the same here. The
-network must be one chain up to its last activation; `_next` is the place where branches will be followed.
+Order of definition plays no part: a shared or in-place layer, ``F.relu`` and ``nn.ReLU`` are all the same here.
+
+A stage is an activation output that every path to the last stage crosses, with a convolution between it and the stage
+below. Where a block ends in an addition or concatenation that no activation follows, that output is the stage. All
+else is geometry: activations inside a branch are neither stage nor obstacle, and a gate (multiplication by a globally
+pooled path, as in squeeze-and-excitation) is neither stage nor path.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 from torch.nn import functional as F
 
-from vbp.errors import ModelError
+from vbp.errors import ModelError, UsageError
+from vbp.saliency.dataflow import follow
 from vbp.saliency.forward import evaluating
-from vbp.saliency.geometry import Stage, Window
-
-SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
-    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), False),
-    **dict.fromkeys((nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish), True),
-    **dict.fromkeys((nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign), True),
-    **dict.fromkeys((F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, F.softplus), False),
-    **dict.fromkeys(("relu", "relu_", "sigmoid"), False),
-    **dict.fromkeys(
-        (F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh, F.tanh, "tanh"), True
-    ),
-}
-"""Activations, by module type, function or method name, and whether they give negative values."""
-
-POINTWISE: frozenset[Any] = frozenset(
-    (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.BatchNorm2d, nn.SyncBatchNorm)
-    + (nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm, F.dropout, F.dropout2d, F.batch_norm, F.group_norm)
-    + (F.instance_norm, F.local_response_norm, "contiguous", "float", "to", "clone", "mul", "add", "sub", "div")
-    + (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, torch.add, torch.sub, torch.mul)
-    + (operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.div, "add_", "sub_", "mul_", "div_")
-)
-"""Operations that leave every pixel where it is; arithmetic counts where its other operand is no map."""
-
-ENDS: frozenset[Any] = frozenset(
-    (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Linear, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
-    + (torch.flatten, torch.mean, torch.amax, F.linear, "flatten", "view", "reshape", "mean", "amax", "squeeze")
-)
-"""Operations that end the convolutional part."""
-
-CONVOLUTIONS = (nn.Conv2d, F.conv2d, torch.conv2d)
-POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
-PADDINGS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
-
-KNOWN: frozenset[Any] = POINTWISE.union(SIGNED_BY_ACTIVATION, ENDS, CONVOLUTIONS, POOLINGS, PADDINGS)
-
-METADATA = ("size", "dim", "numel", getattr)
+from vbp.saliency.geometry import Branches, Stage, Step, Strand
+from vbp.saliency.operations import CONVOLUTIONS, KNOWN, known_type, module_of, name_of, operation_of
+from vbp.saliency.values import Map
 
 
 @dataclass(frozen=True)
@@ -67,9 +38,31 @@ class Trace:
     graph: Graph
     """The whole forward pass, with in-place operations as steps of the data flow."""
 
+    def only(self, names: Collection[str]) -> Trace:
+        """Of the stages those with these names; the way through another one is geometry alone.
+
+        Raises:
+            UsageError: there is no stage of such a name.
+        """
+        known = {stage.name for stage in self.stages}
+        if missing := [name for name in names if name not in known]:
+            raise UsageError(f"there is no stage {missing[0]!r}; there are {', '.join(s.name for s in self.stages)}.")
+        if not names:
+            raise UsageError(f"give at least one stage of {', '.join(stage.name for stage in self.stages)}.")
+        stages: list[Stage] = []
+        taps: list[str] = []
+        steps: tuple[Step, ...] = ()
+        for stage, tap in zip(self.stages, self.taps, strict=True):
+            steps += stage.steps
+            if stage.name in names:
+                stages.append(replace(stage, steps=steps))
+                taps.append(tap)
+                steps = ()
+        return Trace(tuple(stages), tuple(taps), self.graph)
+
 
 def trace(model: nn.Module) -> Trace:
-    """Find the stages of `model`: every activation output after a convolution.
+    """Find the stages of `model`.
 
     Args:
         model: a network of one image input. It is not modified.
@@ -79,13 +72,18 @@ def trace(model: nn.Module) -> Trace:
     """
     graph = _graph_of(model)
     _untangle_in_place(graph, model)
-    return _follow(graph, model)
+    stages, taps = _stages(graph, model)
+    if not stages:
+        has_convolution = any(operation_of(node, model) in CONVOLUTIONS for node in graph.nodes)
+        missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"
+        raise ModelError(f"{_name(model)} has {missing}, so VisualBackProp has no map to start from.")
+    return Trace(tuple(stages), tuple(taps), graph)
 
 
 class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Do not look into a known layer, nor into a user's subclass of one."""
-        return _module_type(m) in KNOWN or super().is_leaf_module(m, module_qualified_name)
+        return known_type(m) in KNOWN or super().is_leaf_module(m, module_qualified_name)
 
 
 def _graph_of(model: nn.Module) -> Graph:
@@ -111,7 +109,7 @@ def _untangle_in_place(graph: Graph, model: nn.Module) -> None:
 
 def _is_in_place(node: Node, model: nn.Module) -> bool:
     if node.op == "call_module":
-        return bool(getattr(_module(node, model), "inplace", False))
+        return bool(getattr(module_of(node, model), "inplace", False))
     if node.op == "call_method":
         return str(node.target).endswith("_")
     if node.op == "call_function":
@@ -122,142 +120,112 @@ def _is_in_place(node: Node, model: nn.Module) -> bool:
     return False
 
 
-def _follow(graph: Graph, model: nn.Module) -> Trace:
-    data = _data_nodes(graph)
-    node: Node | None = next(iter(data), None)
+def _stages(graph: Graph, model: nn.Module) -> tuple[list[Stage], list[str]]:
+    """The stages from the input upwards, and the names of the nodes that give their maps."""
+    maps = _trunk(graph, follow(graph, model))
+    readers = _readers(maps)
     stages: list[Stage] = []
     taps: list[str] = []
-    steps: list[Window] = []
+    steps: list[Step] = []
     convolved = False
-    while node is not None and (node := _next(node, data, model)) is not None:
-        operation = _operation(node, model)
-        if operation in SIGNED_BY_ACTIVATION:
-            if convolved:
-                name = str(node.target) if node.op == "call_module" else node.name
-                stages.append(Stage(name, tuple(steps), SIGNED_BY_ACTIVATION[operation]))
-                taps.append(node.name)
-                steps, convolved = [], False
-        elif (window := _window(node, model)) is not None:
-            steps.append(window)
-            convolved = convolved or operation in CONVOLUTIONS
-        elif operation in ENDS:
-            break
-        elif operation not in POINTWISE:
-            _end(
-                node, data, model, f"{_name(model)} has an operation that tracing does not know: {_label(node, model)}"
-            )
-            break
-    if not stages:
-        has_convolution = any(_operation(node, model) in CONVOLUTIONS for node in graph.nodes)
-        missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"
-        raise ModelError(f"{_name(model)} has {missing}, so VisualBackProp has no map to start from.")
-    return Trace(tuple(stages), tuple(taps), graph)
+    for segment in _segments(list(maps), readers):
+        top = segment[-1]
+        steps += _steps(segment, maps)
+        convolved = convolved or any(maps[node].kind == "convolution" for node in segment[1:])
+        if convolved and _is_stage(top, maps, readers):
+            stages.append(Stage(name_of(top), tuple(steps), maps[top].signed))
+            taps.append(top.name)
+            steps, convolved = [], False
+    return stages, taps
 
 
-def _data_nodes(graph: Graph) -> dict[Node, None]:
-    """The input and every value that is computed from its pixels, in order of execution."""
-    data: dict[Node, None] = {}
-    for node in graph.nodes:
-        is_input = node.op == "placeholder" and not data
-        is_data = any(source in data for source in node.all_input_nodes) and node.target not in METADATA
-        if is_input or (is_data and node.op != "output"):
-            data[node] = None
-    return data
+def _trunk(graph: Graph, maps: Mapping[Node, Map]) -> dict[Node, Map]:
+    """The maps on a way from the input to the last ones that the network's output is computed from."""
+    outputs = [node for node in graph.nodes if node.op == "output"]
+    behind = _reached(outputs, lambda node: () if node in maps else node.all_input_nodes)
+    trunk = _reached((node for node in behind if node in maps), lambda node: maps[node].sources)
+    return {node: value for node, value in maps.items() if node in trunk}
 
 
-def _next(node: Node, data: dict[Node, None], model: nn.Module) -> Node | None:
-    """The one operation that reads this node's pixels; None at the end of the network."""
-    readers = [reader for reader in node.users if reader in data]
-    if len(readers) > 1:
-        _end(
-            node,
-            data,
-            model,
-            f"{_name(model)} splits into branches after {_label(node, model)}; only chains are traced",
-        )
-        return None
-    return readers[0] if readers else None
+def _reached(starts: Iterable[Node], follow_from: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    waiting = list(starts)
+    reached: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += follow_from(node)
+    return reached
 
 
-def _end(node: Node, data: dict[Node, None], model: nn.Module, reason: str) -> None:
-    """Stop here if the convolutional part is over, else refuse the network for `reason`."""
-    nodes = list(data)
-    if any(_operation(later, model) in CONVOLUTIONS for later in nodes[nodes.index(node) + 1 :]):
-        raise ModelError(f"{reason}.")
+def _readers(maps: Mapping[Node, Map]) -> dict[Node, list[Node]]:
+    """Which maps are made of which."""
+    readers: dict[Node, list[Node]] = {node: [] for node in maps}
+    for node, value in maps.items():
+        for source in value.sources:
+            readers[source].append(node)
+    return readers
 
 
-def _window(node: Node, model: nn.Module) -> Window | None:
-    """The geometry of a convolution, pooling or padding; None for any other operation."""
-    operation = _operation(node, model)
-    if node.op == "call_module":
-        settings = vars(_module(node, model))
-    elif operation in CONVOLUTIONS:
-        settings = _bind(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
-        weight = settings["weight"]
-        if not isinstance(weight, Node) or weight.op != "get_attr":
-            raise ModelError(f"{_name(model)} computes the weights of {node.name}; its kernel size is unknown.")
-        settings["kernel_size"] = operator.attrgetter(str(weight.target))(model).shape[-2:]
-    elif operation in POOLINGS:
-        average = operation is F.avg_pool2d
-        names = ("stride", "padding", "ceil_mode") if average else ("stride", "padding", "dilation", "ceil_mode")
-        settings = _bind(node, ("input", "kernel_size", *names))
-    if operation in PADDINGS:
-        left, right, top, bottom = settings["padding"]
-        return Window((1, 1), before=(top, left), after=(bottom, right))
-    if operation not in CONVOLUTIONS and operation not in POOLINGS:
-        return None
-    kernel, dilation = _pair(settings["kernel_size"]), _pair(settings.get("dilation", 1))
-    stride = settings.get("stride")
-    before, after = _paddings(settings.get("padding", 0), kernel, dilation)
-    return Window(
-        kernel,
-        # Pooling without a stride moves by its kernel, convolution by 1.
-        _pair(stride) if stride else (1, 1) if operation in CONVOLUTIONS else kernel,
-        before,
-        after,
-        dilation,
-        bool(settings.get("ceil_mode", False)),
-    )
+def _segments(nodes: list[Node], readers: Mapping[Node, list[Node]]) -> Iterator[list[Node]]:
+    """The trunk between every two neighbouring cut nodes, both included.
+
+    In order of execution, a node is crossed by every path if no earlier node is read behind it. Ends of the trunk
+    are read behind everything: of several heads, the stages are those of the trunk that they share.
+    """
+    position = {node: number for number, node in enumerate(nodes)}
+    farthest, last_cut = 0, 0
+    for number, node in enumerate(nodes):
+        if number and farthest <= number:
+            yield nodes[last_cut : number + 1]
+            last_cut = number
+        farthest = max([farthest, *(position[reader] for reader in readers[node])] if readers[node] else [len(nodes)])
 
 
-def _bind(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+def _is_stage(node: Node, maps: Mapping[Node, Map], readers: Mapping[Node, list[Node]]) -> bool:
+    """Whether a cut node is an activation, or a join that no activation follows."""
+    if not maps[node].joins:
+        return maps[node].kind == "activation"
+    while len(readers[node]) == 1:
+        (node,) = readers[node]
+        if maps[node].kind != "other" or maps[node].step is not None:
+            return maps[node].kind != "activation"
+    return True
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    rows, columns = (value, value) if isinstance(value, int) else (value[0], value[-1])
-    return int(rows), int(columns)
+def _steps(segment: list[Node], maps: Mapping[Node, Map]) -> tuple[Step, ...]:
+    """What lies between the two ends of a segment: nothing, a chain of steps, or branches."""
+    strands: list[Strand] = []
+    strand_of = {segment[0]: 0}
+    for node in segment[1:]:
+        step = maps[node].step
+        sources = tuple(strand_of[source] for source in maps[node].sources)
+        if step is None and len(set(sources)) == 1:
+            strand_of[node] = sources[0]
+        else:
+            strands.append(Strand(sources, () if step is None else (step,)))
+            strand_of[node] = len(strands)
+    strands = _merged(strands)
+    if len(strands) > 1:
+        return (Branches(tuple(strands)),)
+    return strands[0].steps if strands else ()
 
 
-def _paddings(
-    padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    if padding == "valid":
-        padding = 0
-    if padding != "same":
-        return _pair(padding), _pair(padding)
-    total = [spread * (length - 1) for spread, length in zip(dilation, kernel, strict=True)]
-    # PyTorch pads the odd row of an even kernel on the far side.
-    before = (total[0] // 2, total[1] // 2)
-    return before, (total[0] - before[0], total[1] - before[1])
-
-
-def _operation(node: Node, model: nn.Module) -> Any:
-    """The module type, function or method name that a node calls."""
-    return _module_type(_module(node, model)) if node.op == "call_module" else node.target
-
-
-def _module_type(module: nn.Module) -> type:
-    """The known type that a module is an instance of, else its own."""
-    return next((base for base in type(module).__mro__ if base in KNOWN), type(module))
-
-
-def _module(node: Node, model: nn.Module) -> nn.Module:
-    return model.get_submodule(str(node.target))
-
-
-def _label(node: Node, model: nn.Module) -> str:
-    return f"{node.target} ({type(_module(node, model)).__name__})" if node.op == "call_module" else node.name
+def _merged(strands: list[Strand]) -> list[Strand]:
+    """The same ways in fewer strands: one that alone continues another becomes part of it."""
+    readers = Counter(source for strand in strands for source in strand.sources)
+    merged: list[Strand] = []
+    place = {0: 0}
+    for number, strand in enumerate(strands, 1):
+        sources = tuple(place[source] for source in strand.sources)
+        if len(sources) == 1 and sources[0] and readers[strand.sources[0]] == 1:
+            lower = merged[sources[0] - 1]
+            merged[sources[0] - 1] = Strand(lower.sources, lower.steps + strand.steps)
+            place[number] = sources[0]
+        else:
+            merged.append(Strand(sources, strand.steps))
+            place[number] = len(merged)
+    return merged
 
 
 def _name(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ Shapes: B or N images, 1 channel, H rows, W columns; a size is (rows, columns).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vbp.errors import ImageError, ModelError, UsageError
-from vbp.saliency.forward import AveragingInterpreter, evaluating, shortened
+from vbp.saliency.forward import AveragingInterpreter, channel_mean, evaluating, shortened
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes
 from vbp.saliency.trace import trace
 
@@ -54,7 +54,13 @@ class Explanation:
     """bool (B,): no infinity or NaN came up on the way."""
 
 
-def visual_backprop(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size, preset: str = "paper") -> Masks:
+def visual_backprop(
+    maps: Sequence[Tensor],
+    stages: Sequence[Stage],
+    input_size: Size,
+    preset: str = "paper",
+    gamma_N1HW: Tensor | None = None,
+) -> Masks:
     """Lead averaged maps down to the input and multiply them on the way (paper, section III).
 
     Args:
@@ -62,12 +68,17 @@ def visual_backprop(maps: Sequence[Tensor], stages: Sequence[Stage], input_size:
         stages: the geometry that leads from each map to the one below.
         input_size: rows and columns of the network's input.
         preset: `paper` or `reference`, see `PRESETS`.
+        gamma_N1HW: float32 at input size, values >= 0: multiplied with the mask before its last normalisation, as
+            the pixel values gamma in the paper's theorem 1 are. The authors' code does without.
 
     Raises:
         UsageError: no such preset.
         ModelError: the reference preset does not fit these map sizes.
     """
     masks, mask, log10_N = _preset(preset)(maps, stages, input_size)
+    if gamma_N1HW is not None:
+        mask, divisor_log10_N = _scale(mask * gamma_N1HW)
+        log10_N = log10_N + divisor_log10_N
     mask, spread_N = _min_max(mask)
     # A divisor that is not finite leaves its trace in the sum of the logs; a divisor of 0 leaves -inf.
     finite_N = log10_N.isfinite() | log10_N.isneginf()
@@ -157,7 +168,9 @@ def _size(tensor: Tensor) -> Size:
 class VisualBackProp:
     """Masks of any CNN that can be traced, from the forward pass alone.
 
-    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set.
+    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set. Which of
+    its maps are multiplied is told in `vbp.saliency.trace`; negative activations count as 0. Where branches were added
+    or concatenated, the mask is led down each with its own geometry, and the results are averaged.
 
     Example:
         >>> vbp = VisualBackProp(torchvision.models.vgg16(weights="DEFAULT"))
@@ -166,17 +179,28 @@ class VisualBackProp:
     Args:
         model: a network whose first argument is a batch of images.
         preset: `paper` or `reference`, see `PRESETS`.
+        stages: names of the stages to multiply, see `.stages`; default: all. The way through the others stays.
+        multiply_input: multiply the mask with the input as well (gamma in the paper's theorem 1): with the average
+            over the channels of the images as given, negative averages counted as 0 as in every map.
 
     Raises:
         ModelError: the network cannot be explained; the message says why.
-        UsageError: no such preset.
+        UsageError: no such preset or stage.
     """
 
-    def __init__(self, model: nn.Module, preset: str = "paper"):
+    def __init__(
+        self,
+        model: nn.Module,
+        preset: str = "paper",
+        *,
+        stages: Collection[str] | None = None,
+        multiply_input: bool = False,
+    ):
         _preset(preset)
         self.model = model
         self.preset = preset
-        found = trace(model)
+        self.multiply_input = multiply_input
+        found = trace(model) if stages is None else trace(model).only(stages)
         self.stages = found.stages
         self._graph = found.graph
         self._features = shortened(found.graph, found.taps[-1])
@@ -199,13 +223,17 @@ class VisualBackProp:
 
         Raises:
             ImageError: the images are too small for the network.
+            ModelError: the network does not do what its layers' settings say.
         """
         input_size = self._check_size(images_BCHW)
         graph = self._graph if classify else self._features
         interpreter = AveragingInterpreter(self.model, graph, self._signed_by_tap)
         with torch.no_grad(), evaluating(self.model):
+            # Before the pass: the network may change its input in place.
+            gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.multiply_input else None
             output = interpreter.run(images_BCHW)
-            result = visual_backprop(interpreter.maps_N1HW, self.stages, input_size, self.preset)
+            self._check_maps(interpreter.maps_N1HW, input_size)
+            result = visual_backprop(interpreter.maps_N1HW, self.stages, input_size, self.preset, gamma_B1HW)
         return Explanation(
             mask=result.mask_N1HW,
             output=output if classify else None,
@@ -223,3 +251,11 @@ class VisualBackProp:
         if min(min(map_size) for map_size in map_sizes(self.stages, size)) < 1:
             raise ImageError(f"an image of {size[0]}x{size[1]} pixels is too small for {type(self.model).__name__}.")
         return size
+
+    def _check_maps(self, maps_N1HW: list[Tensor], input_size: Size) -> None:
+        for stage, found, size in zip(self.stages, maps_N1HW, map_sizes(self.stages, input_size), strict=True):
+            if _size(found) != size:
+                raise ModelError(
+                    f"{type(self.model).__name__} gives {stage.name} the size {_size(found)}, but its layers' settings "
+                    f"say {size}: a layer that computes its own padding or size cannot be explained."
+                )

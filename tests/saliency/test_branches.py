@@ -1,0 +1,328 @@
+"""Networks whose data splits and joins: which maps are stages, and what lies between two of them."""
+
+import operator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision import models, ops
+
+from vbp.errors import ModelError
+from vbp.saliency.geometry import Branches, Resampling, Strand, Window
+from vbp.saliency.trace import trace
+
+CONVOLUTION = Window((3, 3), before=(1, 1), after=(1, 1))
+POINT = Window((1, 1))
+
+
+def convolution(inputs=4, outputs=4, kernel=3, **settings):
+    return nn.Conv2d(inputs, outputs, kernel, **{"padding": kernel // 2, **settings})
+
+
+class Net(nn.Module):
+    """A stem of one convolution and ReLU, then what `forward` of a test does with layers a to e."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.stem, self.relu, self.rest = convolution(3), nn.ReLU(), forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.rest(self, self.relu(self.stem(x)))
+
+
+def stages(forward, **layers):
+    """The stages above the stem's."""
+    first, *others = trace(Net(forward, **layers)).stages
+    assert (first.name, first.steps, first.signed) == ("relu", (CONVOLUTION,), False)
+    return others
+
+
+def in_place_sum(one, other):
+    one += other
+    return one
+
+
+@pytest.mark.parametrize("add", [operator.add, torch.add, in_place_sum, lambda x, y: x.add_(y), lambda x, y: x.add(y)])
+def test_residual_block_ends_in_the_activation_behind_its_addition(add):
+    (stage,) = stages(
+        lambda net, x: F.relu(add(net.b(F.relu(net.a(x))), x)), a=convolution(stride=1), b=convolution(kernel=5)
+    )
+    five = Window((5, 5), before=(2, 2), after=(2, 2))
+    assert stage.steps == (Branches((Strand((0,), (CONVOLUTION, five)), Strand((1, 0)))),)
+    assert not stage.signed
+
+
+def test_block_without_a_last_activation_ends_in_its_clamped_join():
+    (stage,) = stages(lambda net, x: torch.flatten(x + net.b(F.gelu(net.a(x))), 1), a=convolution(), b=convolution())
+    assert stage.name == "add"
+    assert stage.signed
+    assert stage.steps == (Branches((Strand((0,), (CONVOLUTION, CONVOLUTION)), Strand((0, 1)))),)
+
+
+def test_preactivation_residual_network():
+    """BN and ReLU lie in the branch, so additions are the stages, but for the last, which BN and ReLU follow."""
+
+    def forward(net, x):
+        x = x + net.a(F.relu(net.norm(x)))
+        x = x + net.b(F.relu(net.norm(x)))
+        return F.relu(net.norm(x)).mean((2, 3))
+
+    found = stages(forward, a=convolution(), b=convolution(), norm=nn.BatchNorm2d(4))
+    assert [(stage.name, stage.signed) for stage in found] == [("add", True), ("relu_3", False)]
+    assert {stage.steps for stage in found} == {(Branches((Strand((0,), (CONVOLUTION,)), Strand((0, 1)))),)}
+
+
+def test_concatenation_of_activations_needs_no_clamp():
+    def forward(net, x):
+        return torch.cat([F.relu(net.a(x)), F.relu(net.b(F.relu(net.c(x)))), F.max_pool2d(x, 3, 1, 1)], 1)
+
+    (stage,) = stages(forward, a=convolution(kernel=1), b=convolution(), c=convolution(kernel=1))
+    assert stage.name == "cat"
+    assert not stage.signed
+    strands = (Strand((0,), (POINT,)), Strand((0,), (POINT, CONVOLUTION)), Strand((0,), (CONVOLUTION,)))
+    assert stage.steps == (Branches((*strands, Strand((1, 2, 3)))),)
+
+
+def test_concatenation_with_a_signed_part_is_clamped():
+    (stage,) = stages(lambda net, x: torch.cat((x, net.a(x)), dim=-3), a=convolution())
+    assert stage.signed
+
+
+def test_dense_block_is_one_step():
+    """Every layer reads all below it: only the ends of the block are crossed by every path."""
+
+    def forward(net, x):
+        first = net.a(F.relu(x))
+        second = net.b(F.relu(torch.cat([x, first], 1)))
+        return F.relu(net.norm(torch.cat([x, first, second], 1)))
+
+    (stage,) = stages(forward, a=convolution(), b=convolution(8), norm=nn.BatchNorm2d(12))
+    strands = (
+        Strand((0,), (CONVOLUTION,)),
+        Strand((0, 1), (CONVOLUTION,)),
+        Strand((0, 1, 2)),
+    )
+    assert stage.steps == (Branches(strands),)
+    assert stage.name == "relu_3"
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda one, two, three: one + two + three,
+        lambda one, two, three: one + (two + three),
+        lambda one, two, three: torch.cat([torch.cat([one, two], 1), three], 1),
+        lambda one, two, three: torch.cat([one, two, three], 1),
+    ],
+)
+def test_brackets_in_a_join_play_no_part(join):
+    (stage,) = stages(lambda net, x: F.relu(join(x, net.a(x), net.b(x))), a=convolution(), b=convolution(kernel=1))
+    strands = (Strand((0,), (CONVOLUTION,)), Strand((0,), (POINT,)), Strand((0, 1, 2)))
+    assert stage.steps == (Branches(strands),)
+
+
+def test_joins_of_unlike_kind_stay_nested():
+    def forward(net, x):
+        left = net.a(x)
+        inner = net.b(left) + net.c(left)
+        return F.relu(torch.cat([x, inner], 1))
+
+    (stage,) = stages(forward, a=convolution(kernel=1), b=convolution(), c=convolution(kernel=1))
+    strands = (
+        Strand((0,), (POINT,)),
+        Strand((1,), (CONVOLUTION,)),
+        Strand((1,), (POINT,)),
+        Strand((2, 3)),
+        Strand((0, 4)),
+    )
+    assert stage.steps == (Branches(strands),)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda net, x: torch.sigmoid(net.c(F.relu(net.b(F.adaptive_avg_pool2d(x, 1))))),
+        lambda net, x: torch.sigmoid(net.c(net.b(F.avg_pool2d(x, x.shape[2:])))),
+        lambda net, x: torch.sigmoid(net.c(net.b(F.avg_pool2d(x, (x.size(2), x.shape[3]))))),
+        lambda net, x: F.hardsigmoid(net.d(x.mean([2, 3])))[:, :, None, None],
+        lambda net, x: torch.sigmoid(net.d(torch.flatten(x.mean((2, 3), True), 1))).view(x.size(0), -1, 1, 1),
+        lambda net, x: net.e(x),
+        lambda net, x: F.adaptive_max_pool2d(net.a(x), (1, 1)).sigmoid(),
+    ],
+)
+def test_gate_is_neither_stage_nor_path(gate):
+    def forward(net, x):
+        x = F.relu(net.a(x))
+        return F.relu(net.a(gate(net, x) * x))
+
+    layers = {"b": convolution(4, 2, 1), "c": convolution(2, 4, 1), "d": nn.Linear(4, 4)}
+    found = stages(forward, a=convolution(), e=_Scale(), **layers)
+    assert [stage.steps for stage in found] == [(CONVOLUTION,), (CONVOLUTION,)]
+
+
+class _Scale(ops.SqueezeExcitation):
+    def __init__(self):
+        super().__init__(4, 2)
+
+    def forward(self, x):
+        return self._scale(x)
+
+
+def test_written_out_swish_is_a_clamped_stage():
+    (stage,) = stages(lambda net, x: (y := net.a(x)) * torch.sigmoid(y), a=convolution())
+    assert stage.signed
+    assert stage.steps == (CONVOLUTION,)
+
+
+def test_channel_shuffle_keeps_every_pixel():
+    """ShuffleNet's: split, convolve one half, concatenate, shuffle by view and transpose."""
+
+    def shuffled(x):
+        batch, channels, rows, columns = x.size()
+        x = x.view(batch, 2, channels // 2, rows, columns)
+        return torch.transpose(x, 1, 2).contiguous().view(batch, -1, rows, columns)
+
+    def forward(net, x):
+        for layer in (net.a, net.b):
+            left, right = x.chunk(2, dim=1)
+            x = shuffled(torch.cat((left, F.relu(layer(right))), dim=1))
+        return x
+
+    found = stages(forward, a=convolution(2, 2), b=convolution(2, 2, 1))
+    assert [stage.steps for stage in found] == [
+        (Branches((Strand((0,), (window,)), Strand((0, 1)))),) for window in (CONVOLUTION, POINT)
+    ]
+    assert not any(stage.signed for stage in found)
+
+
+def test_channels_last_part_is_followed():
+    """ConvNeXt's: a depthwise convolution, then linear layers over the channels."""
+
+    def forward(net, x):
+        y = F.gelu(net.b(net.norm(net.a(x).permute(0, 2, 3, 1)))).permute([0, 3, 1, 2])
+        return F.relu(x + y)
+
+    (stage,) = stages(forward, a=convolution(groups=4), b=nn.Linear(4, 4), norm=nn.LayerNorm(4))
+    assert stage.steps == (Branches((Strand((0,), (CONVOLUTION,)), Strand((0, 1)))),)
+
+
+def test_channels_of_the_input_may_be_taken_apart():
+    class Transformed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = convolution(3)
+
+        def forward(self, x):
+            planes = [torch.unsqueeze(x[:, i], 1) * (i + 1) for i in range(3)]
+            return F.relu(self.a(torch.cat(planes, 1)))
+
+    (stage,) = trace(Transformed()).stages
+    assert stage.steps == (CONVOLUTION,)
+
+
+def test_crops_pads_and_resampling_are_geometry():
+    def forward(net, x):
+        y = F.interpolate(net.a(F.pad(x, (1, 2, 3, 4))), scale_factor=(2, 1), mode="bilinear", align_corners=False)
+        y = net.up(F.adaptive_max_pool2d(y, (None, 6)))[:, :, 1:-2, ::3]
+        return F.relu(net.a(y))
+
+    (stage,) = stages(forward, a=convolution(), up=nn.Upsample((8, 9)))
+    assert stage.steps == (
+        Window((1, 1), before=(3, 1), after=(4, 2)),
+        CONVOLUTION,
+        Resampling("linear", scale=(2, 1), align_corners=False),
+        Resampling("adaptive", (None, 6)),
+        Resampling("nearest", (8, 9)),
+        Window((1, 1), stride=(1, 3), before=(-1, 0), after=(-2, 0)),
+        CONVOLUTION,
+    )
+
+
+def test_gate_with_pixels_is_a_branch():
+    """CBAM's: the mean and the maximum over channels, a convolution, a sigmoid."""
+
+    def forward(net, x):
+        gate = net.a(torch.cat([x.mean(1, keepdim=True), x.max(1).values.unsqueeze(1), torch.amax(x, 1, True)], 1))
+        return F.relu(net.b(x * torch.sigmoid(gate)))
+
+    gated, last = stages(forward, a=convolution(3, 1), b=convolution())
+    assert (gated.name, gated.signed) == ("mul", True)
+    assert gated.steps == (Branches((Strand((0,), (CONVOLUTION,)), Strand((0, 1)))),)
+    assert last.steps == (CONVOLUTION,)
+
+
+def test_pooled_side_path_is_left_out_of_a_join():
+    """The image pooling of an atrous pyramid gives every pixel the same."""
+
+    def forward(net, x):
+        pooled = F.interpolate(net.a(F.adaptive_avg_pool2d(x, 1)), size=(8, 8))
+        return F.relu(torch.cat([net.b(x), pooled], 1))
+
+    (stage,) = stages(forward, a=convolution(kernel=1), b=convolution(padding=2, dilation=2))
+    assert stage.steps == (Window((3, 3), before=(2, 2), after=(2, 2), dilation=(2, 2)),)
+
+
+def test_of_several_heads_the_shared_trunk_counts():
+    def forward(net, x):
+        x = F.relu(net.a(x))
+        return F.relu(net.a(x)), F.relu(net.b(x)).mean((2, 3))
+
+    assert [stage.name for stage in stages(forward, a=convolution(), b=convolution())] == ["relu_1"]
+
+
+def test_branch_that_leads_nowhere_is_ignored():
+    def forward(net, x):
+        F.relu(net.b(x))
+        return F.relu(net.a(x))
+
+    assert len(stages(forward, a=convolution(), b=convolution())) == 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "reason"),
+    [
+        (lambda x: x.flatten(2).softmax(-1), "moves pixels: flatten"),
+        (lambda x: x.view(x.size(0), 4, 2, -1, x.size(3)), "moves pixels: view"),
+        (lambda x: x.view(x.size(0), -1, x.size(3), x.size(2)), "moves pixels: view"),
+        (lambda x: x.transpose(2, 3), "image whose last axes are not rows and columns"),
+        (lambda x: torch.cat([x, x + 1], 2), "sets maps side by side: cat"),
+        (lambda x: x + x.transpose(2, 3), "joins rows with other axes: add"),
+        (lambda x: x.mean(3, keepdim=True), "reduces rows without columns: mean"),
+        (lambda x: F.interpolate(x, size=x.shape[2:]), "resizes to a computed size"),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), "other than nearest and bilinear"),
+        (lambda x: x[:, :, 1], "picks pixels: getitem"),
+        (lambda x: x[:, :, :5], "picks pixels: getitem"),
+        (lambda x: torch.chunk(x, 2, -1)[0], "cuts maps: chunk"),
+        (lambda x: F.linear(x, torch.ones(5, 5)), "mixes the pixels of a row: linear"),
+        (lambda x: x + torch.cumsum(x, 3), "that tracing does not know: cumsum"),
+        (lambda x: F.adaptive_avg_pool2d(x, x.shape[2]), "whose size is computed"),
+        (lambda x: F.max_pool2d(x, x.shape[2] // 2), "whose size is computed"),
+        (lambda x: x.mT, "not know: .*getattr"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_before_a_convolution(operation, reason):
+    with pytest.raises(ModelError, match=f"^Net has an operation .*{reason}"):
+        stages(lambda net, x: F.relu(net.a(operation(x))), a=convolution())
+    assert stages(lambda net, x: operation(x)) == []
+
+
+def test_writing_into_a_part_of_a_map_is_refused():
+    def forward(net, x):
+        x[:, :, 0] = 0
+        return F.relu(net.a(x))
+
+    with pytest.raises(ModelError, match="cannot be traced by torch.fx: .* item assignment"):
+        stages(forward, a=convolution())
+
+
+def test_names_say_where_a_stage_is():
+    with torch.device("meta"):
+        dense, incepted = models.densenet121(weights=None), models.googlenet(weights=None, init_weights=False)
+    names = [stage.name for stage in trace(dense).stages]
+    transitions = [f"features.transition{i}.relu" for i in (1, 2, 3)]
+    assert names == ["features.relu0", *transitions, "relu"]
+    blocks = [f"inception{block}.cat" for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")]
+    assert [stage.name for stage in trace(incepted).stages] == ["conv1.relu", "conv2.relu", "conv3.relu", *blocks]

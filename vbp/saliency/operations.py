@@ -1,0 +1,231 @@
+"""What PyTorch's operations are to VisualBackProp, by module type, function or method name, and their geometry."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.fx import Node
+from torch.nn import functional as F
+from torchvision import ops
+
+from vbp.errors import ModelError
+from vbp.saliency.geometry import Resampling, Window
+
+SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), False),
+    **dict.fromkeys((nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish), True),
+    **dict.fromkeys((nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign, F.hardtanh, F.celu, F.prelu, F.softsign), True),
+    **dict.fromkeys((F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, F.softplus), False),
+    **dict.fromkeys((F.hardsigmoid, "relu", "relu_", "sigmoid"), False),
+    **dict.fromkeys(
+        (F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh, F.tanh, "tanh"), True
+    ),
+}
+"""Activations, and whether they give negative values."""
+
+UNCHANGED: frozenset[Any] = frozenset(
+    (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, ops.StochasticDepth)
+    + (F.dropout, F.dropout2d, ops.stochastic_depth, nn.ChannelShuffle, torch.channel_shuffle)
+    + ("contiguous", "float", "to", "clone", "detach")
+)
+"""Operations that leave every value as it is, in evaluation mode, but for its place among the channels."""
+
+NORMALISATIONS: frozenset[Any] = frozenset(
+    (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+    + (ops.FrozenBatchNorm2d, F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.local_response_norm)
+)
+
+ADDITIONS: frozenset[Any] = frozenset((operator.add, operator.iadd, torch.add, "add", "add_"))
+POINTWISE: frozenset[Any] = frozenset(
+    (torch.abs, torch.clamp, torch.exp, torch.pow, torch.sqrt, torch.square, operator.neg, operator.pow)
+    + ("abs", "clamp", "exp", "pow", "sqrt", "square")
+)
+ARITHMETIC: frozenset[Any] = ADDITIONS.union(
+    POINTWISE,
+    (operator.sub, operator.mul, operator.truediv, operator.isub, operator.imul, operator.itruediv)
+    + (torch.sub, torch.mul, torch.div, torch.maximum, "sub", "mul", "div", "sub_", "mul_", "div_"),
+)
+CONCATENATIONS: frozenset[Any] = frozenset((torch.cat, torch.concat))
+
+CONVOLUTIONS: frozenset[Any] = frozenset((nn.Conv2d, F.conv2d, torch.conv2d))
+LINEAR: frozenset[Any] = frozenset((nn.Linear, F.linear))
+POOLINGS: frozenset[Any] = frozenset(
+    (nn.MaxPool2d, nn.AvgPool2d, F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
+)
+PADDINGS: frozenset[Any] = frozenset(
+    (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, F.pad)
+)
+ADAPTIVE_POOLINGS: frozenset[Any] = frozenset(
+    (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+)
+UPSAMPLINGS: frozenset[Any] = frozenset((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate))
+
+REDUCTIONS: frozenset[Any] = frozenset(
+    (torch.mean, torch.sum, torch.amax, torch.amin, torch.max, "mean", "sum", "amax", "amin", "max")
+)
+FLATTENINGS: frozenset[Any] = frozenset((nn.Flatten, torch.flatten, "flatten"))
+RESHAPINGS: frozenset[Any] = frozenset((torch.reshape, "view", "reshape"))
+PERMUTATIONS: frozenset[Any] = frozenset((torch.permute, "permute"))
+TRANSPOSITIONS: frozenset[Any] = frozenset((torch.transpose, "transpose"))
+MAXIMA: frozenset[Any] = frozenset((torch.max, "max"))
+"""Reductions that give values and indices."""
+SPLITS: frozenset[Any] = frozenset((torch.chunk, torch.split, "chunk", "split"))
+UNSQUEEZINGS: frozenset[Any] = frozenset((torch.unsqueeze, "unsqueeze"))
+
+KNOWN: frozenset[Any] = frozenset().union(
+    *(SIGNED_BY_ACTIVATION, UNCHANGED, NORMALISATIONS, ARITHMETIC, CONCATENATIONS, CONVOLUTIONS, LINEAR, POOLINGS),
+    *(PADDINGS, ADAPTIVE_POOLINGS, UPSAMPLINGS, REDUCTIONS, FLATTENINGS, RESHAPINGS, PERMUTATIONS, TRANSPOSITIONS),
+    *(SPLITS, UNSQUEEZINGS),
+)
+
+
+def asks_metadata(node: Node) -> bool:
+    """Whether a node asks for a tensor's shape or type, not its values."""
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")
+    return node.target in ("size", "dim", "numel")
+
+
+def operation_of(node: Node, model: nn.Module) -> Any:
+    """The module type, function or method name that a node calls."""
+    return known_type(module_of(node, model)) if node.op == "call_module" else node.target
+
+
+def known_type(module: nn.Module) -> type:
+    """The known type that a module is an instance of, else its own."""
+    return next((base for base in type(module).__mro__ if base in KNOWN), type(module))
+
+
+def module_of(node: Node, model: nn.Module) -> nn.Module:
+    """The module that a node calls."""
+    return model.get_submodule(str(node.target))
+
+
+def name_of(node: Node) -> str:
+    """How the network names an operation: its module, or the function and the module that calls it."""
+    if node.op == "call_module":
+        return str(node.target)
+    path = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("",))[0]
+    return f"{path}.{getattr(node.target, '__name__', node.target)}" if path else node.name
+
+
+def arguments(node: Node, model: nn.Module, *names: str) -> dict[str, Any]:
+    """The arguments of a call, with these names in order; a module's are its attributes."""
+    if node.op == "call_module":
+        return vars(module_of(node, model))
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def window_of(node: Node, model: nn.Module) -> Window | None:
+    """The geometry of a convolution, pooling or padding; None where it depends on the data.
+
+    Raises:
+        ModelError: a convolution computes its weights.
+    """
+    operation = operation_of(node, model)
+    if operation in PADDINGS:
+        return _padding_window(node, model)
+    if operation in CONVOLUTIONS:
+        settings = arguments(node, model, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        if node.op != "call_module":
+            settings["kernel_size"] = _weight_size(settings["weight"], node, model)
+    else:
+        shared = ("input", "kernel_size", "stride", "padding")
+        names = ("ceil_mode",) if operation is F.avg_pool2d else ("dilation", "ceil_mode", "return_indices")
+        settings = arguments(node, model, *shared, *names)
+    if not is_constant(settings["kernel_size"]):
+        return None
+    kernel, dilation = pair(settings["kernel_size"]), pair(settings.get("dilation", 1))
+    stride = settings.get("stride")
+    before, after = _paddings(settings.get("padding", 0), kernel, dilation)
+    return Window(
+        kernel,
+        # Pooling without a stride moves by its kernel, convolution by 1.
+        pair(stride) if stride else (1, 1) if operation in CONVOLUTIONS else kernel,
+        before,
+        after,
+        dilation,
+        bool(settings.get("ceil_mode", False)),
+    )
+
+
+def _padding_window(node: Node, model: nn.Module) -> Window | None:
+    settings = arguments(node, model, "input", "pad", "mode", "value")
+    padding: Any = settings["padding"] if node.op == "call_module" else settings["pad"]
+    if not is_constant(padding) or len(padding) not in (2, 4):
+        return None
+    left, right, top, bottom = (*padding, 0, 0)[:4]
+    return Window((1, 1), before=(top, left), after=(bottom, right))
+
+
+def _weight_size(weight: Any, node: Node, model: nn.Module) -> tuple[int, int]:
+    if not isinstance(weight, Node) or weight.op != "get_attr":
+        raise ModelError(f"{type(model).__name__} computes the weights of {node.name}; its kernel size is unknown.")
+    rows, columns = operator.attrgetter(str(weight.target))(model).shape[-2:]
+    return rows, columns
+
+
+def _paddings(
+    padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    if padding == "valid":
+        padding = 0
+    if padding != "same":
+        return pair(padding), pair(padding)
+    total = [spread * (length - 1) for spread, length in zip(dilation, kernel, strict=True)]
+    # PyTorch pads the odd row of an even kernel on the far side.
+    before = (total[0] // 2, total[1] // 2)
+    return before, (total[0] - before[0], total[1] - before[1])
+
+
+def adaptive_size(node: Node, model: nn.Module) -> tuple[int | None, int | None] | None:
+    """The output size of adaptive pooling, None in it for the input's own; None where it depends on the data."""
+    size = arguments(node, model, "input", "output_size")["output_size"]
+    if not is_constant(size):
+        return None
+    rows, columns = size if isinstance(size, tuple | list) else (size, size)
+    return rows, columns
+
+
+_RESAMPLING_MODES: Mapping[Any, Literal["nearest", "nearest-exact", "linear"]] = {
+    "nearest": "nearest",
+    "nearest-exact": "nearest-exact",
+    "bilinear": "linear",
+}
+
+
+def resampling_of(node: Node, model: nn.Module) -> Resampling | None:
+    """The geometry of nearest or bilinear upsampling; None for another mode or a size that depends on the data."""
+    settings = arguments(node, model, "input", "size", "scale_factor", "mode", "align_corners")
+    size, scale = settings.get("size"), settings.get("scale_factor")
+    mode = _RESAMPLING_MODES.get(settings.get("mode", "nearest"))
+    if mode is None or not is_constant(size) or not is_constant(scale):
+        return None
+    factors = scale if isinstance(scale, tuple | list) else (scale or 1, scale or 1)
+    return Resampling(
+        mode,
+        (None, None) if size is None else pair(size),
+        (float(factors[0]), float(factors[1])),
+        settings.get("align_corners"),
+    )
+
+
+def gives_indices(node: Node, model: nn.Module) -> bool:
+    """Whether a pooling also returns where its maxima were."""
+    asked = arguments(node, model).get("return_indices", False)
+    return operation_of(node, model) is F.max_pool2d_with_indices or bool(asked)
+
+
+def is_constant(value: Any) -> bool:
+    """Whether an argument is written in the network's code, not computed from its data's shape."""
+    return not any(isinstance(part, Node) for part in (value if isinstance(value, tuple | list) else (value,)))
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """(rows, columns) of a setting that may be one number for both."""
+    rows, columns = (value, value) if isinstance(value, int) else (value[0], value[-1])
+    return int(rows), int(columns)
