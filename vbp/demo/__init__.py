@@ -1,0 +1,1 @@
+"""Generated scenes with true object masks, and the demo weights."""
