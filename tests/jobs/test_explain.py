@@ -48,7 +48,7 @@ def head(tmp_path_factory):
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while True:
             assert process.poll() is None, Path(log.name).read_text()
             try:
@@ -72,7 +72,7 @@ def submit(head, *arguments):
     entrypoint = ["python", "-m", "jobs.explain", *arguments]
     return subprocess.run(
         [BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *entrypoint],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280,
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_the_main_job(head, arguments, tmp_path, network_file, photos):
     assert masks[0] == masks[1]
 
 
-def wait_for(jobs, submission, statuses, seconds=200):
+def wait_for(jobs, submission, statuses, seconds=400):
     deadline = time.monotonic() + seconds
     while (info := jobs.get_job_info(submission)).status not in statuses:
         assert time.monotonic() < deadline, jobs.get_job_logs(submission)
@@ -123,7 +123,7 @@ def test_a_stopped_job_ends_with_4_and_is_resumed(head, arguments, photos, tmp_p
     jobs = JobSubmissionClient(head)
     command = " ".join(["python -m jobs.explain", str(tree), *arguments[1:], "--batch-size 2 --workers 1"])
     submission = jobs.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(list((tmp_path / "out").glob("_run/parts/*/*.parquet"))) < 3:
         assert time.monotonic() < deadline, jobs.get_job_logs(submission)
         time.sleep(0.05)

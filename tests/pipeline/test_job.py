@@ -455,7 +455,7 @@ def start(*arguments):
     )  # fmt: skip
 
 
-def wait_for_parts(out, count, process, seconds=90):
+def wait_for_parts(out, count, process, seconds=240):
     deadline = time.monotonic() + seconds
     while len(list(Path(out).glob("_run/parts/*/*.parquet"))) < count:
         assert process.poll() is None, process.communicate()
@@ -485,7 +485,7 @@ def test_killed_and_resumed(photos, network_file, tmp_path, runner):
         for row in pads.dataset(part).to_table(columns=["key", "finished_at"]).to_pylist()
     }
     again = start(*arguments, "--json")
-    stdout, stderr = again.communicate(timeout=200)
+    stdout, stderr = again.communicate(timeout=400)
     assert again.returncode == 0, stderr
     summary = json.loads(stdout)
     assert (summary["images"], summary["ok"]) == (88, 88)
@@ -506,7 +506,7 @@ def test_sigterm_ends_with_4_and_the_next_run_continues(photos, network_file, tm
     )  # fmt: skip
     wait_for_parts(tmp_path / "out", 4, process)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 4, stderr
     assert "SIGTERM" in stderr
     assert "again" in stderr

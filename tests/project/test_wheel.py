@@ -42,7 +42,7 @@ def test_the_demo_runs_elsewhere(wheel, tmp_path):
     )  # fmt: skip
     assert where.stdout.startswith(str(tmp_path / "site"))
     done = subprocess.run(
-        [sys.executable, "-m", "vbp.cli", "demo", "--scenes", "12"], capture_output=True, text=True, timeout=280,
+        [sys.executable, "-m", "vbp.cli", "demo", "--scenes", "12"], capture_output=True, text=True, timeout=500,
         env=environment, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
