@@ -54,55 +54,61 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
         stack.enter_context(_leased(output, run_id, observer))
-        stack.enter_context(_failures_as_sentences())
-        # until the manifest is listed nothing is removed or written: whatever is refused leaves the output as it was
-        record = _open_record(config, output)
-        given = _connect(config, stack, observer) if _is_surely_for_ray(config) else None
-        recipe = _recipe(config, model, run_id, record, given)
-        record.refuse_other(recipe)
-        names = prepare.class_names(config, model)
-        manifest = _list(config, record, output, observer)
-        images = min(manifest.images, config.limit or manifest.images)
-        if given is None and config.runner == "auto" and images > LOCAL_IMAGES:
-            given = _connect(config, stack, observer)
-        recipe = _for_runner(recipe, model, given)
-        recipe = dataclasses.replace(recipe, classes=prepare.choose_classes(config, model, names, manifest))
-        record.refuse_other_classes(recipe)
-        pending = list(index.pending_shards(output, manifest, config.retry_failed, config.limit))
-        if not pending and (finished := record.finished(images, config)):
-            observer.note("Nothing left to do: every image has its row.")
-            return finished
-        record.begin(recipe)
-        observer.note(f"Running {given} on Ray." if given else "Running in this process (--runner ray for Ray).")
-        observer.started(images, images - sum(shard.images for shard in pending))
-        started = time.perf_counter()
-        spent = _execute(recipe, [shard.shard for shard in pending], given, observer)
-        seconds = time.perf_counter() - started
-        check(output, run_id)
-        totals = index.compact(output, manifest, limit=config.limit)
-        summary = _summarise(recipe, output, totals, spent, seconds, given)
-        check(output, run_id)
-        record.end(summary)
+        with _failures_as_sentences(before_work=True):
+            # nothing is removed or written before the manifest: what is refused leaves the output as it was
+            record = _open_record(config, output)
+            given = _connect(config, stack, observer) if _is_surely_for_ray(config) else None
+            recipe = _recipe(config, model, run_id, record, given)
+            record.refuse_other(recipe)
+            names = prepare.class_names(config, model)
+            manifest = _list(config, record, output, observer)
+            images = min(manifest.images, config.limit or manifest.images)
+            if given is None and config.runner == "auto" and images > LOCAL_IMAGES:
+                given = _connect(config, stack, observer)
+            recipe = _for_runner(recipe, model, given)
+            recipe = dataclasses.replace(recipe, classes=prepare.choose_classes(config, model, names, manifest))
+            record.refuse_other_classes(recipe)
+            pending = list(index.pending_shards(output, manifest, config.retry_failed, config.limit))
+            if not pending and (finished := record.finished(images, config)):
+                observer.note("Nothing left to do: every image has its row.")
+                return finished
+        with _failures_as_sentences(before_work=False):
+            record.begin(recipe)
+            observer.note(f"Running {given} on Ray." if given else "Running in this process (--runner ray for Ray).")
+            observer.started(images, images - sum(shard.images for shard in pending))
+            started = time.perf_counter()
+            spent = _execute(recipe, [shard.shard for shard in pending], given, observer)
+            seconds = time.perf_counter() - started
+            check(output, run_id)
+            totals = index.compact(output, manifest, limit=config.limit)
+            summary = _summarise(recipe, output, totals, spent, seconds, given)
+            check(output, run_id)
+            record.end(summary)
     return summary
 
 
 @contextmanager
-def _failures_as_sentences() -> Iterator[None]:
+def _failures_as_sentences(*, before_work: bool) -> Iterator[None]:
     """Failures of storage as errors that say whether the same command may help.
 
     Raises:
-        UsageError: a place cannot be used as it is.
-        InterruptedRunError: a store stopped answering, or is full.
+        UsageError: before any work, a place cannot be used as it is.
+        InterruptedRunError: a store stopped answering, or does not take what is written.
     """
     try:
         yield
-    except StorageError as error:
-        if isinstance(error.__cause__, (PermissionError, NotADirectoryError, IsADirectoryError)):
+    except (StorageError, OSError) as error:
+        causes = (error, error.__cause__)
+        if before_work and any(isinstance(cause, OSError) and not _may_pass(cause) for cause in causes):
             raise UsageError(str(error)) from error
         sentence = str(error).rstrip(".")
         raise InterruptedRunError(f"{sentence}. What was finished is kept; run the same command again.") from error
-    except OSError as error:
-        raise UsageError(f"{type(error).__name__}: {error}") from error
+
+
+def _may_pass(error: OSError) -> bool:
+    """Whether the same request may go through later: unlike a missing, forbidden or misnamed file."""
+    lasting = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    return not isinstance(error, lasting)
 
 
 @contextmanager
