@@ -16,6 +16,7 @@ from vbp.storage.index import (
     Totals,
     compact,
     done,
+    forget,
     pending_shards,
     progress,
     rows_left,
@@ -186,6 +187,74 @@ def test_compact_takes_the_newest_ok_else_the_newest_error(folder, manifest):
         ("k00003.jpg", "error", "run2"),
         ("k00009.jpg", "ok", "run3"),
     ]
+
+
+def ledger(folder):
+    """All that the parts hold: (shard, position, status, run_id), sorted, each as often as it stands there."""
+    tables = [pq.read_table(io.BytesIO(folder.read(path))) for path in folder.list("_run/parts")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return sorted((row["shard"], row["position"], row["status"], row["run_id"]) for row in rows)
+
+
+def test_forget_takes_back_these_rows_and_no_other(folder, manifest):
+    write_part(folder, rows(0, ok(0, 1, 2, 3), minute=1), 0, "a")
+    write_part(folder, rows(1, {0: "ok", 1: "error", 2: "ok"}, minute=1), 1, "a")
+    write_part(folder, rows(1, {1: "ok", 3: "ok"}, minute=2), 1, "b")
+    write_part(folder, rows(1, {2: "ok"}, minute=3), 1, "c")
+    assert forget(folder, 1, {1, 2}) == 2
+    assert ledger(folder) == [(0, n, "ok", "run1") for n in range(4)] + [(1, 0, "ok", "run1"), (1, 3, "ok", "run2")]
+    assert list(pending_shards(folder, manifest)) == [PendingShard(1, 2), PendingShard(2, 2)]
+    assert rows_left(folder, manifest, 1)["position"].to_pylist() == [1, 2]
+    names = [path.rpartition("/")[2] for path in folder.list("_run/parts/000001")]
+    assert [(name[0], name.split("-")[-2:]) for name in names] == [("a", ["1", "0.parquet"]), ("b", ["1", "0.parquet"])]
+    assert forget(folder, 1, {1, 2}) == 0
+    assert forget(folder, 1, []) == 0
+    assert forget(folder, 2, [0]) == 0
+    assert len(ledger(folder)) == 6
+
+
+def test_forget_keeps_every_column_of_the_rows_that_stay(folder, manifest):
+    path = write_part(folder, rows(0, {0: "ok", 2: "error", 3: "ok"}, minute=5), 0, "a")
+    before = pq.read_table(io.BytesIO(folder.read(path)))
+    forget(folder, 0, [3])
+    (path,) = folder.list("_run/parts")
+    assert pq.read_table(io.BytesIO(folder.read(path))).equals(before.slice(0, 2))
+
+
+def test_a_position_between_those_of_a_part_leaves_it_alone(folder, manifest):
+    path = write_part(folder, rows(0, ok(0, 3)), 0, "a")
+    assert forget(folder, 0, [1, 2]) == 0
+    assert folder.list("_run/parts") == [path]
+
+
+class Killed(BaseException):
+    """As good as kill -9: no handler of ours catches it."""
+
+
+@pytest.mark.parametrize("operation", ["write", "delete"])
+@pytest.mark.parametrize("moment", range(3))
+def test_forget_killed_at_any_moment_loses_nothing_and_is_finished_by_the_next(
+    folder, manifest, monkeypatch, operation, moment
+):
+    for minute, attempt in enumerate("abc"):
+        write_part(folder, rows(1, ok(0, 1, 2, 3), minute=minute), 1, attempt)
+    calls, original = [], getattr(Folder, operation)
+
+    def killed(self, *arguments):
+        if len(calls) == moment:
+            raise Killed
+        calls.append(arguments)
+        original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, operation, killed)
+        with pytest.raises(Killed):
+            forget(folder, 1, [1, 2])
+    kept = [(1, n, "ok", f"run{minute}") for minute in range(3) for n in (0, 3)]
+    assert set(kept) <= set(ledger(folder))
+    assert forget(folder, 1, [1, 2]) == 2
+    assert ledger(folder) == sorted(kept)
+    assert [row["position"] for row in done(folder, 1).to_pylist()] == [0, 3]
 
 
 def test_compact_counts_within_the_limit(folder, manifest):

@@ -12,7 +12,7 @@ went well; so a listing alone answers most questions.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -42,6 +42,7 @@ __all__ = [
     "Totals",
     "compact",
     "done",
+    "forget",
     "pending_shards",
     "progress",
     "rows_left",
@@ -158,6 +159,34 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     writer.roll()
     writer.remove_later_files()
     return Totals(images, statuses["ok"], statuses["error"], dict(reasons.most_common()))
+
+
+def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
+    """Take back the rows of some images of a shard, in every part: they are to be done again.
+
+    Whoever calls it holds the lease and has taken ``_SUCCESS`` back. A part that keeps other rows is written anew
+    under its new name before it is deleted under the old one; so a kill in between loses nothing, and the next call
+    finishes the work.
+
+    Returns:
+        How many of the images had a row.
+    """
+    wanted = pa.array(sorted(set(positions)), pa.int32())
+    forgotten: set[int] = set()
+    for part in parts_of(output, shard):
+        if not any(part.first <= position <= part.last for position in positions):
+            continue
+        rows = read_parts(output, [part], PART_SCHEMA.names)
+        theirs = pc.is_in(rows["position"], wanted)
+        found = rows.filter(theirs)["position"].to_pylist()
+        if not found:
+            continue
+        kept = rows.filter(pc.invert(theirs))
+        if kept.num_rows:
+            write_part(output, kept.drop_columns("shard"), shard, part.attempt)
+        output.delete(part.path)
+        forgotten.update(found)
+    return len(forgotten)
 
 
 def _parts_of_shards(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
