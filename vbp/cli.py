@@ -10,6 +10,7 @@ import dataclasses
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from vbp.errors import InterruptedRunError, UsageError, VBPError
 from vbp.pipeline.config import RunConfig
 
 EXIT_CRASHED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 4
+WATCH_SECONDS = 5
 RESULTS = "results"
 """Where the reference project put its results, and where its flags still put them."""
 
@@ -188,6 +190,71 @@ def benchmark(batch_size: int, rounds: int, output: Path | None) -> None:
     print_figures(figures)
     if output is not None:
         output.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def look_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """OUTPUT and the flags of all commands that look at one."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")(command)
+    command = click.option(
+        "--storage-options",
+        default="{}",
+        callback=_json_object,
+        metavar="JSON",
+        help="Non-secret options by URL prefix, as for vbp explain.",
+    )(command)
+    return click.argument("output")(command)
+
+
+@main.command()
+@look_options
+@click.option("--watch", is_flag=True, help=f"Look again every {WATCH_SECONDS} s for as long as the run works.")
+def status(output: str, storage_options: dict[str, Any], as_json: bool, watch: bool) -> None:
+    """How the run stands that writes, wrote or was to write OUTPUT."""
+    with _translated():
+        from vbp.review.status import status as look
+        from vbp.tables import print_status
+
+        while True:
+            seen = look(output, storage_options)
+            if as_json:
+                _print_json(seen.as_json())
+            else:
+                print_status(seen)
+            if not (watch and seen.is_live):
+                break
+            time.sleep(WATCH_SECONDS)
+            if not as_json:
+                click.echo()
+
+
+@main.command()
+@look_options
+@click.option("--keys", is_flag=True, help="Only the keys of the failed images, one a line (with --json quoted).")
+@click.option("--export", metavar="FILE", help="Write them as a manifest to run again: .csv, .parquet or .txt.")
+def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: bool, export: str | None) -> None:
+    """Which images of OUTPUT failed, grouped by cause; also while the run is at work."""
+    with _translated():
+        from vbp.review import failures as module
+        from vbp.review.output import Output
+        from vbp.tables import print_failures
+
+        opened = Output.open(output, storage_options)
+        if export is not None:
+            written = module.export(opened, export, storage_options)
+            click.echo(f"{written} images written to {export}", err=True)
+        if keys:
+            for key in module.failed_keys(opened):
+                click.echo(json.dumps(key, ensure_ascii=False) if as_json else key)
+            return
+        found = module.failures(opened)
+        if as_json:
+            _print_json(found.as_json())
+        else:
+            print_failures(found)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
 
 
 class _Terminated(KeyboardInterrupt):

@@ -69,7 +69,7 @@ class _Counting(Observer):
 
     def status(self) -> str:
         """One line: done, rate, failures, time left."""
-        pace = f", {self.rate:.1f}/s, {_duration((self.images - self.done) / self.rate)} left" if self.rate else ""
+        pace = f", {self.rate:.1f}/s, {duration((self.images - self.done) / self.rate)} left" if self.rate else ""
         return f"{self.done} of {self.images} images, {self.errors} failed{pace}"
 
 
@@ -147,7 +147,7 @@ def print_summary(summary: Summary) -> None:
     if summary.computed:
         table.add_row(
             "this run",
-            f"{summary.computed} images in {_duration(summary.seconds)}, {summary.images_per_second:.1f} a second",
+            f"{summary.computed} images in {duration(summary.seconds)}, {summary.images_per_second:.1f} a second",
         )
         spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.stage_seconds.items())
         table.add_row("seconds by stage", spent)
@@ -183,7 +183,8 @@ def print_figures(figures: Mapping[str, Any]) -> None:
     console.print(ratios)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``1 h 05 min``, ``3 min 20 s`` or ``4.2 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

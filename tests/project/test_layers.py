@@ -30,6 +30,10 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"vbp", "vbp.errors", "vbp.saliency", "vbp.images", "vbp.storage"},
         {"numpy", "pyarrow", "ray", "torch"},
     ),
+    "vbp.review": (
+        {"vbp", "vbp.errors", "vbp.images", "vbp.storage", "vbp.pipeline"},
+        {"numpy", "pyarrow", "PIL"},
+    ),
     "vbp.demo": (
         {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.pipeline"},
         HEAVY - {"ray", "click", "rich"},
@@ -39,8 +43,19 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
     "vbp.terminal": ({"vbp.pipeline"}, {"rich"}),
+    "vbp.tables": ({"vbp.review", "vbp.terminal"}, {"rich"}),
     "vbp.cli": (
-        {"vbp", "vbp.errors", "vbp.saliency", "vbp.pipeline", "vbp.terminal", "vbp.demo", "vbp.evidence"},
+        {
+            "vbp",
+            "vbp.errors",
+            "vbp.saliency",
+            "vbp.pipeline",
+            "vbp.review",
+            "vbp.terminal",
+            "vbp.tables",
+            "vbp.demo",
+            "vbp.evidence",
+        },
         {"click"},
     ),
     "jobs": ({"vbp.cli", "vbp.demo"}, {"torch"}),
@@ -102,6 +117,8 @@ def test_imports_point_down(module):
         ("vbp.pipeline", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),
+        ("vbp.review.status", {"torch", "ray", "PIL", "numpy"}),
+        ("vbp.review.failures", {"torch", "ray", "PIL", "numpy"}),
     ],
 )
 def test_import_is_light(module, absent):

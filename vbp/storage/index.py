@@ -12,7 +12,7 @@ went well; so a listing alone answers most questions.
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vbp.storage.files import File, Folder
 from vbp.storage.manifest import Manifest
@@ -41,10 +42,14 @@ __all__ = [
     "PendingShard",
     "Totals",
     "compact",
+    "counts",
     "done",
     "forget",
+    "newest_rows",
+    "parts_by_shard",
     "pending_shards",
     "progress",
+    "read_index",
     "rows_left",
     "write_part",
 ]
@@ -100,7 +105,7 @@ def pending_shards(
         finished = _finished(output, parts, retry_failed, wanted)
         return PendingShard(shard, wanted - sum(position < wanted for position in finished))
 
-    tasks = (task for task in _parts_of_shards(output, manifest) if _wanted(manifest, task[0], limit))
+    tasks = (task for task in parts_by_shard(output, manifest) if _wanted(manifest, task[0], limit))
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(tasks, _shards_at_once(manifest))):
             yield from (pending for pending in pool.map(left, batch) if pending.images)
@@ -122,14 +127,44 @@ def progress(output: Folder, manifest: Manifest) -> tuple[int, int]:
     Exact for every shard that is finished. In others, an image that failed again in a retry counts twice.
     """
     ok = error = 0
-    for shard, parts in _parts_of_shards(output, manifest):
-        images = manifest.shard_images(shard)
-        # A repeated task may have come to another result under another name: the better one counts.
-        tasks = {(part.attempt, part.digest): part for part in sorted(parts, key=lambda part: part.ok)}
-        shard_ok = min(images, sum(part.ok for part in tasks.values()))
+    for shard, parts in parts_by_shard(output, manifest):
+        shard_ok, shard_error = counts(parts, manifest.shard_images(shard))
         ok += shard_ok
-        error += min(images - shard_ok, sum(part.error for part in tasks.values()))
+        error += shard_error
     return ok, error
+
+
+def counts(parts: list[Part], images: int) -> tuple[int, int]:
+    """``progress`` of one shard of so many images."""
+    # A repeated task may have come to another result under another name: the better one counts.
+    tasks = {(part.attempt, part.digest): part for part in sorted(parts, key=lambda part: part.ok)}
+    ok = min(images, sum(part.ok for part in tasks.values()))
+    return ok, min(images - ok, sum(part.error for part in tasks.values()))
+
+
+def newest_rows(
+    output: Folder, manifest: Manifest, columns: list[str], where: Callable[[list[Part]], bool] = bool
+) -> Iterator[tuple[int, pa.Table]]:
+    """What is on record, shard by shard in order: one row for every image that has one.
+
+    Args:
+        output: OUTPUT.
+        manifest: the list of images.
+        columns: of ``PART_SCHEMA``; those that ``newest`` needs among them.
+        where: of a shard's parts, whether it is read; by default every shard that has parts.
+    """
+    tasks = (task for task in parts_by_shard(output, manifest) if where(task[1]))
+    for batch in _read_newest(output, manifest, columns, tasks):
+        yield from batch
+
+
+def read_index(output: Folder, columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of the index, some at a time, as they stand in its files."""
+    for path in output.list(_INDEX):
+        if path.endswith(".parquet"):
+            with output.open(path) as file:
+                for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
+                    yield pa.Table.from_batches([batch])
 
 
 def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Totals:
@@ -140,20 +175,17 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     """
     writer = RollingParquet(output, _INDEX, INDEX_SCHEMA)
     images, statuses, reasons = 0, Counter[str](), Counter[str]()
-    tasks = _parts_of_shards(output, manifest)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := list(islice(tasks, _shards_at_once(manifest))):
-            tables = list(pool.map(lambda task: newest(read_parts(output, task[1], PART_SCHEMA.names)), batch))
-            for (shard, _), table in zip(batch, tables, strict=True):
-                wanted = _wanted(manifest, shard, limit)
-                images += wanted + pc.sum(pc.greater_equal(table["position"], wanted), min_count=0).as_py()
-            rows = pa.concat_tables(tables)
-            statuses.update(rows["status"].to_pylist())
-            reasons.update(_reasons(rows))
-            if rows.num_rows:
-                writer.add(rows.select(INDEX_SCHEMA.names))
-            if writer.bytes >= _INDEX_FILE_BYTES:
-                writer.roll()
+    for batch in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest)):
+        for shard, table in batch:
+            wanted = _wanted(manifest, shard, limit)
+            images += wanted + pc.sum(pc.greater_equal(table["position"], wanted), min_count=0).as_py()
+        rows = pa.concat_tables(table for _, table in batch)
+        statuses.update(rows["status"].to_pylist())
+        reasons.update(_reasons(rows))
+        if rows.num_rows:
+            writer.add(rows.select(INDEX_SCHEMA.names))
+        if writer.bytes >= _INDEX_FILE_BYTES:
+            writer.roll()
     if not statuses:
         writer.add(INDEX_SCHEMA.empty_table())
     writer.roll()
@@ -189,7 +221,17 @@ def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
     return len(forgotten)
 
 
-def _parts_of_shards(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
+def _read_newest(
+    output: Folder, manifest: Manifest, columns: list[str], tasks: Iterator[tuple[int, list[Part]]]
+) -> Iterator[list[tuple[int, pa.Table]]]:
+    """The newest rows of shards, as many shards at once as memory is meant for."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(tasks, _shards_at_once(manifest))):
+            tables = pool.map(lambda task: newest(read_parts(output, task[1], columns)), batch)
+            yield [(shard, table) for (shard, _), table in zip(batch, tables, strict=True)]
+
+
+def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
     """Every shard of the manifest, in order, with its parts; streams one listing."""
     files = output.child(PARTS).walk()
     groups = groupby(_paths(files), key=lambda path: path.partition("/")[0])

@@ -150,16 +150,20 @@ class Lease:
         return json.dumps(asdict(holder), indent=1).encode()
 
 
+def holder(output: Folder) -> Holder | None:
+    """Who has the output; None where nobody has, or the lease cannot be read."""
+    return _parse(_read(output) or b"")
+
+
 def check(output: Folder, attempt: str) -> None:
     """For workers, before a commit.
 
     Raises:
         LeaseLostError: the attempt does not hold the output any more.
     """
-    data = _read(output)
-    holder = _parse(data or b"")
-    if holder is None or holder.attempt != attempt:
-        whose = str(holder) if holder else "nobody"
+    current = holder(output)
+    if current is None or current.attempt != attempt:
+        whose = str(current) if current else "nobody"
         raise LeaseLostError(f"attempt {attempt} lost {output.url}: {whose} has it now; nothing more is committed")
 
 

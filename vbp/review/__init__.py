@@ -1,0 +1,1 @@
+"""What people look at afterwards: status, failures, validate, report, and the plan before. No Ray."""

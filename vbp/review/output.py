@@ -1,0 +1,111 @@
+"""An output as it stands: what its runs have recorded, its list of images, and their rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vbp.errors import StorageError, UsageError
+from vbp.storage.files import Folder
+from vbp.storage.index import newest_rows, read_index
+from vbp.storage.manifest import Manifest
+from vbp.storage.record import RUN, is_complete, load_record
+
+_NEWEST_NEEDS = ["position", "status", "finished_at", "run_id"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output of one run or of several."""
+
+    folder: Folder
+    record: Mapping[str, Any]
+    """What ``_run/run.json`` says."""
+    manifest: Manifest | None
+    """None while INPUT is listed for the first time."""
+    is_complete: bool
+    """Whether ``_SUCCESS`` stands: all is done, and the index is promised."""
+
+    @classmethod
+    def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Output:
+        """Look at OUTPUT; nothing is written.
+
+        Raises:
+            UsageError: no run was ever begun there, it cannot be read, or its record is damaged.
+        """
+        folder = Folder(url, options)
+        try:
+            record = load_record(folder)
+            if record is None:
+                raise UsageError(f"OUTPUT (={folder.url}) holds no run: there is no {RUN}; give the output of a run.")
+            return cls(folder, record, Manifest.load(folder), is_complete(folder))
+        except (StorageError, OSError) as error:
+            raise UsageError(f"OUTPUT (={folder.url}) cannot be read: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{folder.uri('_run/manifest.json')} is damaged: {error!r}; restore it.") from error
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The newest run's configuration; empty before its first image."""
+        return self.record.get("config") or {}
+
+    @property
+    def limit(self) -> int | None:
+        """How many images the newest run was to do; None for all."""
+        return self.config.get("limit")
+
+    def images(self, rows: int) -> int:
+        """How many images should have a row, where `rows` have one: rows beyond the limit are kept."""
+        listed = self.manifest.images if self.manifest else 0
+        return listed if self.limit is None else min(listed, max(self.limit, rows))
+
+    def rows(self, columns: list[str]) -> Iterator[pa.Table]:
+        """One row for every image that has one, some at a time: of the index where it is promised, else of the parts.
+
+        Args:
+            columns: of the index.
+        """
+        if self.is_complete:
+            yield from read_index(self.folder, columns)
+        elif self.manifest is not None:
+            for _, rows in newest_rows(self.folder, self.manifest, _with_needs(columns)):
+                yield rows.select(columns)
+
+    def errors(self, columns: list[str]) -> Iterator[pa.Table]:
+        """The error rows alone; shards without a failure are not read.
+
+        Args:
+            columns: of the index; ``status`` among them.
+        """
+        if self.is_complete:
+            tables = read_index(self.folder, columns)
+        elif self.manifest is None:
+            return
+        else:
+            shards = newest_rows(
+                self.folder,
+                self.manifest,
+                _with_needs(columns),
+                where=lambda parts: any(part.error for part in parts),
+            )
+            tables = (rows.select(columns) for _, rows in shards)
+        for table in tables:
+            failed = table.filter(pc.equal(table["status"], "error"))
+            if failed.num_rows:
+                yield failed
+
+
+def begun_at(run_id: str | None) -> datetime | None:
+    """When a run began, as its id tells; None where it does not."""
+    match = re.match(r"\d{8}T\d{6}Z", run_id or "")
+    return datetime.strptime(match[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) if match else None
+
+
+def _with_needs(columns: list[str]) -> list[str]:
+    return list(dict.fromkeys([*columns, *_NEWEST_NEEDS]))

@@ -1,0 +1,199 @@
+"""How a run stands, told by its output alone, whether it runs, was killed, or is done.
+
+Counts come from the names of the parts, so the cost is one listing; the rate comes from an even sample of the newest
+attempt's parts. That holds for any number of images and workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+
+from vbp.review.output import Output, begun_at
+from vbp.storage.files import Folder
+from vbp.storage.index import counts, parts_by_shard
+from vbp.storage.lease import Holder, holder
+from vbp.storage.parts import Part, read_parts
+
+State = Literal["listing", "running", "finished", "failed", "interrupted", "dead"]
+
+_SILENT_SECONDS = 60.0
+"""After so long without a renewal the next run takes the output over."""
+_SAMPLE = 64
+_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What one run has committed; rows that a later one replaced included."""
+
+    run_id: str
+    begun_at: datetime | None
+    ok: int
+    error: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How an output stands."""
+
+    output: str
+    state: State
+    """``failed``: every image has its row, more of them errors than ``--max-failures``; ``interrupted``: stopped, and
+    the lease given back; ``dead``: the lease is still there, its holder gone or silent."""
+    images: int
+    """Listed, up to ``--limit``; 0 while listing."""
+    ok: int
+    error: int
+    images_per_second: float | None
+    """Of the newest attempt's newer half; None where too little is done to tell."""
+    newest_row_at: datetime | None
+    holder: Holder | None
+    silent_seconds: float | None
+    """Since the lease was renewed, by the clocks of its holder and of this machine."""
+    attempts: tuple[Attempt, ...]
+    """Oldest first."""
+
+    @property
+    def left(self) -> int:
+        """Images without a row."""
+        return max(0, self.images - self.ok - self.error)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate of now; None where that is unknown or nobody works."""
+        if self.state != "running" or not self.images_per_second:
+            return None
+        return self.left / self.images_per_second
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody works on it."""
+        return self.state in ("listing", "running")
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, derived ones included."""
+        fields = {**dataclasses.asdict(self), "left": self.left, "seconds_left": self.seconds_left}
+        return {name: _json(value) for name, value in fields.items()}
+
+
+def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
+    """Look at the output at `url`.
+
+    Raises:
+        UsageError: there is no run, or it cannot be read.
+    """
+    output = Output.open(url, options)
+    current = holder(output.folder)
+    silent = _seconds_since(current.renewed_at) if current else None
+    ok = error = 0
+    attempts: dict[str, list[int]] = {}
+    sample = _EvenSample(_SAMPLE)
+    if output.manifest is not None:
+        for shard, parts in parts_by_shard(output.folder, output.manifest):
+            shard_ok, shard_error = counts(parts, output.manifest.shard_images(shard))
+            ok, error = ok + shard_ok, error + shard_error
+            for part in parts:
+                done = attempts.setdefault(part.attempt, [0, 0])
+                done[0] += part.ok
+                done[1] += part.error
+                if part.attempt == output.record.get("run_id"):
+                    sample.add(part)
+    images = output.images(ok + error)
+    rate, newest = _pace(output.folder, sample)
+    return Status(
+        output=output.folder.url,
+        state=_state(output, current, silent, images - ok - error),
+        images=images,
+        ok=ok,
+        error=error,
+        images_per_second=rate,
+        newest_row_at=newest,
+        holder=current,
+        silent_seconds=silent,
+        attempts=tuple(
+            Attempt(run_id=name, begun_at=begun_at(name), ok=done[0], error=done[1])
+            for name, done in sorted(attempts.items())
+        ),
+    )
+
+
+def _state(output: Output, current: Holder | None, silent: float | None, left: int) -> State:
+    if current is not None:
+        if current.is_dead or silent is None or silent > _SILENT_SECONDS:
+            return "dead"
+        return "listing" if output.manifest is None else "running"
+    if output.is_complete:
+        return "finished"
+    return "failed" if left <= 0 and "summary" in output.record else "interrupted"
+
+
+class _EvenSample:
+    """Every so manieth part of a stream, each with the rows that it stands for."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._step, self._seen = most, 1, 0
+        self.parts: list[tuple[Part, int]] = []
+        self.last: Part | None = None
+
+    def add(self, part: Part) -> None:
+        rows = part.ok + part.error
+        if self._seen % self._step:
+            kept, before = self.parts[-1]
+            self.parts[-1] = kept, before + rows
+        else:
+            self.parts.append((part, rows))
+        self._seen += 1
+        self.last = part
+        if len(self.parts) > self._most:
+            pairs = zip(self.parts[::2], [*self.parts[1::2], (part, 0)], strict=False)
+            self.parts = [(one, rows + others) for (one, rows), (_, others) in pairs]
+            self._step *= 2
+
+
+def _pace(output: Folder, sample: _EvenSample) -> tuple[float | None, datetime | None]:
+    """Images a second over the newer half of the sample, and when the newest row of it was finished."""
+    if sample.last is None:
+        return None, None
+    with ThreadPoolExecutor(_THREADS) as pool:
+        times = list(pool.map(lambda part: _finished_at(output, part), [part for part, _ in sample.parts]))
+        newest = _finished_at(output, sample.last)
+    events = sorted((time, rows) for time, (_, rows) in zip(times, sample.parts, strict=True) if time is not None)
+    newest = max(filter(None, [newest, *(time for time, _ in events)]), default=None)
+    newer = events[len(events) // 2 :] if len(events) >= 8 else events
+    if len(newer) < 2:
+        return None, newest
+    seconds = (newer[-1][0] - newer[0][0]).total_seconds()
+    return (sum(rows for _, rows in newer[1:]) / seconds if seconds > 0 else None), newest
+
+
+def _finished_at(output: Folder, part: Part) -> datetime | None:
+    """When the part's last row was finished; None where it has just been replaced."""
+    try:
+        newest = pc.max(read_parts(output, [part], ["finished_at"])["finished_at"]).as_py()
+    except FileNotFoundError:
+        return None
+    return newest if newest is None else newest.astimezone(UTC)
+
+
+def _seconds_since(time: str) -> float | None:
+    try:
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    if isinstance(value, dict):
+        return {name: _json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return round(value, 3) if isinstance(value, float) else value

@@ -1,0 +1,93 @@
+"""What a person reads of an output: the operator's tools as tables on standard output."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vbp.terminal import duration
+
+if TYPE_CHECKING:
+    from vbp.review.failures import Failures
+    from vbp.review.status import Status
+
+_LOG_WIDTH = 160
+"""Characters in a line where there is no terminal to fit."""
+MEANING = {
+    "listing": "INPUT is being listed",
+    "running": "at work",
+    "finished": "every image has its row",
+    "failed": "every image has its row, but more failed than --max-failures allows",
+    "interrupted": "stopped before the end; the same vbp explain command continues it",
+    "dead": "its process is gone or silent; the same vbp explain command continues it",
+}
+
+
+def print_status(status: Status) -> None:
+    """How a run stands."""
+    table = _facts()
+    table.add_row("state", f"{status.state}: {MEANING[status.state]}")
+    if status.holder is not None:
+        ago = "" if status.silent_seconds is None else f", lease renewed {duration(status.silent_seconds)} ago"
+        table.add_row("held by", plain(f"{status.holder}{ago}"))
+    done = status.ok + status.error
+    share = f" ({100 * done / status.images:.1f} %)" if status.images else ""
+    table.add_row("images", f"{done} of {status.images}{share}: {status.ok} ok, {status.error} failed")
+    if status.left:
+        ahead = "" if status.seconds_left is None else f", {duration(status.seconds_left)} to go"
+        table.add_row("left", f"{status.left}{ahead}")
+    if status.images_per_second is not None:
+        table.add_row("rate", f"{status.images_per_second:.1f} images a second")
+    if status.newest_row_at is not None:
+        table.add_row("newest row", _time(status.newest_row_at))
+    for number, attempt in enumerate(status.attempts):
+        committed = f"{attempt.run_id}: {attempt.ok} ok, {attempt.error} failed"
+        table.add_row("" if number else "attempts", plain(committed))
+    table.add_row("output", plain(status.output))
+    _print(table)
+
+
+def print_failures(failures: Failures) -> None:
+    """The causes, the most frequent first."""
+    if not failures.causes:
+        _print(plain(f"No image of {failures.output} failed."))
+        return
+    table = Table("images", "stage", "error", "message", "for example", box=None, pad_edge=False)
+    for cause in failures.causes:
+        table.add_row(
+            str(cause.images),
+            plain(cause.stage),
+            plain(cause.type),
+            plain(cause.message if cause.images > 1 else cause.example),
+            plain("\n".join(cause.keys)),
+        )
+    _print(
+        table,
+        f"\n{failures.images} failed. To try them again: the vbp explain command with --retry-failed.",
+    )
+
+
+def plain(text: str) -> Text:
+    """Text that came from outside: no markup, and no control characters that a terminal would obey."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "�" for c in text))
+
+
+def _facts() -> Table:
+    """Names on the left, what there is to say on the right."""
+    return Table(show_header=False, box=None, pad_edge=False)
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _print(*parts: Table | Text | str) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=_LOG_WIDTH)
+    for part in parts:
+        console.print(part)
