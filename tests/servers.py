@@ -20,6 +20,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.faultproxy import FaultProxy
+
 BUCKET = "vbp-test"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testkey",
@@ -135,3 +137,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def s3_options(s3_server: S3Server) -> str:
     """The server's ``--storage-options``."""
     return json.dumps(s3_server.storage_options)
+
+
+@pytest.fixture
+def fault_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    """A proxy before the S3 server, without faults until a test sets them."""
+    proxy = FaultProxy(s3_server.endpoint)
+    proxy.start()
+    yield proxy
+    proxy.stop()
