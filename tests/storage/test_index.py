@@ -22,11 +22,12 @@ from vbp.storage.index import (
     rows_left,
     write_part,
 )
-from vbp.storage.manifest import ManifestRow, extend_manifest, write_manifest
+from vbp.storage.manifest import ManifestRow, write_manifest
+from vbp.storage.refresh import refresh_manifest
 
 NOON = datetime.datetime(2026, 11, 15, 12, 0, 0, 123456, tzinfo=datetime.UTC)
 COLUMNS = (
-    "key uri label status error_stage error_type error_message width height format bytes sha256 mask_uri "
+    "key uri label status error_stage error_type error_message width height format bytes sha256 version mask_uri "
     "overlay_uri frame_left frame_top frame_right frame_bottom log10_max mask_mean mask_area peak_x peak_y flat "
     "prediction predicted_label probability correct model weights preset device seconds finished_at run_id"
 )
@@ -148,7 +149,7 @@ def test_what_is_left(folder, manifest):
 def test_what_is_left_of_a_grown_manifest(folder, manifest):
     for shard, positions in enumerate([(0, 1, 2, 3), (0, 1, 2, 3), (0, 1)]):
         write_part(folder, rows(shard, ok(*positions)), shard, "a")
-    grown = extend_manifest(folder, manifest, listing(13))
+    grown, _ = refresh_manifest(folder, manifest, listing(13))
     assert list(pending_shards(folder, grown)) == [PendingShard(3, 3)]
     assert list(pending_shards(folder, grown, limit=12)) == [PendingShard(3, 2)]
     assert rows_left(folder, grown, 3)["key"].to_pylist() == ["k00010.jpg", "k00011.jpg", "k00012.jpg"]

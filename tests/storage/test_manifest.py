@@ -8,7 +8,8 @@ from vbp.errors import StorageError, UsageError
 from vbp.storage import manifest as module
 from vbp.storage import rows as rows_module
 from vbp.storage.files import Folder
-from vbp.storage.manifest import Manifest, ManifestRow, extend_manifest, write_manifest
+from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.refresh import refresh_manifest
 
 
 def tree(*numbers):
@@ -29,9 +30,7 @@ def keys_of(manifest):
 
 
 def test_write_load_read(folder):
-    steps = []
-    manifest = write_manifest(folder, tree(*range(10)), 4, on_progress=steps.append, input="/in")
-    assert steps == [4, 8, 10]
+    manifest = write_manifest(folder, tree(*range(10)), 4, input="/in")
     assert (manifest.images, manifest.shards, manifest.labels) == (10, 3, ("c0", "c1", "c2"))
     assert manifest.complete
     assert manifest.labels_complete
@@ -96,9 +95,9 @@ def test_many_parts(tmp_path, monkeypatch):
     manifest = write_manifest(folder, tree(*range(0, 22, 2)), 2)
     assert manifest.shards == 6
     assert len(folder.list("_run/manifest")) == 3
-    manifest = extend_manifest(folder, manifest, tree(*range(25)))
+    manifest, _ = refresh_manifest(folder, manifest, tree(*range(25)))
     assert manifest.listings == (11, 14)
-    manifest = extend_manifest(folder, Manifest.load(folder), tree(*range(27)))
+    manifest, _ = refresh_manifest(folder, Manifest.load(folder), tree(*range(27)))
     assert manifest.listings == (11, 14, 2)
     assert manifest.shards == 6 + 7 + 1
     assert [key for shard in keys_of(manifest) for key in shard] == [
@@ -108,39 +107,13 @@ def test_many_parts(tmp_path, monkeypatch):
     assert [manifest.shard_images(shard) for shard in (0, 5, 6, 12, 13)] == [2, 1, 2, 2, 2]
 
 
-def test_extension_keeps_what_is_listed(folder):
-    manifest = write_manifest(folder, tree(1, 3, 5), 2, limit=2)
-    assert not manifest.complete
-    before = keys_of(manifest)
-    unchanged = extend_manifest(folder, manifest, tree(1, 3), limit=2)
-    assert unchanged.listings == (2,)
-    grown = extend_manifest(folder, manifest, tree(0, 1, 2, 3, 5, 9))
-    assert grown.complete
-    assert keys_of(grown)[:1] == before
-    assert keys_of(grown)[1:] == [["c0/0000000.jpg", "c2/0000002.jpg"], ["c2/0000005.jpg", "c0/0000009.jpg"]]
-    assert keys_of(Manifest.load(folder)) == keys_of(grown)
-
-
-def test_extension_that_breaks_off_changes_nothing(folder):
-    manifest = write_manifest(folder, tree(1, 2), 1)
-
-    def broken():
-        yield from tree(0, 1, 2, 3)
-        raise OSError("the listing broke off")
-
-    with pytest.raises(OSError, match="broke off"):
-        extend_manifest(folder, manifest, broken())
-    assert Manifest.load(folder) == manifest
-    assert extend_manifest(folder, manifest, tree(1, 2, 7)).images == 3
-
-
 @pytest.mark.parametrize("in_memory", [2, 1000])
 def test_a_manifest_file_in_any_order(tmp_path, monkeypatch, in_memory):
     monkeypatch.setattr(rows_module, "_SORT_ROWS", in_memory)
     folder = Folder(tmp_path)
     manifest = write_manifest(folder, listed("d", "é", "a", "c", "a", "b"), 10)
     assert keys_of(manifest) == [["a", "b", "c", "d", "é"]]
-    manifest = extend_manifest(folder, manifest, listed("z", "c", "a", "0"))
+    manifest, _ = refresh_manifest(folder, manifest, listed("z", "c", "a", "0"))
     assert keys_of(manifest) == [["a", "b", "c", "d", "é"], ["0", "z"]]
     assert manifest.read_shard(0)["path"].null_count == 5
 
@@ -169,7 +142,8 @@ def test_too_many_shards(tmp_path, monkeypatch):
 MEMORY = """
 import resource, sys
 from vbp.storage.files import Folder
-from vbp.storage.manifest import ManifestRow, extend_manifest, write_manifest
+from vbp.storage.manifest import ManifestRow, write_manifest
+from vbp.storage.refresh import refresh_manifest
 
 def rows(count, step):
     for n in range(0, count, step):
@@ -179,7 +153,7 @@ def rows(count, step):
 count = int(sys.argv[1])
 output = Folder(sys.argv[2])
 manifest = write_manifest(output, rows(count, 2), 1024)
-manifest = extend_manifest(output, manifest, rows(count, 1))
+manifest, _ = refresh_manifest(output, manifest, rows(count, 1))
 assert manifest.images == count
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
 from vbp.storage.lease import Holder, Lease, check
-from vbp.storage.manifest import Manifest, extend_manifest, write_manifest
+from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.refresh import refresh_manifest
 
 if TYPE_CHECKING:
     from vbp.pipeline.plan import Resources
@@ -61,7 +62,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             recipe = _recipe(config, model, run_id, record, given)
             record.refuse_other(recipe)
             names = prepare.class_names(config, model)
-            manifest = _list(config, record, output, observer)
+            manifest = _list(recipe, record, output, observer)
             images = min(manifest.images, config.limit or manifest.images)
             if given is None and config.runner == "auto" and images > LOCAL_IMAGES:
                 given = _connect(config, stack, observer)
@@ -153,20 +154,38 @@ def _open_record(config: RunConfig, output: Folder) -> Record:
     return record
 
 
-def _list(config: RunConfig, record: Record, output: Folder, observer: Observer) -> Manifest:
-    """The manifest: read where there is one of this input, else made; extended where new images are wanted."""
+def _list(recipe: Recipe, record: Record, output: Folder, observer: Observer) -> Manifest:
+    """The manifest: read where there is one of this input, else made; brought up to date where that is wanted."""
+    config = recipe.config
     manifest = record.manifest(config.input)
     if manifest is None:
-        shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config))
+        shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config, observer.listed))
         if config.resume_mode == "overwrite":
             clear(output)
         record.begin_listing(config)
-        return write_manifest(output, rows, shard_size, config.limit, observer.listed, input=config.input)
+        return write_manifest(output, rows, shard_size, config.limit, input=config.input)
     more = not manifest.complete and (config.limit is None or config.limit > manifest.images)
-    if config.refresh or more:
-        rows = prepare.list_input(config)
-        record.begin_listing(config)
-        return extend_manifest(output, manifest, rows, config.limit, observer.listed)
+    if not config.refresh and not more:
+        return manifest
+
+    def forget(shard: int, rows: Mapping[int, ManifestRow]) -> None:
+        index.forget(output, shard, rows)
+        # what comes instead may be an error row or one without a mask, and leave these behind
+        for row in rows.values():
+            for path in recipe.files_of(row.key):
+                output.delete(path)
+
+    manifest, changes = refresh_manifest(
+        output,
+        manifest,
+        prepare.list_input(config, observer.listed),
+        config.limit,
+        forget=forget if config.refresh else None,
+        before_change=lambda: record.begin_listing(config),
+    )
+    if config.refresh:
+        gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
+        observer.note(f"Since the last listing: {changes.new} images are new, {changes.changed} changed{gone}.")
     return manifest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vbp.errors import ImageError, StorageError, UsageError
@@ -58,8 +58,16 @@ def check_input(config: RunConfig) -> None:
                 raise UsageError(f"INPUT (={config.input}) holds no images, nor anything else; is its disk mounted?")
 
 
-def list_input(config: RunConfig) -> Iterator[ManifestRow]:
+LISTED_EVERY = 1000
+"""Images between two signs of progress of a listing."""
+
+
+def list_input(config: RunConfig, on_progress: Callable[[int], None] = lambda images: None) -> Iterator[ManifestRow]:
     """One row for every image of the tree or the manifest, in listing order, streamed.
+
+    Args:
+        config: what to list.
+        on_progress: called now and then, and at the end, with the number of images found so far.
 
     Raises:
         UsageError: there is nothing at that place, or no image in it.
@@ -75,7 +83,16 @@ def list_input(config: RunConfig) -> Iterator[ManifestRow]:
     if first is None:
         why = "it has no rows" if is_manifest(config.input) else f"no name ends in {' '.join(IMAGE_SUFFIXES)}"
         raise UsageError(f"INPUT (={config.input}) holds no images: {why}.")
-    return itertools.chain([first], rows)
+    return _counted(itertools.chain([first], rows), on_progress)
+
+
+def _counted(rows: Iterator[ManifestRow], on_progress: Callable[[int], None]) -> Iterator[ManifestRow]:
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        if number % LISTED_EVERY == 0:
+            on_progress(number)
+        yield row
+    on_progress(number)
 
 
 def choose_shard_size(config: RunConfig, rows: Iterator[ManifestRow]) -> tuple[int, Iterator[ManifestRow]]:

@@ -6,7 +6,7 @@ everything that cannot travel: file systems, the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from vbp.errors import StorageError
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write, objects
+from vbp.pipeline.steps import FOLDERS, Batch, Decode, Encode, Explain, Fetch, Write, objects
 from vbp.storage import index
 from vbp.storage.files import Folder
 from vbp.storage.manifest import Manifest
@@ -87,20 +87,25 @@ class Recipe:
         outputs = () if config.layout == "none" else config.outputs
         return Encode(outputs, config.mask_format, config.overlay_style, config.frame)
 
-    def write(self) -> Write:
-        """The last step."""
+    @property
+    def suffixes(self) -> Mapping[str, str]:
+        """Of the files of each kind."""
         from vbp.images.encode import MASK_SUFFIX
 
+        return {"mask": MASK_SUFFIX[self.config.mask_format], "overlay": ".jpg", "input": ".png", "maps": ".png"}
+
+    def files_of(self, key: str) -> list[str]:
+        """Paths in OUTPUT of what is written for one image, where it gets files of its own."""
+        kinds = self.config.outputs if self.config.layout == "files" else ()
+        return [f"{FOLDERS[kind]}/{key}{self.suffixes[kind]}" for kind in kinds]
+
+    def write(self) -> Write:
+        """The last step."""
         config = self.config
         return Write(
             config.output,
             self.run_id,
-            suffixes={
-                "mask": MASK_SUFFIX[config.mask_format],
-                "overlay": ".jpg",
-                "input": ".png",
-                "maps": ".png",
-            },
+            suffixes=self.suffixes,
             constants={
                 "model": config.model,
                 "weights": self.weights_sha256,
@@ -134,7 +139,7 @@ class Source:
         )
         for start in range(0, table.num_rows, rows):
             part = table.slice(start, rows)
-            batch = {name: objects(part[name].to_pylist()) for name in ("key", "uri", "path", "label")}
+            batch = {name: objects(part[name].to_pylist()) for name in ("key", "uri", "path", "label", "version")}
             batch["shard"] = np.full(part.num_rows, shard, np.int32)
             batch["position"] = part["position"].to_numpy().astype(np.int32)
             yield batch

@@ -26,6 +26,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("format", pa.string()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
+        pa.field("version", pa.string()),
         pa.field("mask_uri", pa.string()),
         pa.field("overlay_uri", pa.string()),
         pa.field("frame_left", pa.float64()),

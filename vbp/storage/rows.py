@@ -2,12 +2,13 @@
 
 import heapq
 import tempfile
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
 
+from vbp.errors import UsageError
 from vbp.storage.listing import ManifestRow
 
 MANIFEST_SCHEMA = pa.schema(
@@ -37,6 +38,32 @@ def table_of(rows: list[ManifestRow]) -> pa.Table:
     )
 
 
+class First:
+    """The first rows of a stream, and whether there were more."""
+
+    def __init__(self, rows: Iterable[ManifestRow], limit: int | None):
+        self._rows, self.limit, self.cut = rows, limit, False
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        for number, row in enumerate(self._rows):
+            if number == self.limit:
+                self.cut = True
+                return
+            yield row
+
+
+def in_order(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+    """Rows of a tree come sorted, those of a manifest file are sorted here.
+
+    Raises:
+        UsageError: two images of a manifest file have one key.
+    """
+    iterator = iter(rows)
+    for row in iterator:
+        everything = chain([row], iterator)
+        yield from everything if row.path is not None else _one_per_key(sorted_by_key(everything))
+
+
 def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
     """The rows in order of ``order_of``: beyond some number, sorted runs go to a temporary folder and are merged."""
     with tempfile.TemporaryDirectory(prefix="vbp-") as folder:
@@ -49,6 +76,21 @@ def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
             with pa.OSFile(str(runs[-1]), "wb") as sink, pa.ipc.new_file(sink, MANIFEST_SCHEMA) as file:
                 file.write_table(table_of(run), max_chunksize=1000)
         yield from heapq.merge(*map(_read_run, runs), key=order_of)
+
+
+def _one_per_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
+    """The same image named twice is one; two images under one key would overwrite each other's results."""
+    last: ManifestRow | None = None
+    for row in rows:
+        if last is not None and row.key == last.key:
+            if row.uri != last.uri:
+                raise UsageError(
+                    f"the manifest has two images with the key {row.key!r}: {last.uri} and {row.uri}; "
+                    "give each a key of its own in the column key"
+                )
+            continue
+        last = row
+        yield row
 
 
 def _read_run(path: Path) -> Iterator[ManifestRow]:
