@@ -1,7 +1,7 @@
 """The ``vbp`` command: parse, call, translate exceptions into sentences and exit codes.
 
 Exit codes: 0 done; 1 crashed; 2 usage or configuration, found before any work; 3 done, but more images failed than
-``--max-failures``; 4 interrupted: run the same command again to continue.
+``--max-failures`` (or ``vbp validate`` found faults); 4 interrupted: run the same command again to continue.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import vbp
 from vbp.errors import InterruptedRunError, UsageError, VBPError
 from vbp.pipeline.config import RunConfig
 
-EXIT_CRASHED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 4
+EXIT_CRASHED, EXIT_USAGE, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 3, 4
 WATCH_SECONDS = 5
 RESULTS = "results"
 """Where the reference project put its results, and where its flags still put them."""
@@ -251,6 +251,32 @@ def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: 
             _print_json(found.as_json())
         else:
             print_failures(found)
+
+
+@main.command()
+@look_options
+@click.option("--sample", default=200, show_default=True, type=click.IntRange(min=0), help="Masks to reopen.")
+@click.option("--deep", is_flag=True, help="Reopen all masks.")
+@click.option("--seed", default=500, show_default=True, help="Another one reopens other masks.")
+@click.option("--repair", is_flag=True, help="Take wrong rows back, so that the next run does these images again.")
+@click.option("--remove-orphans", is_flag=True, help="Delete result files that no row names, and temporary files.")
+def validate(output: str, storage_options: dict[str, Any], as_json: bool, **options: Any) -> None:
+    """Whether OUTPUT is sound: rows, index and files held against each other, and a sample of masks reopened.
+
+    Exit code 0: sound; 3: something is wrong, and the last line says what to run.
+    """
+    with _translated():
+        from vbp.review.output import Output
+        from vbp.review.validate import validate as check
+        from vbp.tables import print_validation
+
+        opened = Output.open(output, storage_options)
+        found = check(opened, **options, on_wait=lambda sentence: click.echo(sentence, err=True))
+        if as_json:
+            _print_json(found.as_json())
+        else:
+            print_validation(found)
+        sys.exit(0 if found.is_sound else EXIT_WRONG)
 
 
 def _print_json(value: dict[str, Any]) -> None:

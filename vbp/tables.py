@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vbp.review.validate import FAULTS
 from vbp.terminal import duration
 
 if TYPE_CHECKING:
     from vbp.review.failures import Failures
     from vbp.review.status import Status
+    from vbp.review.validate import Validation
 
 _LOG_WIDTH = 160
 """Characters in a line where there is no terminal to fit."""
@@ -69,6 +71,23 @@ def print_failures(failures: Failures) -> None:
         table,
         f"\n{failures.images} failed. To try them again: the vbp explain command with --retry-failed.",
     )
+
+
+def print_validation(found: Validation) -> None:
+    """What was looked at, what is wrong, and what to run next."""
+    table = _facts()
+    table.add_row("rows", f"{found.ok + found.error} of {found.images}: {found.ok} ok, {found.error} failed")
+    table.add_row("files", str(found.files))
+    table.add_row("masks reopened", str(found.masks_opened))
+    _print(table)
+    if found.findings:
+        wrong = Table("count", "what", "for example", box=None, pad_edge=False)
+        for finding in found.findings:
+            wrong.add_row(str(finding.count), FAULTS[finding.kind], plain("\n".join(finding.examples)))
+        _print("", wrong)
+    if found.orphans_removed and found.orphans:
+        _print(f"\n{found.orphans} files removed.")
+    _print(plain(f"\n{found.next_step}"))
 
 
 def plain(text: str) -> Text:

@@ -117,8 +117,9 @@ def test_imports_point_down(module):
         ("vbp.pipeline", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),
-        ("vbp.review.status", {"torch", "ray", "PIL", "numpy"}),
-        ("vbp.review.failures", {"torch", "ray", "PIL", "numpy"}),
+        ("vbp.review.status", {"torch", "ray", "PIL"}),
+        ("vbp.review.failures", {"torch", "ray", "PIL"}),
+        ("vbp.review.validate", {"torch", "ray"}),
     ],
 )
 def test_import_is_light(module, absent):

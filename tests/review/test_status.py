@@ -91,18 +91,19 @@ def test_retries_count_once_and_attempts_tell_what_each_did(make):
 def test_the_rate_is_that_of_now_whatever_the_number_of_workers(make, monkeypatch, sampled):
     """Two workers, each on shards of its own: first 1 image a second together, then 4; read from a sample."""
     monkeypatch.setattr(module, "_SAMPLE", sampled)
-    made = make(1600)
-    for shard in range(400):
+    made = make(640)
+    for shard in range(160):
         order = shard // 2
         made.commit(
-            range(4 * shard, 4 * shard + 4), files=False, seconds=8 * order if order < 60 else 480 + 2 * (order - 60)
+            range(4 * shard, 4 * shard + 4), files=False, seconds=8 * order if order < 24 else 192 + 2 * (order - 24)
         )
     assert status(made.url).images_per_second == pytest.approx(4.0, rel=0.3)
 
 
 def test_few_parts_are_read_however_many_there_are(make, monkeypatch):
-    made = make(1200)
-    for shard in range(300):
+    monkeypatch.setattr(module, "_SAMPLE", 16)
+    made = make(400)
+    for shard in range(100):
         made.commit(range(4 * shard, 4 * shard + 4), files=False, seconds=shard)
     read, original = [], Folder.read
 
@@ -111,8 +112,8 @@ def test_few_parts_are_read_however_many_there_are(make, monkeypatch):
         return original(self, path)
 
     monkeypatch.setattr(Folder, "read", counted)
-    assert status(made.url).ok == 1200
-    assert sum(path.endswith(".parquet") for path in read) <= 65
+    assert status(made.url).ok == 400
+    assert sum(path.endswith(".parquet") for path in read) <= 17
 
 
 def test_a_killed_process_on_this_machine_is_dead_at_once(make):

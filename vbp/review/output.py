@@ -34,12 +34,16 @@ class Output:
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Output:
+        """The output at a path or URL; errors as for `at`."""
+        return cls.at(Folder(url, options))
+
+    @classmethod
+    def at(cls, folder: Folder) -> Output:
         """Look at OUTPUT; nothing is written.
 
         Raises:
             UsageError: no run was ever begun there, it cannot be read, or its record is damaged.
         """
-        folder = Folder(url, options)
         try:
             record = load_record(folder)
             if record is None:

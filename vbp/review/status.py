@@ -91,7 +91,6 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     """
     output = Output.open(url, options)
     current = holder(output.folder)
-    silent = _seconds_since(current.renewed_at) if current else None
     ok = error = 0
     attempts: dict[str, list[int]] = {}
     sample = _EvenSample(_SAMPLE)
@@ -109,14 +108,14 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     rate, newest = _pace(output.folder, sample)
     return Status(
         output=output.folder.url,
-        state=_state(output, current, silent, images - ok - error),
+        state=_state(output, current, images - ok - error),
         images=images,
         ok=ok,
         error=error,
         images_per_second=rate,
         newest_row_at=newest,
         holder=current,
-        silent_seconds=silent,
+        silent_seconds=_seconds_since(current.renewed_at) if current else None,
         attempts=tuple(
             Attempt(run_id=name, begun_at=begun_at(name), ok=done[0], error=done[1])
             for name, done in sorted(attempts.items())
@@ -124,9 +123,15 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     )
 
 
-def _state(output: Output, current: Holder | None, silent: float | None, left: int) -> State:
+def is_at_work(holder: Holder) -> bool:
+    """Whether the holder of a lease lives, as far as this machine and its clock can tell."""
+    silent = _seconds_since(holder.renewed_at)
+    return not holder.is_dead and silent is not None and silent <= _SILENT_SECONDS
+
+
+def _state(output: Output, current: Holder | None, left: int) -> State:
     if current is not None:
-        if current.is_dead or silent is None or silent > _SILENT_SECONDS:
+        if not is_at_work(current):
             return "dead"
         return "listing" if output.manifest is None else "running"
     if output.is_complete:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from vbp.errors import StorageError, UsageError
-from vbp.storage.local import LocalStore, display
+from vbp.storage.local import LocalStore, display, temporaries
 from vbp.storage.options import check_options, options_for, protocol_of
 from vbp.storage.remote import open_store, quoted
 from vbp.storage.store import File, Store
@@ -81,6 +81,13 @@ class Folder:
             return [start + file.path for file in self._store.walk(self._at(prefix))]
         except FileNotFoundError:
             return []
+
+    def temporaries(self) -> Iterator[str]:
+        """The paths of files that writes have not finished, or never will: no other method shows them.
+
+        Object stores have none.
+        """
+        return temporaries(self._root) if self.is_local else iter(())
 
     def read(self, path: str) -> bytes:
         """The file's bytes."""

@@ -103,6 +103,13 @@ def display(path: str) -> str:
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in path)
 
 
+def temporaries(root: str) -> Iterator[str]:
+    """Temporary names of writes below ``root``, of those that go on and those that were cut off."""
+    for folder, _, names in os.walk(os.fsencode(root)):
+        for name in filter(_is_temporary, names):
+            yield os.fsdecode(os.path.relpath(os.path.join(folder, name), os.fsencode(root)))
+
+
 class _Entered(NamedTuple):
     path: bytes
     """Relative to the root, ``/`` at its end."""
@@ -133,14 +140,17 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _file(top: bytes, path: bytes) -> File | None:
-    name = os.path.basename(path)
-    if name.startswith(b".vbp-") and name.endswith(b".tmp"):
+    if _is_temporary(os.path.basename(path)):
         return None
     try:
         info = os.stat(os.path.join(top, path))
     except OSError:
         return File(os.fsdecode(path), None, None)
     return File(os.fsdecode(path), info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else None
+
+
+def _is_temporary(name: bytes) -> bool:
+    return name.startswith(b".vbp-") and name.endswith(b".tmp")
 
 
 def _attempt_write(operation: Callable[[], T], path: str) -> T:

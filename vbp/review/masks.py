@@ -1,0 +1,51 @@
+"""One mask, held against what its row says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vbp.errors import ImageError
+
+_HALF_A_LEVEL = {"png8": 0.5 / 255, "png16": 0.5 / 65535, "npy": 0.0}
+_ROUNDING = 2e-6
+"""Of a mean in float32."""
+_AREA = 2e-3
+"""Pixels at exactly 0.5, which rounding lifts above."""
+
+
+def fault_of(data: bytes, row: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """What is wrong with a mask file; None if nothing is.
+
+    Args:
+        data: the file.
+        row: of the index: ``width``, ``height``, ``mask_mean``, ``mask_area``, ``peak_x``, ``peak_y``, ``flat``.
+        config: of the run: ``size``, ``fit``, ``frame``, ``mask_format``.
+    """
+    import numpy as np
+
+    from vbp.images.encode import decode_mask
+
+    try:
+        mask_HW = decode_mask(data)
+    except ImageError as error:
+        return str(error)
+    height, width = mask_HW.shape
+    wanted = _size(row, config)
+    if (width, height) != wanted:
+        return f"{width} x {height} pixels, not {wanted[0]} x {wanted[1]}"
+    mean = float(mask_HW.mean(dtype=np.float64))
+    if abs(mean - row["mask_mean"]) > _HALF_A_LEVEL[config["mask_format"]] + _ROUNDING:
+        return f"a mean of {mean:.5f}, not {row['mask_mean']:.5f}"
+    area = float((mask_HW > 0.5).mean())
+    if abs(area - row["mask_area"]) > _AREA:
+        return f"an area above 0.5 of {area:.4f}, not {row['mask_area']:.4f}"
+    if mask_HW[row["peak_y"], row["peak_x"]] != mask_HW.max():
+        return f"no maximum at ({row['peak_x']}, {row['peak_y']})"
+    return None
+
+
+def _size(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, int]:
+    if config["frame"] == "image" or config["fit"] == "original":
+        return row["width"], row["height"]
+    return config["size"], config["size"]

@@ -1,0 +1,508 @@
+"""Whether an output is sound: manifest, ledger, index and files held against each other, and masks reopened.
+
+Everything is a stream, or a merge of two sorted ones, so memory does not grow with the collection; what has to be
+sorted waits in a temporary folder, about 100 bytes an image and file. What is wrong is mended by forgetting rows, so
+that the next run does these images again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import heapq
+import os
+import shlex
+import uuid
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vbp.errors import StorageError, UsageError
+from vbp.review.masks import fault_of
+from vbp.review.output import Output
+from vbp.review.sorting import Sorter
+from vbp.review.status import is_at_work
+from vbp.storage import lease
+from vbp.storage.files import Folder
+from vbp.storage.index import forget, parts_by_shard, read_index
+from vbp.storage.parts import PART_SCHEMA, Part, newest
+from vbp.storage.record import mark_incomplete
+
+SAMPLE, SEED = 200, 500
+
+FAULTS = {
+    "row lost": "listed images without a row, although _SUCCESS says that all have one",
+    "row of no image": "rows that belong to no listed image",
+    "part damaged": "parts of the ledger that cannot be read, or hold other rows than their names say",
+    "index row lost": "rows that the index lacks",
+    "index row doubled": "images with more than one row in the index",
+    "index row differs": "rows of the index that the ledger does not have so",
+    "file lost": "result files that a row names and that are not there",
+    "file short": "result files that are empty, or shorter than their row says",
+    "mask differs": "masks that cannot be decoded, or are not what their row says",
+    "file of no row": "files among the results that no ok row names",
+    "temporary file": "temporary files of writes that were cut off",
+}
+"""Kind of fault -> what it is."""
+
+_EXAMPLES = 5
+_THREADS = 16
+_SHARDS_AT_ONCE = 64
+_POSITION_BITS = 32
+_INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
+_MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "flat", "mask_uri"]
+_COLUMNS = [*dict.fromkeys(["position", *_INDEX_COLUMNS, *_MASK_COLUMNS])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Faults of one kind."""
+
+    kind: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What was looked at, and what is wrong."""
+
+    output: str
+    images: int
+    """Listed, up to ``--limit``."""
+    ok: int
+    error: int
+    files: int
+    masks_opened: int
+    findings: tuple[Finding, ...]
+    redo: int
+    """Rows to be forgotten, so that their images are done again; forgotten where `repaired`."""
+    orphans: int
+    """Files of no row and temporary files; removed where `orphans_removed`."""
+    repaired: bool
+    orphans_removed: bool
+    is_complete: bool
+    """Whether ``_SUCCESS`` stands now."""
+
+    @property
+    def left(self) -> int:
+        """Images that have no row yet, which is no fault of an unfinished output."""
+        return max(0, self.images - self.ok - self.error)
+
+    @property
+    def is_sound(self) -> bool:
+        """Nothing is wrong, or nothing any more."""
+        only_orphans = all(finding.kind in _ORPHANS for finding in self.findings)
+        return not self.findings or (only_orphans and self.orphans_removed)
+
+    @property
+    def next_step(self) -> str:
+        """What to run next: a sentence."""
+        if self.is_sound:
+            if self.left and not self.is_complete:
+                return f"Sound so far; {self.left} images are left: run the same vbp explain command again."
+            return "Sound."
+        if self.repaired:
+            return f"{self.redo} rows were taken back: run the same vbp explain command again."
+        wrong_rows = any(finding.kind not in _ORPHANS for finding in self.findings)
+        flags = ["--repair"] * wrong_rows + ["--remove-orphans"] * (self.orphans > 0 and not self.orphans_removed)
+        command = f"vbp validate {shlex.quote(self.output)} {' '.join(flags)}"
+        return f"Run {command}{', then the same vbp explain command again' if wrong_rows else ''}."
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, derived ones included."""
+        derived = {"left": self.left, "is_sound": self.is_sound, "next_step": self.next_step}
+        return dataclasses.asdict(self) | derived
+
+
+_ORPHANS = ("file of no row", "temporary file")
+
+
+def validate(
+    output: Output,
+    *,
+    sample: int = SAMPLE,
+    seed: int = SEED,
+    deep: bool = False,
+    repair: bool = False,
+    remove_orphans: bool = False,
+    on_wait: Callable[[str], None] = lambda sentence: None,
+) -> Validation:
+    """Hold everything in an output against everything else.
+
+    Args:
+        output: what to look at.
+        sample: masks to reopen, chosen by `seed` and key.
+        seed: another one opens other masks.
+        deep: reopen all masks.
+        repair: forget the rows that are wrong and withdraw ``_SUCCESS``, so that the next run mends them.
+        remove_orphans: delete files of no row and temporary files.
+        on_wait: told whom a repair waits for.
+
+    Raises:
+        UsageError: a repair is asked for while a run is at work; or the layout is none that is known here.
+        StorageError: a store does not answer.
+    """
+    if not (repair or remove_orphans):
+        current = lease.holder(output.folder)
+        return _Check(output, is_live=current is not None and is_at_work(current)).run(sample, seed, deep)
+    with _leased(output.folder, on_wait) as attempt:
+        check = _Check(Output.at(output.folder), is_live=False)
+        found = check.run(sample, seed, deep)
+        lease.check(output.folder, attempt)
+        if repair and any(finding.kind not in _ORPHANS for finding in found.findings):
+            check.repair()
+            found = dataclasses.replace(found, repaired=True, is_complete=False)
+        if remove_orphans:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(output.folder.delete, check.orphans))
+            found = dataclasses.replace(found, orphans_removed=True)
+    return found
+
+
+class _Expected(NamedTuple):
+    """A file that there should be, or may be already."""
+
+    path: bytes
+    least: int
+    """Bytes that it must have; 0 where it may be missing, since its image is still to be done."""
+    key: str
+    shard: int
+    position: int
+
+
+class _Row(NamedTuple):
+    """A row, as the ledger or the index has it."""
+
+    key: str
+    content: str
+    shard: int
+    """-1 in the index."""
+    position: int
+
+
+_EXPECTED_SCHEMA = pa.schema(
+    [
+        ("path", pa.binary()),
+        ("least", pa.int64()),
+        ("key", pa.string()),
+        ("shard", pa.int32()),
+        ("position", pa.int32()),
+    ]
+)
+_ROW_SCHEMA = pa.schema(
+    [("key", pa.string()), ("content", pa.string()), ("shard", pa.int32()), ("position", pa.int32())]
+)
+
+
+class _Shard(NamedTuple):
+    """What is on record of one shard."""
+
+    number: int
+    keys: list[str]
+    """Of its images, by position."""
+    rows: pa.Table
+    damaged: list[tuple[Part, str]]
+
+
+class _Check:
+    """One look at an output; remembers what a repair needs."""
+
+    def __init__(self, output: Output, is_live: bool) -> None:
+        self._output, self._is_live = output, is_live
+        self._layout = _layout(output)
+        self._counts, self._examples = Counter[str](), dict[str, list[str]]()
+        self._redo = array("q")
+        self._damaged: list[Part] = []
+        self.orphans: list[str] = []
+
+    def run(self, sample: int, seed: int, deep: bool) -> Validation:
+        """Look at everything once."""
+        chosen = _Chosen(0 if deep else sample, seed)
+        statuses, opened, files = Counter[str](), 0, 0
+        with Sorter(_Expected, _EXPECTED_SCHEMA) as expected, Sorter(_Row, _ROW_SCHEMA) as rows:
+            for shard in self._shards():
+                masked = []
+                for row in self._rows_of(shard, expected, rows):
+                    statuses[row["status"]] += 1
+                    if row["status"] == "ok" and row["mask_uri"] is not None:
+                        masked.append(row)
+                if deep:
+                    opened += self._reopen(masked)
+                else:
+                    chosen.offer(masked)
+            if self._output.is_complete:
+                self._compare_index(rows)
+            files = self._compare_files(expected)
+        opened += self._reopen(chosen.rows)
+        if not self._is_live:  # else they are writes that go on
+            for path in self._output.folder.temporaries():
+                self._orphan("temporary file", path)
+        return Validation(
+            output=self._output.folder.url,
+            images=self._output.images(statuses.total()),
+            ok=statuses["ok"],
+            error=statuses["error"],
+            files=files,
+            masks_opened=opened,
+            findings=tuple(
+                Finding(kind=kind, count=self._counts[kind], examples=tuple(self._examples[kind]))
+                for kind in FAULTS
+                if self._counts[kind]
+            ),
+            redo=len(set(self._redo)),
+            orphans=len(self.orphans),
+            repaired=False,
+            orphans_removed=False,
+            is_complete=self._output.is_complete,
+        )
+
+    def repair(self) -> None:
+        """Withdraw the promise, and take back every row that is wrong."""
+        mark_incomplete(self._output.folder)
+        for part in self._damaged:
+            self._output.folder.delete(part.path)
+        for shard, numbers in groupby(sorted(set(self._redo)), key=lambda number: number >> _POSITION_BITS):
+            forget(self._output.folder, shard, [number & ((1 << _POSITION_BITS) - 1) for number in numbers])
+
+    def _found(self, kind: str, example: str, shard: int = -1, position: int = -1) -> None:
+        self._counts[kind] += 1
+        examples = self._examples.setdefault(kind, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(example)
+        if shard >= 0:
+            self._redo.append(shard << _POSITION_BITS | position)
+
+    def _orphan(self, kind: str, path: str) -> None:
+        self._found(kind, path)
+        self.orphans.append(path)
+
+    def _shards(self) -> Iterator[_Shard]:
+        """Every shard of the manifest, in order."""
+        if self._output.manifest is None:
+            return
+        tasks = parts_by_shard(self._output.folder, self._output.manifest)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            while batch := list(islice(tasks, _SHARDS_AT_ONCE)):
+                yield from pool.map(lambda task: self._read_shard(*task), batch)
+
+    def _read_shard(self, shard: int, parts: list[Part]) -> _Shard:
+        assert self._output.manifest is not None
+        keys = self._output.manifest.read_shard(shard)["key"].to_pylist()
+        tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
+        for part in parts:
+            try:
+                data = self._output.folder.read(part.path)
+            except FileNotFoundError:  # a run has just replaced it
+                continue
+            try:
+                tables.append(_rows_in(data, part))
+            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                damaged.append((part, str(error)))
+        return _Shard(shard, keys, newest(pa.concat_tables(tables)), damaged)
+
+    def _rows_of(self, shard: _Shard, expected: Sorter[_Expected], rows: Sorter[_Row]) -> Iterator[dict[str, Any]]:
+        """The shard's good rows; says which files and index rows belong to them."""
+        for part, reason in shard.damaged:
+            self._found("part damaged", f"{part.path}: {reason}")
+            self._damaged.append(part)
+        missing = set(range(len(shard.keys)))
+        for row in shard.rows.to_pylist():
+            position = row["position"]
+            if position >= len(shard.keys) or row["key"] != shard.keys[position]:
+                self._found("row of no image", row["key"], shard.number, position)
+                continue
+            missing.discard(position)
+            row["shard"] = shard.number
+            rows.add(_Row(row["key"], _content(row), shard.number, position))
+            if row["status"] == "ok" and row["mask_mean"] is not None:
+                for path, least in self._layout.files_of(row):
+                    expected.add(_Expected(os.fsencode(path), least, row["key"], shard.number, position))
+            yield row
+        assert self._output.manifest is not None
+        start, limit = self._output.manifest.shard_start(shard.number), self._output.limit
+        for position in sorted(missing):
+            key = shard.keys[position]
+            if self._output.is_complete and (limit is None or start + position < limit):
+                self._found("row lost", key)
+            for path, _ in self._layout.files_of({"key": key}):
+                expected.add(_Expected(os.fsencode(path), 0, key, shard.number, position))
+
+    def _compare_index(self, rows: Sorter[_Row]) -> None:
+        with Sorter(_Row, _ROW_SCHEMA) as index:
+            for table in read_index(self._output.folder, _INDEX_COLUMNS):
+                for row in table.to_pylist():
+                    index.add(_Row(row["key"], _content(row), -1, -1))
+            for key, group in groupby(heapq.merge(rows, index), key=lambda row: row.key):
+                found = list(group)
+                recorded, indexed = ([r for r in found if (r.shard < 0) is in_index] for in_index in (False, True))
+                if len(indexed) > 1:
+                    self._found("index row doubled", key)
+                elif not indexed:
+                    self._found("index row lost", key)
+                elif [row.content for row in recorded] != [indexed[0].content]:
+                    self._found("index row differs", key)
+
+    def _compare_files(self, expected: Iterable[_Expected]) -> int:
+        """Merge what should be there with what is; returns the number of files."""
+        files = 0
+        wanted = groupby(expected, key=lambda each: each.path)
+        path, users = next(wanted, (None, iter(())))
+        for file, size in self._files():
+            files += 1
+            while path is not None and path < file:
+                self._lost(users)
+                path, users = next(wanted, (None, iter(())))
+            if path != file:
+                self._orphan("file of no row", os.fsdecode(file))
+                continue
+            for each in users:
+                if size is not None and size < each.least:
+                    self._found("file short", f"{os.fsdecode(file)}: {size} bytes", each.shard, each.position)
+            path, users = next(wanted, (None, iter(())))
+        while path is not None:
+            self._lost(users)
+            path, users = next(wanted, (None, iter(())))
+        return files
+
+    def _files(self) -> Iterator[tuple[bytes, int | None]]:
+        """Path and size of every result file, in byte order of the path."""
+        for folder in sorted(self._layout.folders):
+            with contextlib.suppress(FileNotFoundError):
+                for file in self._output.folder.child(folder).walk():
+                    yield os.fsencode(f"{folder}/{file.path}"), file.size
+
+    def _lost(self, users: Iterable[_Expected]) -> None:
+        for each in users:
+            if each.least:
+                self._found("file lost", os.fsdecode(each.path), each.shard, each.position)
+
+    def _reopen(self, rows: list[dict[str, Any]]) -> int:
+        """Decode the masks of these rows and compare; missing and empty ones are the listing's to report."""
+
+        def look(row: dict[str, Any]) -> str | None:
+            with contextlib.suppress(FileNotFoundError):
+                if data := self._layout.read_mask(row):
+                    return fault_of(data, row, self._output.config)
+            return None
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for row, fault in zip(rows, pool.map(look, rows), strict=True):
+                if fault is not None:
+                    self._found("mask differs", f"{row['key']}: {fault}", row["shard"], row["position"])
+        return len(rows)
+
+
+class _Chosen:
+    """The rows whose key and seed have the smallest digests: the same ones whatever the order they come in."""
+
+    def __init__(self, most: int, seed: int) -> None:
+        self._most, self._seed = most, seed
+        self._heap: list[tuple[int, str, dict[str, Any]]] = []
+
+    def offer(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Consider these."""
+        for row in rows:
+            digest = hashlib.sha256(f"{self._seed} {row['key']}".encode()).digest()
+            item = (-int.from_bytes(digest[:8], "big"), row["key"], row)
+            if len(self._heap) < self._most:
+                heapq.heappush(self._heap, item)
+            elif self._heap and item > self._heap[0]:
+                heapq.heapreplace(self._heap, item)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Those chosen so far."""
+        return [row for _, _, row in sorted(self._heap, key=lambda item: item[1])]
+
+
+class _OwnFiles:
+    """Layouts ``files`` and ``none``: each result is a file of its own, or there is none."""
+
+    def __init__(self, output: Output) -> None:
+        from vbp.images.encode import MASK_SUFFIX
+        from vbp.pipeline.steps import FOLDERS
+
+        config = output.config
+        suffixes = {"overlay": ".jpg", "mask": MASK_SUFFIX[config.get("mask_format", "png8")]}
+        outputs = config.get("outputs", ()) if config.get("layout") == "files" else ()
+        self.folders = tuple(FOLDERS.values())
+        self._kinds = [(FOLDERS[kind], suffixes.get(kind, ".png")) for kind in outputs]
+        self._folder, self._mask_suffix = output.folder, suffixes["mask"]
+
+    def files_of(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """Paths of an image's files, and how many bytes each must have."""
+        for folder, suffix in self._kinds:
+            yield f"{folder}/{row['key']}{suffix}", 1
+
+    def read_mask(self, row: Mapping[str, Any]) -> bytes:
+        """The mask's file."""
+        return self._folder.read(f"masks/{row['key']}{self._mask_suffix}")
+
+
+_LAYOUTS: Mapping[str | None, type[_OwnFiles]] = {None: _OwnFiles, "files": _OwnFiles, "none": _OwnFiles}
+
+
+def _layout(output: Output) -> _OwnFiles:
+    name = output.config.get("layout")
+    if name not in _LAYOUTS:
+        raise UsageError(f"the layout of {output.folder.url} (={name}) cannot be validated by this version.")
+    return _LAYOUTS[name](output)
+
+
+def _content(row: Mapping[str, Any]) -> str:
+    """What a row of the index must have in common with its row in the ledger."""
+    return " ".join(str(row[name]) for name in _INDEX_COLUMNS[1:])
+
+
+def _rows_in(data: bytes, part: Part) -> pa.Table:
+    """The rows of a part's file.
+
+    Raises:
+        ValueError: they are not what its name says.
+    """
+    rows = pq.ParquetFile(pa.BufferReader(data)).read(columns=_COLUMNS).select(_COLUMNS)
+    statuses, positions = Counter(rows["status"].to_pylist()), rows["position"].to_pylist()
+    told = (part.ok, part.error, part.first, part.last, part.ok + part.error)
+    held = (statuses["ok"], statuses["error"], min(positions, default=-1), max(positions, default=-1), len(positions))
+    if told != held:
+        raise ValueError(f"it holds {held[0]} ok and {held[1]} error rows from {held[2]} to {held[3]}")
+    return rows
+
+
+@contextlib.contextmanager
+def _leased(output: Folder, on_wait: Callable[[str], None]) -> Iterator[str]:
+    """Hold the output while it is changed; yields the name of this attempt.
+
+    Raises:
+        UsageError: a run is at work, or the output cannot be written.
+    """
+    current = lease.holder(output)
+    if current is not None and is_at_work(current):
+        raise UsageError(f"{output.url} is being written ({current}); repair it when that has ended.")
+    attempt = f"repair-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    held = lease.Lease(output, attempt)
+    told: list[str] = []
+
+    def waiting(holder: lease.Holder | None, seconds: float) -> None:
+        if not told:
+            told.append(f"Waiting for {holder or 'another run'}; if it is gone, taking over in {seconds:.0f} s.")
+            on_wait(told[0])
+
+    try:
+        held.acquire(waiting)
+    except StorageError as error:
+        raise UsageError(f"OUTPUT cannot be written: {error}") from error
+    try:
+        yield attempt
+    finally:
+        held.release()
