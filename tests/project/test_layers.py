@@ -35,11 +35,11 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"numpy", "pyarrow", "PIL"},
     ),
     "vbp.demo": (
-        {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.pipeline"},
+        {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.storage", "vbp.pipeline"},
         HEAVY - {"ray", "click", "rich"},
     ),
     "vbp.evidence": (
-        {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.pipeline", "vbp.demo"},
+        {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.storage", "vbp.pipeline", "vbp.demo"},
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
     "vbp.terminal": ({"vbp.pipeline"}, {"rich"}),

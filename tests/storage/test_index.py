@@ -28,7 +28,8 @@ from vbp.storage.refresh import refresh_manifest
 NOON = datetime.datetime(2026, 11, 15, 12, 0, 0, 123456, tzinfo=datetime.UTC)
 COLUMNS = (
     "key uri label status error_stage error_type error_message width height format bytes sha256 version mask_uri "
-    "overlay_uri frame_left frame_top frame_right frame_bottom log10_max mask_mean mask_area peak_x peak_y flat "
+    "mask_offset mask_length overlay_uri overlay_offset overlay_length frame_left frame_top frame_right frame_bottom "
+    "log10_max mask_mean mask_area peak_x peak_y flat "
     "prediction predicted_label probability correct model weights preset device seconds finished_at run_id"
 )
 

@@ -1,11 +1,13 @@
 import itertools
 import os
+import re
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vbp.storage.naming import key_of, key_of_uri, label_of
+from vbp.storage.naming import key_of, key_of_uri, label_of, sample_name
 
 # Machines that run many things at once are slow; a failure prints what reproduces it.
 calmly = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -135,3 +137,51 @@ def test_uris_of_one_scheme_have_different_keys(paths):
 @pytest.mark.parametrize(("key", "label"), [("a.jpg", None), ("cat/a.jpg", "cat"), ("cat/x/a.jpg", "cat")])
 def test_label_is_the_first_folder(key, label):
     assert label_of(key) == label
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("dog/n02085620_Chihuahua.JPEG", "dog/n02085620_Chihuahua%2EJPEG"),
+        ("cat", "cat"),
+        ("a.b.c.jpg", "a%2Eb%2Ec%2Ejpg"),
+        ("v1.2/.hidden.png", "v1%2E2/%2Ehidden%2Epng"),
+        ("100%.png", "100%25%2Epng"),
+        ("%2E.png", "%252E%2Epng"),
+        ("new\nline.png", "new%0Aline%2Epng"),
+        ("back\\slash.png", "back%5Cslash%2Epng"),
+        ("__MACOSX__/__x__.png", "%5F_MACOSX__/__x__%2Epng"),
+        ("_one/__two__/x.png", "_one/__two__/x%2Epng"),
+        ("grüße 日本/🐕.png", "grüße 日本/🐕%2Epng"),
+    ],
+)
+def test_names_of_samples(key, name):
+    assert sample_name(key) == name
+    assert unquote(name) == key
+
+
+def test_names_of_samples_fit_on_disks():
+    for key in ("n" * 251, "." + "n" * 240, "日" * 83, "." * 100 + "d" * 150 + "/a.jpg", "a/" + "%" * 249 + ".j"):
+        parts = sample_name(key).split("/")
+        assert len(f"{parts[-1]}.overlay.jpg".encode()) <= 255
+        assert all(len(part.encode()) <= 255 for part in parts)
+        assert len(parts) == key.count("/") + 1
+        assert "." not in sample_name(key)
+    assert sample_name("n" * 248 + ".aa") != sample_name("n" * 248 + ".ab")
+
+
+@calmly
+@given(st.lists(PATHS, min_size=2, max_size=30))
+@example(["a.jpg", "a%2Ejpg", "a%252Ejpg", "a_jpg"])
+@example(["__a.jpg", "%5F_a.jpg", "_a.jpg"])
+@example(["a\\b.jpg", "a/b.jpg", "a%5Cb.jpg"])
+def test_samples_of_different_keys_never_meet(paths):
+    keys = {key_of(path) for path in paths}
+    names = {sample_name(key) for key in keys}
+    assert len(names) == len(keys)
+    # and each is one sample to the pattern by which the webdataset package cuts names
+    for name in names:
+        match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", f"{name}.mask.png")
+        assert match
+        assert (match[1], match[2]) == (name, "mask.png")
+        assert not re.match(r"__[^/]*__($|/)", f"{name}.mask.png")

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pyarrow import dataset
 
 from vbp.demo.scenes import Scene, write_tree
 from vbp.demo.score import Score, Trial, score
@@ -25,6 +27,7 @@ from vbp.images.decode import decode_upright
 from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, Summary, run
 from vbp.pipeline.cluster import connected
+from vbp.storage.results import read_result
 
 SEED = 20_000
 """Of the demo's scenes; training uses seeds from 1 on, so none of these was ever seen."""
@@ -88,11 +91,18 @@ def _config(output: Path, results: str, weights: str, outputs: tuple[str, ...]) 
 
 
 def _trials(output: Path, scenes: list[Scene]) -> Iterator[Trial]:
-    """What was written, read back: the score is of the files that a user finds."""
+    """What was written, read back: the score is of what a user finds by the index."""
+    rows = {run: _rows(output / run) for run in ("results", "random")}
     for scene in scenes:
         key = f"{scene.label}/{scene.name}.png"
         with Image.open(output / "truth" / key) as truth:
             object_HW = np.asarray(truth) > 127
-        masks = [decode_mask((output / run / "masks" / f"{key}.png").read_bytes()) for run in ("results", "random")]
+        masks = [decode_mask(read_result(rows_of_run[key])) for rows_of_run in rows.values()]
         pixels_HWC = decode_upright((output / "scenes" / key).read_bytes())
         yield Trial(pixels_HWC, object_HW, *masks)
+
+
+def _rows(results: Path) -> dict[str, dict[str, Any]]:
+    """The index by key."""
+    table = dataset.dataset(results / "index").to_table(columns=["key", "status", "mask_uri"])
+    return {row["key"]: row for row in table.to_pylist()}

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from vbp.errors import UsageError
 
-OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "index", "_run")
+OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
 """What a run writes below OUTPUT."""
 
 Preset = Literal["paper", "reference"]
@@ -26,7 +26,7 @@ Select = Literal["all", "misclassified", "correct"]
 Output = Literal["mask", "overlay", "input", "maps"]
 MaskFormat = Literal["png8", "png16", "npy"]
 OverlayStyle = Literal["heat", "reference", "red"]
-Layout = Literal["files", "none"]
+Layout = Literal["files", "webdataset", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ResumeMode = Literal["resume", "overwrite", "fail"]
@@ -81,7 +81,11 @@ class RunConfig:
         "heat: even colormap; reference: red as that project drew it; red: as the authors did.",
         fingerprint=True,
     )
-    layout: Layout = option("files", "files: one file per image and kind; none: the index alone.", fingerprint=True)
+    layout: Layout = option(
+        "files",
+        "files: one file per image and kind; webdataset: tar files of many images; none: the index alone.",
+        fingerprint=True,
+    )
     fast_decode: bool = option(
         False,
         "Decode large JPEGs at a fraction of their size: faster, but other pixels and masks.",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vbp.errors import InterruptedRunError, StorageError, UsageError, VBPError
 from vbp.pipeline import prepare
 from vbp.pipeline.config import RunConfig
+from vbp.pipeline.layouts import INDEXED
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, clear
@@ -24,6 +25,7 @@ from vbp.storage.files import Folder
 from vbp.storage.lease import Holder, Lease, check
 from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.refresh import refresh_manifest
+from vbp.storage.shards import remove_orphans
 
 if TYPE_CHECKING:
     from vbp.pipeline.plan import Resources
@@ -82,6 +84,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             seconds = time.perf_counter() - started
             check(output, run_id)
             totals = index.compact(output, manifest, limit=config.limit)
+            _remove_orphans(config, output, observer)
             summary = _summarise(recipe, output, totals, spent, seconds, given)
             check(output, run_id)
             record.end(summary)
@@ -270,6 +273,14 @@ def _cause(error: Exception) -> Exception:
     if not isinstance(cause, VBPError):
         return error
     return type(cause)(str(cause).partition("\nFailed to apply UDF transform")[0])
+
+
+def _remove_orphans(config: RunConfig, output: Folder, observer: Observer) -> None:
+    """Tars of commits that were cut off; without masks and overlays no row tells which those are."""
+    if config.layout == "webdataset" and set(INDEXED) & set(config.outputs):
+        removed = remove_orphans(output)
+        if removed:
+            observer.note(f"Removed {removed} tar file(s) of commits that were cut off.")
 
 
 def _summarise(

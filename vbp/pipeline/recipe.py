@@ -113,6 +113,7 @@ class Recipe:
                 "run_id": self.run_id,
             },
             storage_options=config.storage_options,
+            layout=config.layout,
         )
 
 

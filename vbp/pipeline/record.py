@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline.config import RunConfig
+from vbp.pipeline.layouts import RESULT_FOLDERS
 from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.steps import FOLDERS
 from vbp.pipeline.summary import Summary
 from vbp.storage.files import Folder
 from vbp.storage.lease import LEASE
@@ -135,7 +135,7 @@ def clear(output: Folder) -> None:
         return
     mark_incomplete(output)
     with ThreadPoolExecutor(16) as pool:
-        for folder in ("index", *FOLDERS.values(), "_run"):
+        for folder in ("index", *RESULT_FOLDERS, "_run"):
             list(pool.map(output.delete, [path for path in output.list(folder) if path not in (LEASE, RUN)]))
     output.delete(RUN)
 

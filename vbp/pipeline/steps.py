@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from vbp.errors import ImageError, NonFiniteActivationError, UsageError
 from vbp.pipeline.breaker import Breaker
+from vbp.pipeline.layouts import FOLDERS, make_layout
 from vbp.storage import lease
 from vbp.storage.files import Folder, read_uri
 from vbp.storage.parts import PART_SCHEMA, write_part
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 """Columns by name: NumPy arrays, one entry an image."""
-
-FOLDERS: Mapping[str, str] = {"mask": "masks", "overlay": "overlays", "input": "inputs", "maps": "maps"}
-"""Kind of output file -> its folder below OUTPUT."""
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
@@ -374,16 +372,17 @@ def _frame_of(batch: Batch, row: int) -> Frame:
 
 
 class Write(Step):
-    """``file_*`` -> objects in storage, then one part of the index: the only commit record.
+    """``file_*`` -> objects in storage, then one part of the index for each shard: the only commit record.
 
     Returns one row a part: ``shard``, ``ok``, ``error`` and the seconds of each stage.
 
     Args:
         output: URL of the output.
         attempt: this run's id; it must hold the lease.
-        suffixes: file name suffix of each kind of output.
+        suffixes: file name suffixes of each kind of output.
         constants: index columns that are the same in every row.
         storage_options: non-secret options by URL prefix.
+        layout: how the files lie in the output.
         threads: writes in flight.
 
     Raises:
@@ -401,31 +400,29 @@ class Write(Step):
         constants: Mapping[str, Any],
         storage_options: Mapping[str, Any] | None = None,
         *,
+        layout: str = "files",
         threads: int = 16,
     ) -> None:
         self._folder = Folder(output, storage_options)
         self._attempt = attempt
-        self._suffixes = suffixes
         self._constants = constants
-        self._threads = threads
+        self._layout = make_layout(layout, self._folder, suffixes, threads)
 
     def __call__(self, batch: Batch) -> Batch:
         """Write files, then parts; the seconds of this step reach the report alone, after the fact."""
         started = time.perf_counter()
         lease.check(self._folder, self._attempt)
         columns = dict(batch)
-        for kind, folder in FOLDERS.items():
-            files = columns.pop(f"file_{kind}", None)
-            if files is not None:
-                uris = self._write_files(folder, self._suffixes[kind], columns["key"], files)
-                columns[f"{kind}_uri"] = objects(uris)
+        files = {kind: columns.pop(f"file_{kind}") for kind in FOLDERS if f"file_{kind}" in columns}
         columns |= {name: objects([value] * len(columns["key"])) for name, value in self._constants.items()}
         stages = [name for name in columns if name.startswith("seconds_")]
         columns["seconds"] = np.sum([columns[name] for name in stages], axis=0)
         columns["finished_at"] = objects([datetime.now(UTC)] * len(columns["key"]))
         good = set(good_rows(columns))
         columns["status"] = objects(["ok" if row in good else "error" for row in range(len(columns["key"]))])
-        reports = self._commit(columns)
+        parts = list(self._write_files(columns, files))
+        lease.check(self._folder, self._attempt)
+        reports = [self._commit(shard, part) for shard, part in parts]
         spent = {name: float(np.sum(columns[name])) for name in stages}
         spent["seconds_write"] = time.perf_counter() - started
         # one report carries the batch's seconds, the others none: their sum is what counts
@@ -433,31 +430,24 @@ class Write(Step):
             report |= {name: value if i == 0 else 0.0 for name, value in spent.items()}
         return {name: np.array([report[name] for report in reports]) for name in reports[0]} if reports else {}
 
-    def _write_files(self, folder: str, suffix: str, keys: Sequence[str], files: Sequence[bytes | None]) -> list[Any]:
-        def write(task: tuple[str, bytes | None]) -> str | None:
-            key, data = task
-            if data is None:
-                return None
-            path = f"{folder}/{key}{suffix}"
-            self._folder.write(path, data)
-            return self._folder.uri(path)
-
-        with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(write, zip(keys, files, strict=True)))
-
-    def _commit(self, columns: Batch) -> list[dict[str, Any]]:
-        """One part for each shard in the batch: Ray may bring rows of two shards together."""
+    def _write_files(self, columns: Batch, files: Batch) -> Iterator[tuple[int, pa.Table]]:
+        """Each shard in the batch (Ray may bring rows of two together), and its part, once its files are there."""
         table = as_table(columns, _WRITTEN)
-        shards = np.asarray(columns["shard"])
-        lease.check(self._folder, self._attempt)
-        reports = []
+        shards, positions = np.asarray(columns["shard"]), np.asarray(columns["position"])
         for shard in np.unique(shards):
             rows = np.flatnonzero(shards == shard)
+            rows = rows[np.argsort(positions[rows])]
             part = table.take(pa.array(rows))
-            write_part(self._folder, part, int(shard), self._attempt)
-            errors = sum(columns["status"][row] == "error" for row in rows)
-            reports.append({"shard": int(shard), "ok": len(rows) - errors, "error": errors})
-        return reports
+            own = {kind: [contents[row] for row in rows] for kind, contents in files.items()}
+            for name, values in self._layout.write(int(shard), part, own).items():
+                field = part.schema.field(name)
+                part = part.set_column(part.schema.get_field_index(name), field, pa.array(values, field.type))
+            yield int(shard), part
+
+    def _commit(self, shard: int, part: pa.Table) -> dict[str, Any]:
+        write_part(self._folder, part, shard, self._attempt)
+        errors = part["status"].to_pylist().count("error")
+        return {"shard": shard, "ok": part.num_rows - errors, "error": errors}
 
 
 _WRITTEN = PART_SCHEMA.remove(PART_SCHEMA.get_field_index("shard"))  # write_part adds the shard itself

@@ -18,7 +18,7 @@ from vbp.storage.options import check_options, options_for, protocol_of
 from vbp.storage.remote import open_store, quoted
 from vbp.storage.store import File, Store
 
-__all__ = ["File", "Folder", "open_uri", "read_uri"]
+__all__ = ["File", "Folder", "open_uri", "read_range", "read_uri"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # One file system within another, as in zip://photos::s3://bucket/a.zip; unlike the :: of s3://bucket/x::y.jpg.
@@ -163,6 +163,12 @@ def read_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = No
     """
     store, path = _find(uri, options)
     return store.read(path)
+
+
+def read_range(uri: str | os.PathLike[str], start: int, end: int, options: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes from ``start`` up to ``end``, fewer where the file ends before; else as ``read_uri``."""
+    store, path = _find(uri, options)
+    return store.read(path, start, end)
 
 
 def open_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> BinaryIO:

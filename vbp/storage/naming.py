@@ -12,6 +12,8 @@ OUTPUT_SUFFIXES = (".png", ".jpg", ".npy")
 
 _NAME_BYTES = 255  # of one part of a path, on all common disks
 _FILE_NAME_BYTES = _NAME_BYTES - max(map(len, OUTPUT_SUFFIXES))
+_SAMPLE_BYTES = _NAME_BYTES - len(".overlay.jpg")  # the longest suffix there
+_SAMPLE_UNSAFE = re.compile(r"[\x00-\x1f\x7f.%\\]|\A_(?=_)")
 _KEY_BYTES = 800  # leaves the output's own path its share of an object store's 1,024
 _ESCAPED = re.compile(r"~[0-9a-f]{32}~")
 _READABLE_CHARACTERS = 40
@@ -42,6 +44,21 @@ def key_of_uri(uri: str) -> str:
     """
     rest = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", uri)
     return key_of(re.sub(r'[\x00-\x1f\x7f:?#%\\*"<>|]', lambda match: quote(match[0]), rest.removeprefix("/")))
+
+
+def sample_name(key: str) -> str:
+    r"""The key as the name of a sample of a WebDataset: without a dot, where readers cut names off.
+
+    Percent-escaped are also ``%``, ``\``, control characters, and the first character of a key that begins with
+    ``__``, which readers skip as a remark of their own; ``urllib.parse.unquote`` gives the key back. A part of it that
+    has become too long for a disk is replaced as in ``key_of``. Different keys have different names.
+    """
+    *folders, name = _SAMPLE_UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", key).split("/")
+    limits = [_NAME_BYTES] * len(folders) + [_SAMPLE_BYTES]
+    parts = zip(key.split("/"), [*folders, name], limits, strict=True)
+    return "/".join(
+        escaped if _size(escaped) <= limit else _escaped(part, part).replace(".", "_") for part, escaped, limit in parts
+    )
 
 
 def label_of(key: str) -> str | None:
