@@ -169,7 +169,7 @@ def test_a_tar_holds_a_commit_in_order_and_has_no_memory_of_the_run(tree, tar_ru
 
 
 class CutOff(Observer):
-    """Where parts of shard 1 go a file stands, so that its tars are written and their parts are not."""
+    """Parts of shard 1 go to a folder that cannot be made: its tars are written and their parts are not."""
 
     def __init__(self, out):
         self.obstacle = Path(out) / "_run" / "parts" / "000001"
@@ -177,7 +177,7 @@ class CutOff(Observer):
 
     def started(self, images, done):
         self.obstacle.parent.mkdir(parents=True, exist_ok=True)
-        self.obstacle.write_text("a file where a folder should be")
+        self.obstacle.symlink_to("nowhere/at all")
 
     def note(self, text):
         self.notes.append(text)
