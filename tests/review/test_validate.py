@@ -1,5 +1,6 @@
 """Whether an output is sound; every kind of fault is made by hand, found, mended, and gone."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -329,6 +330,77 @@ def test_a_run_mends_what_was_taken_back(photos, network_file, tmp_path):
     assert run(config).computed == 2
     assert validate(Output.open(config.output), deep=True).next_step == "Sound."
     assert {name: data for name, (data, _) in files_below(tmp_path / "out").items() if name.startswith("ma")} == before
+
+
+@pytest.fixture(scope="module")
+def tar_run(photos, network_file, tmp_path_factory):
+    """A finished run into tars, and its configuration."""
+    config = RunConfig(
+        input=str(photos), output=str(tmp_path_factory.mktemp("tars") / "out"), weights=network_file, size=32,
+        runner="local", batch_size=4, precision="float32", layout="webdataset", shard_size=11,
+    )  # fmt: skip
+    run(config)
+    return config
+
+
+def lose_a_tar(tars):
+    tars[0].unlink()
+    return {"file lost": 8}, 4  # masks and overlays of four images
+
+
+def cut_a_tar(tars):
+    tars[0].write_bytes(tars[0].read_bytes()[:3000])
+    return None, 4
+
+
+def spoil_a_mask(tars):
+    data = tars[0].read_bytes()
+    at = data.index(b"IDAT")
+    tars[0].write_bytes(data[:at] + b"XXXX" + data[at + 4 :])
+    return {"mask differs": 1}, 1
+
+
+def leave_a_tar(tars):
+    tars[0].with_name("000000-000003-0123456789abcdef.tar").write_bytes(b"of no row")
+    return {"file of no row": 1}, 0
+
+
+@pytest.mark.parametrize("break_it", [lose_a_tar, cut_a_tar, spoil_a_mask, leave_a_tar])
+def test_tars(tar_run, tmp_path, break_it):
+    """In a copy: rows find their tars wherever the output is."""
+    out = tmp_path / "moved"
+    shutil.copytree(tar_run.output, out)
+    tars = sorted((out / "shards").rglob("*.tar"))
+    found = validate(Output.open(str(out)), deep=True)
+    assert (found.findings, found.files, found.masks_opened) == ((), len(tars), 22)
+    wrong, redo = break_it(tars)
+    found = validate(Output.open(str(out)), deep=True, repair=True, remove_orphans=True)
+    assert found.redo == redo
+    if wrong:
+        assert kinds(found) == wrong
+    else:
+        assert kinds(found)["file short"] >= 7
+    assert run(dataclasses.replace(tar_run, output=str(out))).computed == redo
+    again = validate(Output.open(str(out)), deep=True)
+    assert (again.findings, again.ok) == ((), 22)
+
+
+def test_a_tar_of_a_commit_under_way_is_no_fault(tar_run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(tar_run.output, out)
+    (out / "_SUCCESS").unlink()
+    next((out / "_run" / "parts" / "000001").iterdir()).unlink()
+    assert validate(Output.open(str(out))).findings == ()
+
+
+def test_tars_that_no_row_can_name_are_left_alone(photos, network_file, tmp_path):
+    config = RunConfig(
+        input=str(photos), output=str(tmp_path / "out"), weights=network_file, size=32, runner="local", batch_size=8,
+        precision="float32", layout="webdataset", outputs=("input",), limit=8,
+    )  # fmt: skip
+    run(config)
+    assert validate(Output.open(config.output), deep=True, remove_orphans=True).is_sound
+    assert list((tmp_path / "out" / "shards").rglob("*.tar"))
 
 
 def test_the_command(finished):

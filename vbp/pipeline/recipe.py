@@ -15,7 +15,8 @@ import numpy as np
 from vbp.errors import StorageError
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.steps import FOLDERS, Batch, Decode, Encode, Explain, Fetch, Write, objects
+from vbp.pipeline.layouts import FOLDERS
+from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write, objects
 from vbp.storage import index
 from vbp.storage.files import Folder
 from vbp.storage.manifest import Manifest

@@ -16,7 +16,7 @@ import shlex
 import uuid
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vbp.errors import StorageError, UsageError
+from vbp.pipeline.layouts import INDEXED
 from vbp.review.masks import fault_of
 from vbp.review.output import Output
 from vbp.review.sorting import Sorter
@@ -36,6 +37,7 @@ from vbp.storage.files import Folder
 from vbp.storage.index import forget, parts_by_shard, read_index
 from vbp.storage.parts import PART_SCHEMA, Part, newest
 from vbp.storage.record import mark_incomplete
+from vbp.storage.shards import SHARDS, path_of, shard_of
 
 SAMPLE, SEED = 200, 500
 
@@ -60,7 +62,8 @@ _SHARDS_AT_ONCE = 64
 _POSITION_BITS = 32
 _INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
 _MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "flat", "mask_uri"]
-_COLUMNS = [*dict.fromkeys(["position", *_INDEX_COLUMNS, *_MASK_COLUMNS])]
+_PLACE_COLUMNS = [f"{kind}_{name}" for kind in INDEXED for name in ("uri", "offset", "length")]
+_COLUMNS = [*dict.fromkeys(["position", *_INDEX_COLUMNS, *_MASK_COLUMNS, *_PLACE_COLUMNS])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +226,7 @@ class _Check:
         self._counts, self._examples = Counter[str](), dict[str, list[str]]()
         self._redo = array("q")
         self._damaged: list[Part] = []
+        self._unfinished = set[int]()
         self.orphans: list[str] = []
 
     def run(self, sample: int, seed: int, deep: bool) -> Validation:
@@ -330,6 +334,8 @@ class _Check:
             yield row
         assert self._output.manifest is not None
         start, limit = self._output.manifest.shard_start(shard.number), self._output.limit
+        if missing:
+            self._unfinished.add(shard.number)
         for position in sorted(missing):
             key = shard.keys[position]
             if self._output.is_complete and (limit is None or start + position < limit):
@@ -363,7 +369,8 @@ class _Check:
                 self._lost(users)
                 path, users = next(wanted, (None, iter(())))
             if path != file:
-                self._orphan("file of no row", os.fsdecode(file))
+                if not self._layout.may_be_under_way(os.fsdecode(file), self._unfinished):
+                    self._orphan("file of no row", os.fsdecode(file))
                 continue
             for each in users:
                 if size is not None and size < each.least:
@@ -430,7 +437,7 @@ class _OwnFiles:
 
     def __init__(self, output: Output) -> None:
         from vbp.images.encode import MASK_SUFFIX
-        from vbp.pipeline.steps import FOLDERS
+        from vbp.pipeline.layouts import FOLDERS
 
         config = output.config
         suffixes = {"overlay": ".jpg", "mask": MASK_SUFFIX[config.get("mask_format", "png8")]}
@@ -444,15 +451,49 @@ class _OwnFiles:
         for folder, suffix in self._kinds:
             yield f"{folder}/{row['key']}{suffix}", 1
 
+    def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
+        """Never: what an unfinished image may have is told by `files_of`."""
+        return False
+
     def read_mask(self, row: Mapping[str, Any]) -> bytes:
         """The mask's file."""
         return self._folder.read(f"masks/{row['key']}{self._mask_suffix}")
 
 
-_LAYOUTS: Mapping[str | None, type[_OwnFiles]] = {None: _OwnFiles, "files": _OwnFiles, "none": _OwnFiles}
+class _Tars:
+    """Layout ``webdataset``: each result is a range of a tar."""
+
+    def __init__(self, output: Output) -> None:
+        told = set(INDEXED) & set(output.config.get("outputs", ()))
+        self.folders = (SHARDS,) if told else ()  # without masks and overlays no row names its tar
+        self._folder = output.folder
+
+    def files_of(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """The tar of an image's results, and how many bytes it must have; nobody knows it before there is a row."""
+        for kind in INDEXED:
+            if row.get(f"{kind}_uri") is not None:
+                yield path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"] + row[f"{kind}_length"]
+
+    def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
+        """Whether its commit may have been begun alone: the next run ends it, or removes the tar."""
+        return shard_of(path) in unfinished
+
+    def read_mask(self, row: Mapping[str, Any]) -> bytes:
+        """The mask's file."""
+        start = row["mask_offset"]
+        return self._folder.read(path_of(row["mask_uri"]), start, start + row["mask_length"])
 
 
-def _layout(output: Output) -> _OwnFiles:
+_Layout = _OwnFiles | _Tars
+_LAYOUTS: Mapping[str | None, type[_OwnFiles] | type[_Tars]] = {
+    None: _OwnFiles,
+    "files": _OwnFiles,
+    "none": _OwnFiles,
+    "webdataset": _Tars,
+}
+
+
+def _layout(output: Output) -> _Layout:
     name = output.config.get("layout")
     if name not in _LAYOUTS:
         raise UsageError(f"the layout of {output.folder.url} (={name}) cannot be validated by this version.")

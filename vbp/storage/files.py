@@ -18,7 +18,7 @@ from vbp.storage.options import check_options, options_for, protocol_of
 from vbp.storage.remote import open_store, quoted
 from vbp.storage.store import File, Store
 
-__all__ = ["File", "Folder", "open_uri", "read_range", "read_uri"]
+__all__ = ["File", "Folder", "open_uri", "read_uri"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # One file system within another, as in zip://photos::s3://bucket/a.zip; unlike the :: of s3://bucket/x::y.jpg.
@@ -89,9 +89,9 @@ class Folder:
         """
         return temporaries(self._root) if self.is_local else iter(())
 
-    def read(self, path: str) -> bytes:
-        """The file's bytes."""
-        return self._store.read(self._at(path))
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The file's bytes, all by default, else from ``start`` up to ``end``."""
+        return self._store.read(self._at(path), start, end)
 
     def open(self, path: str) -> BinaryIO:
         """The file for reading here and there; remote ones are fetched in pieces, as they are asked for."""
@@ -148,12 +148,19 @@ class Folder:
         return "::".join(links)
 
 
-def read_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> bytes:
+def read_uri(
+    uri: str | os.PathLike[str],
+    options: Mapping[str, Any] | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> bytes:
     """The bytes of the file at a path or URL.
 
     Args:
         uri: a path, or any URL that fsspec knows.
         options: as for ``Folder``.
+        start: the first byte that is wanted; the file's first by default.
+        end: the one after the last; the file's last by default.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -161,12 +168,6 @@ def read_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = No
         UsageError: the URL or the options cannot be used.
         StorageError: the store does not answer, after retries.
     """
-    store, path = _find(uri, options)
-    return store.read(path)
-
-
-def read_range(uri: str | os.PathLike[str], start: int, end: int, options: Mapping[str, Any] | None = None) -> bytes:
-    """The bytes from ``start`` up to ``end``, fewer where the file ends before; else as ``read_uri``."""
     store, path = _find(uri, options)
     return store.read(path, start, end)
 

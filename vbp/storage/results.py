@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbp.errors import StorageError
-from vbp.storage.files import read_range, read_uri
+from vbp.storage.files import read_uri
 
 
 def read_result(row: Mapping[str, Any], kind: str = "mask", options: Mapping[str, Any] | None = None) -> bytes:
@@ -29,7 +29,7 @@ def read_result(row: Mapping[str, Any], kind: str = "mask", options: Mapping[str
     if offset is None or length is None:
         return read_uri(uri, options)
     offset, length = int(offset), int(length)
-    data = read_range(uri, offset, offset + length, options)
+    data = read_uri(uri, options, offset, offset + length)
     if len(data) != length:
         raise StorageError(f"{uri} gave {len(data)} bytes from {offset} on, not {length}; compute it again")
     return data

@@ -62,6 +62,17 @@ def write_tar(output: Folder, data: bytes, shard: int, positions: Collection[int
     return tar.path
 
 
+def path_of(uri: str) -> str:
+    """The path in OUTPUT of the tar that a row points to; OUTPUT may have been moved since, or have another URL now."""
+    return "/".join(uri.rsplit("/", 3)[1:])
+
+
+def shard_of(path: str) -> int | None:
+    """The shard of a tar, by its path in OUTPUT; None for other files."""
+    match = _NAME.fullmatch(path.removeprefix(f"{SHARDS}/"))
+    return int(match[1]) if match else None
+
+
 def remove_orphans(output: Folder) -> int:
     """Delete the tars that no row of any part points to; returns how many there were.
 
@@ -84,8 +95,7 @@ def _orphans(output: Folder, tars: list[Tar], parts: list[Part]) -> list[Tar]:
         return []
     rows = read_parts(output, parts, ["mask_uri", "overlay_uri"])
     uris = {uri for column in rows.columns for uri in column.unique().to_pylist() if uri is not None}
-    # by the end of the path alone: the output may have been moved, or be known by another URL now
-    used = {"/".join(uri.rsplit("/", 3)[1:]) for uri in uris}
+    used = {path_of(uri) for uri in uris}
     return [tar for tar in doubtful if tar.path not in used]
 
 
