@@ -104,5 +104,4 @@ def _trials(output: Path, scenes: list[Scene]) -> Iterator[Trial]:
 
 def _rows(results: Path) -> dict[str, dict[str, Any]]:
     """The index by key."""
-    table = dataset.dataset(results / "index").to_table(columns=["key", "status", "mask_uri"])
-    return {row["key"]: row for row in table.to_pylist()}
+    return {row["key"]: row for row in dataset.dataset(results / "index").to_table().to_pylist()}

@@ -84,9 +84,9 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             seconds = time.perf_counter() - started
             check(output, run_id)
             totals = index.compact(output, manifest, limit=config.limit)
-            _remove_orphans(config, output, observer)
             summary = _summarise(recipe, output, totals, spent, seconds, given)
             check(output, run_id)
+            _remove_orphans(config, output, observer)
             record.end(summary)
     return summary
 
