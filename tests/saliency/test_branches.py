@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision import models, ops
 
 from vbp.errors import ModelError
-from vbp.saliency.geometry import Branches, Resampling, Strand, Window
+from vbp.saliency.geometry import Branches, Pooling, Resampling, Strand, Window
 from vbp.saliency.trace import trace
 
 CONVOLUTION = Window((3, 3), before=(1, 1), after=(1, 1))
@@ -82,7 +82,8 @@ def test_concatenation_of_activations_needs_no_clamp():
     (stage,) = stages(forward, a=convolution(kernel=1), b=convolution(), c=convolution(kernel=1))
     assert stage.name == "cat"
     assert not stage.signed
-    strands = (Strand((0,), (POINT,)), Strand((0,), (POINT, CONVOLUTION)), Strand((0,), (CONVOLUTION,)))
+    pool = Pooling((3, 3), before=(1, 1), after=(1, 1), maximum=True)
+    strands = (Strand((0,), (POINT,)), Strand((0,), (POINT, CONVOLUTION)), Strand((0,), (pool,)))
     assert stage.steps == (Branches((*strands, Strand((1, 2, 3)))),)
 
 

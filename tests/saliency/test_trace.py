@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from vbp.errors import ModelError
-from vbp.saliency.geometry import Window
+from vbp.saliency.geometry import Pooling, Window
 from vbp.saliency.trace import trace
 
 CONVOLUTION = Window((3, 3), before=(1, 1), after=(1, 1))
-POOL = Window((2, 2), (2, 2))
+POOL = Pooling((2, 2), (2, 2), maximum=True)
 
 
 def convolution(inputs=3, outputs=4, **settings):
@@ -62,7 +62,7 @@ def test_vgg(depth, suffix):
 def test_alexnet():
     with torch.device("meta"):
         stages = trace(torchvision.models.alexnet(weights=None)).stages
-    pool = Window((3, 3), (2, 2))
+    pool = Pooling((3, 3), (2, 2), maximum=True)
     assert [stage.steps for stage in stages] == [
         (Window((11, 11), (4, 4), (2, 2), (2, 2)),),
         (pool, Window((5, 5), before=(2, 2), after=(2, 2))),
@@ -126,7 +126,7 @@ def test_several_layers_may_lie_between_two_maps():
     assert not first.signed
     assert second.signed
     assert second.steps == (
-        Window((3, 3), (3, 3), ceil_mode=True),
+        Pooling((3, 3), (3, 3), ceil_mode=True),
         Window((1, 1), before=(3, 1), after=(4, 2)),
         CONVOLUTION,
         Window((3, 3), before=(2, 2), after=(2, 2), dilation=(2, 2)),
@@ -136,6 +136,30 @@ def test_several_layers_may_lie_between_two_maps():
 def test_same_padding_of_an_even_kernel_lies_on_the_far_side():
     (stage,) = trace(nn.Sequential(nn.Conv2d(3, 4, (4, 1), padding="same"), nn.ReLU())).stages
     assert stage.steps == (Window((4, 1), before=(1, 0), after=(2, 0)),)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("vgg11", ["features.1", "features.4", "features.9", "features.14", "features.19"]),
+        ("resnet18", ["relu", "layer1.1.relu", "layer2.1.relu", "layer3.1.relu", "layer4.1.relu"]),
+        ("densenet121", ["features.relu0", *(f"features.transition{i}.relu" for i in (1, 2, 3)), "relu"]),
+    ],
+)
+def test_last_stages_are_the_last_of_each_resolution(name, last):
+    with torch.device("meta"):
+        found = trace(torchvision.models.get_model(name, weights=None))
+    chosen = found.chosen("last")
+    assert [stage.name for stage in chosen.stages] == last
+    assert sum(len(stage.steps) for stage in chosen.stages) == sum(len(stage.steps) for stage in found.stages)
+
+
+def test_convolutions_without_padding_keep_the_resolution():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=(1, 2)), nn.ReLU(),
+        nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(),
+    )  # fmt: skip
+    assert [stage.name for stage in trace(model).chosen("last").stages] == ["3", "5", "10"]
 
 
 class DataDependent(nn.Module):

@@ -5,13 +5,15 @@ Shapes: N images, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node
+
+from vbp.saliency.geometry import Pooling
 
 
 @contextmanager
@@ -52,19 +54,47 @@ class AveragingInterpreter(Interpreter):
 
     The average is taken before any later in-place operation can touch the map; the map itself is dropped as soon as
     the network has read it. No hook is set on any module.
+
+    Args:
+        model: the network.
+        graph: its forward pass.
+        signed_by_tap: the nodes to average, from the input upwards, and whether their maps are to be clamped at 0.
+        poolings: max pooling whose switches are kept, by node.
+        differentiable: keep the last tap's map, and record from there on what autograd needs. To be run without
+            gradients; the caller's context switches the recording off.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, signed_by_tap: dict[str, bool]):
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        signed_by_tap: dict[str, bool],
+        poolings: Mapping[str, Pooling],
+        differentiable: bool = False,
+    ):
         super().__init__(model, graph=graph)
         self.maps_N1HW: list[Tensor] = []
+        self.switches_by_pooling: dict[str, Tensor] = {}
+        self.deepest_NCHW: Tensor | None = None
         self._signed_by_tap = signed_by_tap
+        self._poolings = poolings
+        self._split = next(reversed(signed_by_tap)) if differentiable else None
 
     def run_node(self, node: Node) -> Any:
         """Run one node; average its output if it is a tap."""
+        if node.name in self._poolings:
+            args, settings = self.fetch_args_kwargs_from_env(node)
+            map_NCHW = args[0] if args else settings["input"]
+            self.switches_by_pooling[node.name] = self._poolings[node.name].switches(map_NCHW)
         output = super().run_node(node)
         if node.name in self._signed_by_tap:
             map_NCHW = output.clamp(min=0) if self._signed_by_tap[node.name] else output
             self.maps_N1HW.append(channel_mean(map_NCHW))
+        if node.name == self._split:
+            torch.set_grad_enabled(True)
+            self.deepest_NCHW = output.detach().requires_grad_()
+            # What follows may change its input in place, which autograd forbids for the map itself.
+            return self.deepest_NCHW.clone()
         return output
 
 

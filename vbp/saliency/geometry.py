@@ -5,10 +5,11 @@ Shapes: N images, 1 channel, H rows, W columns; a size is (rows, columns).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, product
 from math import floor
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -72,25 +73,114 @@ class Window:
         Returns:
             (N, 1, *size), same dtype.
         """
-        return self._spread(self._spread(map_N1HW, 1, size[1]), 0, size[0])
+        for axis in (1, 0):
+            map_N1HW = _spread(map_N1HW, axis, self.offsets(axis), self.stride[axis], size[axis])
+        return map_N1HW
 
-    def _spread(self, source: Tensor, axis: int, length: int) -> Tensor:
-        kernel, stride = self.kernel[axis], self.stride[axis]
-        if kernel == stride == 1 and self.before[axis] == 0 and source.shape[axis + 2] == length:
-            return source
-        shape = list(source.shape)
-        shape[axis + 2] = length
-        target = source.new_zeros(shape)
-        for tap in range(kernel):
-            # Output i lies at input position i * stride + offset under this tap; keep those within the target.
-            offset = tap * self.dilation[axis] - self.before[axis]
-            first = max(0, -(offset // stride))
-            stop = min(source.shape[axis + 2], (length - 1 - offset) // stride + 1)
-            if first < stop:
-                places = slice(first * stride + offset, (stop - 1) * stride + offset + 1, stride)
-                index = (..., places, slice(None)) if axis == 0 else (..., places)
-                target[index] += source.narrow(axis + 2, first, stop - first)
+    def offsets(self, axis: int) -> list[int]:
+        """Where the pixels under the window lie that gives output 0, along one axis."""
+        return [tap * self.dilation[axis] - self.before[axis] for tap in range(self.kernel[axis])]
+
+
+def _spread(source: Tensor, axis: int, offsets: Iterable[int], stride: int, length: int) -> Tensor:
+    """Along one axis, add every value to the positions of its window; those outside the target are cropped."""
+    if list(offsets) == [0] and stride == 1 and source.shape[axis + 2] == length:
+        return source
+    shape = list(source.shape)
+    shape[axis + 2] = length
+    target = source.new_zeros(shape)
+    for offset in offsets:
+        outputs, inputs = _places(offset, stride, source.shape[axis + 2], length)
+        target[_along(axis, inputs)] += source[_along(axis, outputs)]
+    return target
+
+
+def _places(offset: int, stride: int, count: int, length: int) -> tuple[slice, slice]:
+    """Output i lies at input position i * stride + offset: the outputs whose input exists, and these inputs."""
+    first = max(0, -(offset // stride))
+    stop = min(count, (length - 1 - offset) // stride + 1)
+    if first >= stop:
+        return slice(0), slice(0)
+    return slice(first, stop), slice(first * stride + offset, (stop - 1) * stride + offset + 1, stride)
+
+
+def _along(axis: int, part: slice) -> tuple[Any, ...]:
+    return (..., part, slice(None)) if axis == 0 else (..., part)
+
+
+@dataclass(frozen=True)
+class Pooling(Window):
+    """The window of a pooling layer."""
+
+    maximum: bool = False
+    """Whether it takes the maximum of what it sees, not the average."""
+    node: str = field(default="", compare=False)
+    """The operation, as the traced graph names it."""
+
+    def switches(self, map_NCHW: Tensor) -> Tensor:
+        """Where the maxima of a map were: the share of channels by place in the window, float32 (N, T, h, w).
+
+        T counts the window's places row by row. Of equal values it is the one that PyTorch's pooling finds.
+        """
+        settings = self.kernel, self.stride, self.before, self.dilation, self.ceil_mode
+        _, index_NChw = F.max_pool2d(map_NCHW, *settings, return_indices=True)
+        columns = map_NCHW.shape[3]
+        row_h1 = torch.arange(index_NChw.shape[2], device=index_NChw.device)[:, None] * self.stride[0]
+        column_w = torch.arange(index_NChw.shape[3], device=index_NChw.device) * self.stride[1]
+        shares = [
+            (index_NChw == (row_h1 + row) * columns + column_w + column).mean(1, dtype=torch.float32)
+            for row, column in product(self.offsets(0), self.offsets(1))
+        ]
+        return torch.stack(shares, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Unpooling:
+    """The way down through max pooling with its switches: every value goes back to where the maximum was.
+
+    That is where it was in each channel, averaged over the channels, as all maps are.
+    """
+
+    pooling: Pooling
+    switches_NThw: Tensor
+
+    def output_size(self, size: Size) -> Size:
+        """As the pooling's."""
+        return self.pooling.output_size(size)
+
+    def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
+        """Give every value to the pixels of its window by their shares: (N, 1, *size), same dtype."""
+        target = map_N1HW.new_zeros(*map_N1HW.shape[:2], *size)
+        places = product(self.pooling.offsets(0), self.pooling.offsets(1))
+        for (row, column), share_Nhw in zip(places, self.switches_NThw.unbind(1), strict=True):
+            above_rows, rows = _places(row, self.pooling.stride[0], map_N1HW.shape[2], size[0])
+            above_columns, columns = _places(column, self.pooling.stride[1], map_N1HW.shape[3], size[1])
+            target[..., rows, columns] += (map_N1HW * share_Nhw[:, None])[..., above_rows, above_columns]
         return target
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Several windows, the lowest first, as one kernel of ones over all that a value was computed from.
+
+    Led through one by one, a pixel that lies under overlapping windows gets a value several times; here once.
+    """
+
+    windows: tuple[Window, ...]
+
+    def output_size(self, size: Size) -> Size:
+        """As the windows' one by one."""
+        return _climb(self.windows, size)[-1]
+
+    def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
+        """The transposed convolution with that kernel: (N, 1, *size), same dtype."""
+        for axis in (1, 0):
+            offsets, stride = {0}, 1
+            for window in self.windows:
+                offsets = {low + stride * high for low, high in product(offsets, window.offsets(axis))}
+                stride *= window.stride[axis]
+            map_N1HW = _spread(map_N1HW, axis, sorted(offsets), stride, size[axis])
+        return map_N1HW
 
 
 @dataclass(frozen=True)
@@ -197,6 +287,58 @@ class Stage:
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
         """Lead this stage's mask down through all steps to the map below, which has `size`."""
         return _descend(map_N1HW, self.steps, size)
+
+
+def merged_pooling(stages: Iterable[Stage]) -> tuple[Stage, ...]:
+    """The stages with each chain of windows that holds a pooling as one kernel."""
+
+    def merge(steps: tuple[Step, ...]) -> Iterator[Step]:
+        for _, run in groupby(steps, lambda step: isinstance(step, Window)):
+            chain = tuple(run)
+            windows = tuple(step for step in chain if isinstance(step, Window))
+            holds_pooling = any(isinstance(window, Pooling) for window in windows)
+            yield from (Merged(windows),) if holds_pooling else chain
+
+    return tuple(_rewritten(stage, merge) for stage in stages)
+
+
+def unpooled(stages: Iterable[Stage], switches: Mapping[str, Tensor]) -> tuple[Stage, ...]:
+    """The stages with their max pooling undone by switches, which are given by node."""
+
+    def unpool(steps: tuple[Step, ...]) -> Iterator[Step]:
+        for step in steps:
+            if isinstance(step, Pooling) and step.node in switches:
+                step = Unpooling(step, switches[step.node])
+            yield step
+
+    return tuple(_rewritten(stage, unpool) for stage in stages)
+
+
+def max_poolings(stages: Iterable[Stage]) -> dict[str, Pooling]:
+    """All max pooling layers on the way down, by node."""
+    found: dict[str, Pooling] = {}
+
+    def look(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        found.update({step.node: step for step in steps if isinstance(step, Pooling) and step.maximum})
+        return steps
+
+    for stage in stages:
+        _rewritten(stage, look)
+    return found
+
+
+def _rewritten(stage: Stage, rule: Callable[[tuple[Step, ...]], Iterable[Step]]) -> Stage:
+    """A stage with every chain of its steps put through `rule`, within branches too."""
+
+    def rewrite(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        return tuple(rule(tuple(branch(step) for step in steps)))
+
+    def branch(step: Step) -> Step:
+        if not isinstance(step, Branches):
+            return step
+        return Branches(tuple(replace(strand, steps=rewrite(strand.steps)) for strand in step.strands))
+
+    return replace(stage, steps=rewrite(stage.steps))
 
 
 def _climb(steps: Sequence[Step], size: Size) -> list[Size]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision import ops
 
 from vbp.errors import ModelError
-from vbp.saliency.geometry import Resampling, Window
+from vbp.saliency.geometry import Pooling, Resampling, Window
 
 SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), False),
@@ -53,9 +53,8 @@ CONCATENATIONS: frozenset[Any] = frozenset((torch.cat, torch.concat))
 
 CONVOLUTIONS: frozenset[Any] = frozenset((nn.Conv2d, F.conv2d, torch.conv2d))
 LINEAR: frozenset[Any] = frozenset((nn.Linear, F.linear))
-POOLINGS: frozenset[Any] = frozenset(
-    (nn.MaxPool2d, nn.AvgPool2d, F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
-)
+MAX_POOLINGS: frozenset[Any] = frozenset((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices))
+POOLINGS: frozenset[Any] = MAX_POOLINGS.union((nn.AvgPool2d, F.avg_pool2d))
 PADDINGS: frozenset[Any] = frozenset(
     (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, F.pad)
 )
@@ -142,14 +141,18 @@ def window_of(node: Node, model: nn.Module) -> Window | None:
     kernel, dilation = pair(settings["kernel_size"]), pair(settings.get("dilation", 1))
     stride = settings.get("stride")
     before, after = _paddings(settings.get("padding", 0), kernel, dilation)
-    return Window(
+    if operation in CONVOLUTIONS:
+        return Window(kernel, pair(stride) if stride else (1, 1), before, after, dilation)
+    return Pooling(
         kernel,
-        # Pooling without a stride moves by its kernel, convolution by 1.
-        pair(stride) if stride else (1, 1) if operation in CONVOLUTIONS else kernel,
+        # Without a stride, pooling moves by its kernel.
+        pair(stride) if stride else kernel,
         before,
         after,
         dilation,
         bool(settings.get("ceil_mode", False)),
+        operation in MAX_POOLINGS,
+        node.name,
     )
 
 

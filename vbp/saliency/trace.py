@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from vbp.errors import ModelError, UsageError
 from vbp.saliency.dataflow import follow
 from vbp.saliency.forward import evaluating
-from vbp.saliency.geometry import Branches, Stage, Step, Strand
+from vbp.saliency.geometry import Branches, Stage, Step, Strand, map_sizes
 from vbp.saliency.operations import CONVOLUTIONS, KNOWN, known_type, module_of, name_of, operation_of
 from vbp.saliency.values import Map
 
@@ -38,27 +38,45 @@ class Trace:
     graph: Graph
     """The whole forward pass, with in-place operations as steps of the data flow."""
 
-    def only(self, names: Collection[str]) -> Trace:
-        """Of the stages those with these names; the way through another one is geometry alone.
+    def chosen(self, stages: str | Collection[str]) -> Trace:
+        """Of the stages those chosen; the way through another one is geometry alone.
+
+        Args:
+            stages: `all`; `last`, the last of each resolution; or names.
 
         Raises:
             UsageError: there is no stage of such a name.
         """
-        known = {stage.name for stage in self.stages}
-        if missing := [name for name in names if name not in known]:
-            raise UsageError(f"there is no stage {missing[0]!r}; there are {', '.join(s.name for s in self.stages)}.")
-        if not names:
-            raise UsageError(f"give at least one stage of {', '.join(stage.name for stage in self.stages)}.")
+        if stages == "all":
+            return self
+        if stages == "last":
+            resizing = [_resizes(stage) for stage in self.stages]
+            return self._only([*resizing[1:], True])
+        names = [stage.name for stage in self.stages]
+        asked = [stages] if isinstance(stages, str) else stages
+        if missing := [name for name in asked if name not in names]:
+            raise UsageError(f"there is no stage {missing[0]!r}; there are {', '.join(names)}.")
+        if not asked:
+            raise UsageError(f"give at least one stage of {', '.join(names)}.")
+        return self._only([name in asked for name in names])
+
+    def _only(self, kept: Sequence[bool]) -> Trace:
         stages: list[Stage] = []
         taps: list[str] = []
         steps: tuple[Step, ...] = ()
-        for stage, tap in zip(self.stages, self.taps, strict=True):
+        for keep, stage, tap in zip(kept, self.stages, self.taps, strict=True):
             steps += stage.steps
-            if stage.name in names:
+            if keep:
                 stages.append(replace(stage, steps=steps))
                 taps.append(tap)
                 steps = ()
         return Trace(tuple(stages), tuple(taps), self.graph)
+
+
+def _resizes(stage: Stage) -> bool:
+    """Whether a stage has another resolution than the one below, so that a pixel more there is not one more here."""
+    (rows, columns), (more_rows, more_columns) = (map_sizes([stage], (side, side))[0] for side in (512, 1024))
+    return (more_rows - rows, more_columns - columns) != (512, 512)
 
 
 def trace(model: nn.Module) -> Trace:

@@ -6,15 +6,18 @@ Shapes: B or N images, 1 channel, H rows, W columns; a size is (rows, columns).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 from vbp.errors import ImageError, ModelError, UsageError
 from vbp.saliency.forward import AveragingInterpreter, channel_mean, evaluating, shortened
-from vbp.saliency.geometry import Size, Stage, Window, map_sizes
+from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
+from vbp.saliency.smoothing import noisy_copies
+from vbp.saliency.target import Target, score_of, weighted_mean
 from vbp.saliency.trace import trace
 
 
@@ -36,14 +39,18 @@ class Masks:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one forward pass and its way back gave."""
+    """What one forward pass and its way back gave.
+
+    With smoothing, `mask`, `flat` and `finite` tell of the average over noisy copies, all else of the image itself.
+    """
 
     mask: Tensor
     """float32 (B, 1, H, W) in [0, 1] at input size; all zero where flat or not finite."""
     output: Any
     """The network's own output of the same forward pass, or None where only the feature part was run."""
     maps: list[Tensor]
-    """float32 (B, 1, h, w): the feature maps averaged over channels, from the input upwards."""
+    """float32 (B, 1, h, w): the feature maps averaged over channels, from the input upwards; with a target the last
+    one is weighted."""
     masks: list[Tensor]
     """float32 (B, 1, h, w): the intermediate masks, each at the size of its map."""
     flat: Tensor
@@ -79,11 +86,9 @@ def visual_backprop(
     if gamma_N1HW is not None:
         mask, divisor_log10_N = _scale(mask * gamma_N1HW)
         log10_N = log10_N + divisor_log10_N
-    mask, spread_N = _min_max(mask)
     # A divisor that is not finite leaves its trace in the sum of the logs; a divisor of 0 leaves -inf.
     finite_N = log10_N.isfinite() | log10_N.isneginf()
-    flat_N = finite_N & (spread_N <= 0)
-    mask = torch.where((finite_N & ~flat_N).view(-1, 1, 1, 1), mask, 0)
+    mask, flat_N = _normalise(mask, finite_N)
     return Masks(mask, masks, flat_N, log10_N.where(finite_N, torch.nan), finite_N)
 
 
@@ -118,7 +123,7 @@ def _reference(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size
         )
     mask = maps[-1]
     masks = [mask]
-    log10_N = mask.new_zeros(len(mask), dtype=torch.float64)
+    log10_N = mask.new_zeros(mask.shape[0], dtype=torch.float64)
     for below in maps[-2::-1]:
         product = _reference_window(_size(mask), _size(below)).deconvolve(mask, _size(below)) * below
         mask, spread_N = _min_max(product)
@@ -142,10 +147,30 @@ PRESETS: dict[str, Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]
 """`paper` is the published method; `reference` gives the masks of devansh20la/VisualBackprop."""
 
 
+def _check_choices(preset: str, pooling: str, smooth: int, noise: float) -> None:
+    _preset(preset)
+    if pooling not in POOLINGS:
+        raise UsageError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}.")
+    if preset == "reference" and pooling != "exact":
+        raise UsageError(
+            f"preset 'reference' leads through pooling with a kernel of its own, so pooling (={pooling}) has no effect "
+            "on it: use preset 'paper', or pooling 'exact'."
+        )
+    if smooth < 0 or noise <= 0:
+        raise UsageError(f"smooth (={smooth}) must be at least 0, and noise (={noise}) more than 0.")
+
+
 def _preset(name: str) -> Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]:
     if name not in PRESETS:
         raise UsageError(f"preset {name!r} is none of {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def _normalise(mask_N1HW: Tensor, finite_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The last step: each mask stretched to [0, 1], 0 where it is flat or not finite; and whether it is flat."""
+    mask_N1HW, spread_N = _min_max(mask_N1HW)
+    flat_N = finite_N & (spread_N <= 0)
+    return torch.where((finite_N & ~flat_N).view(-1, 1, 1, 1), mask_N1HW, 0), flat_N
 
 
 def _scale(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,31 +186,55 @@ def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
     return (map_N1HW - least_N111) / spread_N111.where(spread_N111 != 0, 1), spread_N111.flatten()
 
 
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _size(tensor: Tensor) -> Size:
     return tensor.shape[-2], tensor.shape[-1]
+
+
+POOLINGS = ("exact", "merged", "unpool")
+"""How the mask is led down through pooling, see `VisualBackProp`."""
 
 
 class VisualBackProp:
     """Masks of any CNN that can be traced, from the forward pass alone.
 
-    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set. Which of
-    its maps are multiplied is told in `vbp.saliency.trace`; negative activations count as 0. Where branches were added
-    or concatenated, the mask is led down each with its own geometry, and the results are averaged.
+    **VisualBackProp is class-agnostic.** A mask says where the features of the deepest map come from, not what speaks
+    for a class: the classifier plays no part. `target` asks for the features of one class instead. Even then only the
+    deepest map is weighted; the maps below, which give the mask its detail, stay as they are.
+
+    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set. Hooks of
+    its own on layers run as ever; those on containers see the trace, not the pass. Of a network from
+    ``torch.compile`` the original is run. Which of its maps are multiplied is told in `vbp.saliency.trace`; negative
+    activations count as 0. Where branches were added or concatenated, the mask is led down each with its own
+    geometry, and the results are averaged.
 
     Example:
         >>> vbp = VisualBackProp(torchvision.models.vgg16(weights="DEFAULT"))
         >>> mask_B1HW = vbp(images_BCHW)
+        >>> cat_B1HW = vbp(images_BCHW, target=281)
 
     Args:
         model: a network whose first argument is a batch of images.
         preset: `paper` or `reference`, see `PRESETS`.
-        stages: names of the stages to multiply, see `.stages`; default: all. The way through the others stays.
+        stages: which maps are multiplied: `all`; `last`, the last of each resolution; or names, see `.stages`. The
+            way through the others stays.
+        pooling: how the mask is led down through pooling layers. `exact`: layer by layer, so that a pixel under
+            overlapping windows gets a value several times. `merged`: a chain of layers with a pooling in it, such as
+            pooling and convolution, is one kernel of ones, as the authors advise. `unpool`: back to where the
+            maximum was, in each channel, averaged over the channels; average and adaptive pooling stay as they are.
         multiply_input: multiply the mask with the input as well (gamma in the paper's theorem 1): with the average
             over the channels of the images as given, negative averages counted as 0 as in every map.
+        smooth: average the masks of this many noisy copies of each image, see `noisy_copies`; 0: none. It takes as
+            many more passes.
+        noise: the standard deviation of that noise, as a share of the range of the image's values.
+        seed: of that noise.
 
     Raises:
         ModelError: the network cannot be explained; the message says why.
-        UsageError: no such preset or stage.
+        UsageError: no such preset, stage or pooling, or they do not go together.
     """
 
     def __init__(
@@ -193,51 +242,96 @@ class VisualBackProp:
         model: nn.Module,
         preset: str = "paper",
         *,
-        stages: Collection[str] | None = None,
+        stages: str | Collection[str] = "all",
+        pooling: str = "exact",
         multiply_input: bool = False,
+        smooth: int = 0,
+        noise: float = 0.1,
+        seed: int = 500,
     ):
-        _preset(preset)
-        self.model = model
+        _check_choices(preset, pooling, smooth, noise)
+        # The code from torch.compile cannot be looked into; it is run node by node as if it were not compiled.
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.preset = preset
+        self.pooling = pooling
         self.multiply_input = multiply_input
-        found = trace(model) if stages is None else trace(model).only(stages)
-        self.stages = found.stages
+        self.smooth = smooth
+        self.noise = noise
+        self.seed = seed
+        found = trace(self.model).chosen(stages)
+        self.stages = merged_pooling(found.stages) if pooling == "merged" else found.stages
         self._graph = found.graph
         self._features = shortened(found.graph, found.taps[-1])
         self._signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
+        self._poolings = max_poolings(found.stages) if pooling == "unpool" else {}
 
-    def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """The masks, float32 (B, 1, H, W) in [0, 1]; only the feature part of the network is run.
+    def __call__(self, images_BCHW: Tensor, *, target: Target | None = None) -> Tensor:
+        """The masks, float32 (B, 1, H, W) in [0, 1]; without a target only the network's feature part is run.
 
         Args:
             images_BCHW: as the network takes them: normalised, on its device, of its dtype.
+            target: see `explain`.
         """
-        return self.explain(images_BCHW, classify=False).mask
+        return self.explain(images_BCHW, target=target, classify=False).mask
 
-    def explain(self, images_BCHW: Tensor, *, classify: bool = True) -> Explanation:
+    def explain(self, images_BCHW: Tensor, *, target: Target | None = None, classify: bool = True) -> Explanation:
         """The masks and everything that was computed on the way to them.
 
         Args:
             images_BCHW: as the network takes them: normalised, on its device, of its dtype.
+            target: weight the channels of the deepest map by what they mean for a class, as Grad-CAM does: a class,
+                one for each image, `predicted`, or a function of the output; see `vbp.saliency.target`. It takes a
+                backward pass through the classifier, none through the features. None: the plain average, which
+                knows no class.
             classify: run the network to its end for `.output`, not only its feature part.
 
         Raises:
             ImageError: the images are too small for the network.
             ModelError: the network does not do what its layers' settings say.
+            UsageError: the network's output has no such target.
         """
+        result = self._explain(images_BCHW, target, classify or target is not None)
+        if self.smooth:
+            # One class for all copies of an image.
+            target = result.output.argmax(1) if isinstance(target, str) else target
+            result = self._smoothed(result, images_BCHW, target)
+        return result if classify else replace(result, output=None)
+
+    def _smoothed(self, plain: Explanation, images_BCHW: Tensor, target: Target | None) -> Explanation:
+        """The explanation with the average over noisy copies as its mask."""
+        total_B1HW, finite_B = torch.zeros_like(plain.mask), plain.finite
+        for copies_BCHW in noisy_copies(images_BCHW, self.smooth, self.noise, self.seed):
+            one = self._explain(copies_BCHW, target, target is not None)
+            total_B1HW += one.mask
+            finite_B = finite_B & one.finite
+        mask_B1HW, flat_B = _normalise(total_B1HW, finite_B)
+        return replace(plain, mask=mask_B1HW, flat=flat_B, finite=finite_B)
+
+    def _explain(self, images_BCHW: Tensor, target: Target | None, whole: bool) -> Explanation:
+        """One pass, of the whole network or its feature part, and the way back."""
         input_size = self._check_size(images_BCHW)
-        graph = self._graph if classify else self._features
-        interpreter = AveragingInterpreter(self.model, graph, self._signed_by_tap)
-        with torch.no_grad(), evaluating(self.model):
+        graph = self._graph if whole else self._features
+        weighted = target is not None
+        interpreter = AveragingInterpreter(self.model, graph, self._signed_by_tap, self._poolings, weighted)
+        # In inference mode nothing could be differentiated, not even with what was made in it before.
+        with torch.inference_mode(torch.is_inference_mode_enabled() and not weighted), torch.no_grad():
+            if weighted and images_BCHW.is_inference():
+                images_BCHW = images_BCHW.clone()
             # Before the pass: the network may change its input in place.
             gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.multiply_input else None
-            output = interpreter.run(images_BCHW)
-            self._check_maps(interpreter.maps_N1HW, input_size)
-            result = visual_backprop(interpreter.maps_N1HW, self.stages, input_size, self.preset, gamma_B1HW)
+            with evaluating(self.model), torch.no_grad():
+                output = interpreter.run(images_BCHW)
+                maps_N1HW = interpreter.maps_N1HW
+                if target is not None and interpreter.deepest_NCHW is not None:
+                    maps_N1HW[-1] = weighted_mean(interpreter.deepest_NCHW, score_of(output, target))
+                    output = map_aggregate(output, _detached)
+            self._check_maps(maps_N1HW, input_size)
+            stages = unpooled(self.stages, interpreter.switches_by_pooling)
+            result = visual_backprop(maps_N1HW, stages, input_size, self.preset, gamma_B1HW)
         return Explanation(
             mask=result.mask_N1HW,
-            output=output if classify else None,
-            maps=interpreter.maps_N1HW,
+            output=output if whole else None,
+            maps=maps_N1HW,
             masks=result.masks_N1HW,
             flat=result.flat_N,
             log10_max=result.log10_max_N,

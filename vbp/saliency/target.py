@@ -1,0 +1,70 @@
+"""Class weighting: what of the deepest map speaks for one class, by Grad-CAM (Selvaraju et al., arXiv:1610.02391).
+
+Shapes: B images, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vbp.errors import UsageError
+from vbp.saliency.forward import channel_mean
+
+Target = int | Sequence[int] | Tensor | Literal["predicted"] | Callable[[Any], Tensor]
+"""One class for all images, one for each, the class that the network predicts for each, or a function of the
+network's output that gives one score (B,) an image: for regression, and for outputs other than (B, K)."""
+
+
+def score_of(output: Any, target: Target) -> Tensor:
+    """The score (B,) of the target in the network's output.
+
+    Raises:
+        UsageError: the output has no such target, or the network lets no gradient through.
+    """
+    score_B = target(output) if callable(target) else _score_of_class(output, target)
+    if not (isinstance(score_B, Tensor) and score_B.ndim == 1 and score_B.requires_grad):
+        raise UsageError(
+            f"the score of a target must be a tensor (B,) that depends on the network's maps, not {_kind(score_B)}."
+        )
+    return score_B
+
+
+def weighted_mean(map_BCHW: Tensor, score_B: Tensor) -> Tensor:
+    """The mean over channels, each weighted by how much it raises the image's score, and 0 where that is negative.
+
+    The weight is the score's gradient, averaged over the map's pixels. Behind global average pooling and one linear
+    layer it is, up to a factor, that layer's own weight for the class (CAM, Zhou et al., arXiv:1512.04150).
+
+    Returns:
+        float32 (B, 1, H, W), values >= 0.
+    """
+    (gradient_BCHW,) = torch.autograd.grad(score_B.sum(), map_BCHW)
+    weight_BC11 = gradient_BCHW.mean((2, 3), keepdim=True, dtype=torch.float32)
+    return channel_mean(map_BCHW.detach().float() * weight_BC11).clamp(min=0)
+
+
+def _score_of_class(output: Any, target: int | Sequence[int] | Tensor | str) -> Tensor:
+    if not (isinstance(output, Tensor) and output.ndim == 2):
+        raise UsageError(
+            f"target {target!r} needs an output of shape (B, K), not {_kind(output)}: give a function of the output "
+            "that returns one score an image."
+        )
+    images, classes = output.shape
+    if isinstance(target, str):
+        if target != "predicted":
+            raise UsageError(f"target {target!r} is neither 'predicted' nor a class.")
+        return output.amax(1)
+    index = torch.as_tensor(target, device=output.device)
+    if index.shape not in ((), (images,)) or index.is_floating_point():
+        raise UsageError(f"target must be one class, or one for each of {images} images, not {_kind(index)}.")
+    if not ((index >= 0) & (index < classes)).all():
+        raise UsageError(f"target {target!r} is outside the network's classes 0 to {classes - 1}.")
+    return output.gather(1, index.expand(images)[:, None])[:, 0]
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
