@@ -1,0 +1,129 @@
+"""VisualBackProp under the calling conventions of other saliency libraries, so that it drops into their users' code.
+
+None of these libraries is imported. Without a target a mask is class-agnostic in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vbp.errors import UsageError
+from vbp.saliency.target import Target
+from vbp.saliency.visualbackprop import VisualBackProp
+
+
+class CaptumAttribution:
+    """Captum's convention: ``attribute(inputs, target)`` gives a tensor of the inputs' shape.
+
+    Example:
+        >>> attribution = CaptumAttribution(VisualBackProp(model)).attribute(images_BCHW, target=281)
+
+    Args:
+        vbp: what explains.
+    """
+
+    def __init__(self, vbp: VisualBackProp):
+        self.vbp = vbp
+        self.forward_func = vbp.model
+
+    def attribute(
+        self, inputs: Tensor | tuple[Tensor, ...], target: Target | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The masks, the same for every channel, float32 in the shape of the inputs; of a tuple of one, a tuple.
+
+        Raises:
+            UsageError: there are several inputs.
+        """
+        if isinstance(inputs, tuple):
+            if len(inputs) != 1:
+                raise UsageError(f"VisualBackProp explains one input, not {len(inputs)}.")
+            return (self._attribute(inputs[0], target),)
+        return self._attribute(inputs, target)
+
+    def _attribute(self, images_BCHW: Tensor, target: Target | None) -> Tensor:
+        return self.vbp(images_BCHW, target=target).expand(images_BCHW.shape).contiguous()
+
+
+class GradCamStyle:
+    """The convention of pytorch-grad-cam: a context manager, called with a batch and its targets.
+
+    Example:
+        >>> with GradCamStyle(VisualBackProp(model)) as cam:
+        ...     grayscale_cam = cam(input_tensor=images_BCHW, targets=[ClassifierOutputTarget(281)])
+
+    Args:
+        vbp: what explains.
+
+    Attributes:
+        outputs: the network's output for the last batch.
+    """
+
+    def __init__(self, vbp: VisualBackProp):
+        self.vbp = vbp
+        self.outputs: Any = None
+
+    def __enter__(self) -> GradCamStyle:
+        """Nothing is set on the network, so there is nothing to prepare."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing to clean up; an exception goes its way."""
+
+    def __call__(
+        self, input_tensor: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None = None
+    ) -> NDArray[np.float32]:
+        """The masks (B, H, W) in [0, 1].
+
+        Args:
+            input_tensor: as the network takes it.
+            targets: one function for each image, of its row of the output. None: class-agnostic masks, where
+                pytorch-grad-cam would take the class of the highest score.
+
+        Raises:
+            UsageError: there are more or fewer targets than images.
+        """
+        if targets is not None and len(targets) != len(input_tensor):
+            raise UsageError(f"there are {len(targets)} targets for {len(input_tensor)} images; give one for each.")
+
+        def score(output: Tensor) -> Tensor:
+            return torch.stack([one(row) for one, row in zip(targets or (), output, strict=True)])
+
+        explanation = self.vbp.explain(input_tensor, target=None if targets is None else score)
+        self.outputs = explanation.output
+        masks_BHW: NDArray[np.float32] = explanation.mask[:, 0].cpu().numpy()
+        return masks_BHW
+
+
+def explain_func(
+    model: nn.Module,
+    inputs: NDArray[Any] | Tensor,
+    targets: NDArray[Any] | Tensor | None,
+    *,
+    class_weighted: bool = False,
+    device: str | torch.device | None = None,
+    **settings: Any,
+) -> NDArray[np.float32]:
+    """The convention of Quantus: masks (B, 1, H, W) in [0, 1] of a model that its metrics may have changed.
+
+    Args:
+        model: the network.
+        inputs: (B, C, H, W), as the network takes them.
+        targets: the class of each image.
+        class_weighted: weight the deepest map by these classes; else they have no effect.
+        device: where to move the inputs; default: where the network is.
+        **settings: of `VisualBackProp`.
+    """
+    parameter = next(model.parameters())
+    images_BCHW = torch.as_tensor(inputs, dtype=parameter.dtype).to(device or parameter.device)
+    target = torch.as_tensor(targets) if class_weighted and targets is not None else None
+    masks_B1HW: NDArray[np.float32] = VisualBackProp(model, **settings)(images_BCHW, target=target).cpu().numpy()
+    return masks_B1HW
