@@ -27,6 +27,10 @@ def test_defaults_are_those_of_the_documentation():
         ({"outputs": ("mask", "movie")}, ["--outputs", "movie", "overlay"]),
         ({"outputs": ()}, ["--outputs", "empty"]),
         ({"size": 0}, ["--size", "0", "at least 1"]),
+        ({"pooling": "max"}, ["--pooling", "max", "exact, merged, unpool"]),
+        ({"target": "cat"}, ["--target", "cat", "none, predicted"]),
+        ({"smooth": -1}, ["--smooth (=-1)", "at least 0"]),
+        ({"smooth": 3, "noise": 0.0}, ["--noise (=0.0)", "more than 0"]),
         ({"batch_size": -2}, ["--batch-size", "-2"]),
         ({"limit": 0}, ["--limit"]),
         ({"max_failures": "a few"}, ["--max-failures", "a few", "1%"]),
@@ -75,7 +79,22 @@ def test_the_order_of_outputs_means_nothing():
 def test_fingerprint_names_what_the_results_depend_on_and_nothing_else():
     assert set(config().fingerprint()) == {
         "model", "preset", "size", "fit", "frame", "select", "classes", "outputs", "mask_format",
-        "overlay_style", "layout", "fast_decode",
+        "overlay_style", "layout", "fast_decode", "stages", "pooling", "multiply_input", "target", "smooth",
+    }  # fmt: skip
+
+
+def test_noise_and_its_seed_count_only_where_there_is_noise():
+    assert config(noise=0.3, seed=7).fingerprint() == config().fingerprint()
+    noisy = config(smooth=8, noise=0.3, seed=7).fingerprint()
+    assert (noisy["smooth"], noisy["noise"], noisy["noise_seed"]) == (8, 0.3, 7)
+
+
+def test_method_is_what_visual_back_prop_takes():
+    assert config(stages="last").method()["stages"] == "last"
+    made = config(stages="relu, layer1.0.relu", pooling="merged", smooth=3, seed=9).method()
+    assert made == {
+        "preset": "paper", "stages": ["relu", "layer1.0.relu"], "pooling": "merged", "multiply_input": False,
+        "smooth": 3, "noise": 0.1, "seed": 9,
     }  # fmt: skip
 
 

@@ -67,6 +67,25 @@ def test_a_fixed_batch_size_makes_every_mask_independent_of_its_company(pixels_B
         assert len(alone.mask_BHW) == len(alone.flat_B) == len(alone.masks[0]) == 1
 
 
+@pytest.mark.parametrize("settings", [{"target": "predicted"}, {"smooth": 2}, {"pooling": "unpool", "stages": "last"}])
+def test_choices_are_those_of_visual_back_prop(pixels_BHWC, settings):
+    network = small_vgg()
+    chosen = engine(model=loaded(network), batch_size=2, **settings)
+    together = chosen(pixels_BHWC)
+    images = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2) / 255
+    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    target = settings.pop("target", None)
+    expected = VisualBackProp(network, **settings)(images, target=target)[:, 0]
+    np.testing.assert_allclose(together.mask_BHW, expected, atol=1e-5)
+    for i in range(3):
+        np.testing.assert_array_equal(chosen(pixels_BHWC[i : i + 1]).mask_BHW[0], together.mask_BHW[i])
+
+
+def test_target_needs_a_classifier():
+    with pytest.raises(UsageError, match="target 'predicted' needs a classifier, and small has none"):
+        engine(model=loaded(classes=None), target="predicted")
+
+
 def test_bfloat16_masks_are_close(pixels_BHWC):
     exact, rough = (engine(precision=precision)(pixels_BHWC) for precision in ("float32", "bfloat16"))
     assert np.corrcoef(exact.mask_BHW.ravel(), rough.mask_BHW.ravel())[0, 1] > 0.999

@@ -20,6 +20,8 @@ OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
 """What a run writes below OUTPUT."""
 
 Preset = Literal["paper", "reference"]
+PoolingChoice = Literal["exact", "merged", "unpool"]
+TargetChoice = Literal["none", "predicted"]
 Fit = Literal["crop", "pad", "stretch", "original"]
 FrameChoice = Literal["network", "image"]
 Select = Literal["all", "misclassified", "correct"]
@@ -57,6 +59,29 @@ class RunConfig:
         "imagenet, demo, random, or the path or URL of a .pth or .safetensors checkpoint.",
     )
     preset: Preset = option("paper", "paper: Bojarski et al.; reference: devansh20la/VisualBackprop.", fingerprint=True)
+    stages: str = option(
+        "all",
+        "Maps to multiply: all; last, of each resolution; or names, comma-separated (a wrong name lists them).",
+        fingerprint=True,
+    )
+    pooling: PoolingChoice = option(
+        "exact",
+        "Way down through pooling. exact: layer by layer; merged: one kernel of ones with the convolution; "
+        "unpool: back to where the maximum was.",
+        fingerprint=True,
+    )
+    multiply_input: bool = option(
+        False, "Multiply masks with the input, as in the paper's theorem 1.", fingerprint=True
+    )
+    target: TargetChoice = option(
+        "none",
+        "predicted: weight the deepest map for the predicted class, as Grad-CAM does; none: class-agnostic.",
+        fingerprint=True,
+    )
+    smooth: int = option(
+        0, "Average the masks of this many noisy copies of each image; as many more forward passes.", fingerprint=True
+    )
+    noise: float = option(0.1, "With --smooth: the noise's standard deviation, as a share of the image's range.")
     size: int = option(224, "Side of the network's square input, in pixels.", fingerprint=True)
     fit: Fit = option("crop", "How an image meets that square; original: the image's own size.", fingerprint=True)
     frame: FrameChoice = option(
@@ -65,7 +90,7 @@ class RunConfig:
         fingerprint=True,
     )
     batch_size: int | None = option(None, "Images in one forward pass [default: auto].")
-    seed: int = option(500, "Seeds random weights; recorded in run.json; without effect on trained weights.")
+    seed: int = option(500, "Seeds random weights and the noise of --smooth; recorded; else without effect.")
     select: Select = option("all", "Which images get masks; the others get an index row only.", fingerprint=True)
     classes: str | None = option(
         None, "File with the model's class names, one a line, in the order of its outputs.", fingerprint=True
@@ -121,6 +146,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} (={value}) must be at least 1.")
+        if self.smooth < 0 or self.noise <= 0:
+            raise UsageError(f"--smooth (={self.smooth}) must be at least 0, and --noise (={self.noise}) more than 0.")
         if not self.outputs:
             raise UsageError("--outputs is empty; name at least one of mask, overlay, input, maps.")
         if self.retry_failed and self.resume_mode != "resume":
@@ -152,7 +179,22 @@ class RunConfig:
     def fingerprint(self) -> dict[str, Any]:
         """The fields on which the written results depend, by name, as JSON values."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("fingerprint")}
+        if self.smooth:
+            chosen |= {"noise": self.noise, "noise_seed": self.seed}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+
+    def method(self) -> dict[str, Any]:
+        """The arguments of ``vbp.saliency.VisualBackProp`` but for the network."""
+        named = self.stages in ("all", "last")
+        return {
+            "preset": self.preset,
+            "stages": self.stages if named else [name.strip() for name in self.stages.split(",")],
+            "pooling": self.pooling,
+            "multiply_input": self.multiply_input,
+            "smooth": self.smooth,
+            "noise": self.noise,
+            "seed": self.seed,
+        }
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, for ``run.json``; holds no secrets, since none are accepted."""

@@ -118,17 +118,18 @@ def load_network(config: RunConfig) -> Model:
     from vbp.saliency.visualbackprop import VisualBackProp
 
     model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
-    vbp = VisualBackProp(model.network, preset=config.preset)
+    vbp = VisualBackProp(model.network, **config.method())
     if config.fit != "original":
         try:
             vbp(torch.zeros(1, 3, config.size, config.size))
         except ImageError as error:
             raise UsageError(f"--size (={config.size}) does not suit --model {config.model}: {error}") from error
-    if config.select != "all" and model.num_classes is None:
-        raise UsageError(
-            f"--select {config.select} needs predictions, and --weights (={config.weights}) has no classifier; "
-            "use a checkpoint with one, or --select all."
-        )
+    for option, value, without in (("--select", config.select, "all"), ("--target", config.target, "none")):
+        if value != without and model.num_classes is None:
+            raise UsageError(
+                f"{option} {value} needs predictions, and --weights (={config.weights}) has no classifier; "
+                f"use a checkpoint with one, or {option} {without}."
+            )
     return model
 
 

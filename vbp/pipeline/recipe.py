@@ -62,11 +62,11 @@ class Recipe:
         engine = {
             "model": config.model if self.network is None else self.network,
             "weights": config.weights,
-            "preset": config.preset,
+            **config.method(),
+            "target": None if config.target == "none" else config.target,
             "device": self.device,
             "precision": self.precision,
             "batch_size": None if config.fit == "original" else self.batch_size,
-            "seed": config.seed,
             "storage_options": config.storage_options,
         }
         return {

@@ -67,11 +67,14 @@ class Record:
         Raises:
             UsageError: the output was begun with another; names each field that differs.
         """
-        before, now = self.facts.get("fingerprint"), fingerprint(recipe)
-        if before is None or before == now:
+        if self.facts.get("fingerprint") is None:
             return
-        differing = [name for name in now if before.get(name) != now[name]]
-        self._refuse("; ".join(f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in differing))
+        # What an older vbp did not ask for was done as the defaults are.
+        defaults = RunConfig(input="photos", output="results").fingerprint()
+        before, now = defaults | self.facts["fingerprint"], fingerprint(recipe)
+        differing = [name for name in before | now if before.get(name) != now.get(name)]
+        if differing:
+            self._refuse("; ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in differing))
 
     def refuse_other_classes(self, recipe: Recipe) -> None:
         """A folder stands for one class in all rows.

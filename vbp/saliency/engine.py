@@ -5,11 +5,11 @@ Shapes: B images, H rows, W columns, C = 3 colours (RGB), K classes; h and w are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,13 +49,19 @@ class Explainer:
     Args:
         model: torchvision's name of a network, or a loaded `Model` (which is copied, not changed).
         weights: see `load_model`; without effect for a loaded `Model`.
-        preset: `paper` or `reference`.
+        preset: `paper` or `reference`, see `VisualBackProp` for this and for what it shares with it.
         device: `auto` (the first GPU, else the CPU) or a torch device.
         precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 where the device computes it natively).
             Averaged maps and masks are always float32.
         batch_size: run every batch at exactly this size, filled with black images where fewer came and cut where
             more came, so that an image's mask never depends on how many images came with it.
-        seed: of random weights.
+        seed: of random weights, and of the noise.
+        stages: which maps are multiplied.
+        pooling: the way down through pooling.
+        multiply_input: multiply the mask with the (normalised) input.
+        smooth: how many noisy copies to average.
+        noise: how noisy.
+        target: None, or `predicted`: weight the deepest map for the predicted class.
         classify: run the classifier as well, where there is one.
         keep_maps: return the averaged maps and intermediate masks.
         storage_options: to read the weights, as for ``vbp.storage.files.read_uri``.
@@ -63,7 +69,7 @@ class Explainer:
     Raises:
         ModelError: the network is unknown or cannot be explained.
         WeightsError: the checkpoint cannot be had or read, or does not fit.
-        UsageError: there is no such preset, device or precision.
+        UsageError: there is no such preset, device or precision, or no classifier for the target.
     """
 
     def __init__(
@@ -76,6 +82,12 @@ class Explainer:
         *,
         batch_size: int | None = None,
         seed: int = 500,
+        stages: str | Collection[str] = "all",
+        pooling: str = "exact",
+        multiply_input: bool = False,
+        smooth: int = 0,
+        noise: float = 0.1,
+        target: Literal["predicted"] | None = None,
         classify: bool = True,
         keep_maps: bool = False,
         storage_options: Mapping[str, Any] | None = None,
@@ -93,7 +105,19 @@ class Explainer:
             self.model = model
             network = deepcopy(model.network)
         self._classify = classify and self.model.num_classes is not None
-        self._vbp = VisualBackProp(_prepare(network, self._device, PRECISIONS[self.precision]), preset)
+        if target is not None and self.model.num_classes is None:
+            raise UsageError(f"target {target!r} needs a classifier, and {self.model.name} has none.")
+        self._target = target
+        self._vbp = VisualBackProp(
+            _prepare(network, self._device, PRECISIONS[self.precision]),
+            preset,
+            stages=stages,
+            pooling=pooling,
+            multiply_input=multiply_input,
+            smooth=smooth,
+            noise=noise,
+            seed=seed,
+        )
         self._mean_1C11 = torch.tensor(self.model.mean, device=self._device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(self.model.std, device=self._device).view(1, -1, 1, 1)
 
@@ -121,7 +145,8 @@ class Explainer:
             black = pixels_BHWC.new_zeros(self.batch_size - count, *pixels_BHWC.shape[1:])
             pixels_BHWC = torch.cat([pixels_BHWC, black])
         with torch.inference_mode(), _true_float32(self._device):
-            explanation = self._vbp.explain(self._normalise(pixels_BHWC), classify=self._classify)
+            images_BCHW = self._normalise(pixels_BHWC)
+            explanation = self._vbp.explain(images_BCHW, target=self._target, classify=self._classify)
         return self._batch(explanation, count)
 
     def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
