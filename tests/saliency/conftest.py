@@ -17,7 +17,8 @@ def randomise(model, seed=0):
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, generator=generator)
-            nn.init.uniform_(module.bias, -0.1, 0.1, generator=generator)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, -0.1, 0.1, generator=generator)
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5, generator=generator)

@@ -1,0 +1,96 @@
+"""Network and mask as one graph equal the eager ones, for any number of images."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models import DenseNet, ResNet
+from torchvision.models.resnet import BasicBlock
+
+from vbp.errors import ModelError, UsageError
+from vbp.saliency import VisualBackProp
+from vbp.saliency.export import Explained, export, export_onnx
+
+from .conftest import randomise, small_vgg
+
+
+def small_resnet():
+    return randomise(ResNet(BasicBlock, [1, 1, 0, 0], num_classes=5))
+
+
+def small_densenet():
+    return randomise(DenseNet(4, (2, 2), 8, num_classes=5))
+
+
+def batch(count, size=(40, 48)):
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(count))
+
+
+def assert_equal(found, images, vbp):
+    expected = vbp.explain(images)
+    output, mask = (torch.as_tensor(value) for value in found)
+    torch.testing.assert_close(output, expected.output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mask, expected.mask, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (small_vgg, {}),
+        (small_vgg, {"pooling": "unpool", "multiply_input": True}),
+        (small_vgg, {"preset": "reference", "stages": "last"}),
+        (small_resnet, {"pooling": "merged"}),
+        (small_densenet, {}),
+    ],
+)
+def test_exported_graph_equals_eager(make, settings):
+    network = make()
+    network.train()
+    vbp = VisualBackProp(network, **settings)
+    program = export(vbp, batch(1))
+    assert network.training
+    stored = io.BytesIO()
+    torch.export.save(program, stored)
+    loaded = torch.export.load(io.BytesIO(stored.getvalue())).module()
+    for count in (1, 3):
+        assert_equal(loaded(batch(count)), batch(count), vbp)
+
+
+@pytest.mark.parametrize("make", [small_vgg, small_resnet])
+def test_onnx_model_equals_eager(make, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    vbp = VisualBackProp(make())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        export_onnx(vbp, batch(2), tmp_path / "explained.onnx")
+    session = runtime.InferenceSession(tmp_path / "explained.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 3):
+        assert_equal(session.run(["output", "mask"], {"images": batch(count).numpy()}), batch(count), vbp)
+
+
+def test_a_flat_image_stays_flat_in_the_graph():
+    network = small_vgg()
+    for module in network:
+        if isinstance(module, nn.Conv2d):
+            module.bias.data.fill_(-1e-3)
+    images = torch.cat([batch(1), torch.zeros(1, 3, 40, 48)])
+    _, mask = export(VisualBackProp(network), images).module()(images)
+    assert mask.amax((1, 2, 3)).tolist() == [1, 0]
+    np.testing.assert_array_equal(mask.isnan(), False)
+
+
+def test_exported_graph_can_be_compiled():
+    vbp = VisualBackProp(small_vgg())
+    compiled = torch.compile(export(vbp, batch(2)).module(), backend="aot_eager", fullgraph=True)
+    assert_equal(compiled(batch(2)), batch(2), vbp)
+
+
+def test_what_a_graph_cannot_hold_is_refused(vgg):
+    with pytest.raises(UsageError, match=r"smoothing \(=2\) cannot be part of a graph"):
+        Explained(VisualBackProp(vgg, smooth=2))
+    with pytest.raises(ModelError, match="needs maps that halve|first map of input size"):
+        export(VisualBackProp(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "reference"), batch(2))
