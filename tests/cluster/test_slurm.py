@@ -22,7 +22,7 @@ STAND_INS = {
     "hostname": 'echo "10.1.2.3 fe80::1"',
     "ray": 'echo "ray $*" >> "$TOLD"',
     "python": 'if [[ "$2" == *secrets* ]]; then echo 0123abcd; else echo "wait for $3" >> "$TOLD"; fi',
-    "vbp": 'printf "%s|" vbp "$@" "$RAY_ADDRESS $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$TOLD"; eval "$VBP_DOES"',
+    "vbp": 'echo "vbp$(printf "|%s" "$@") $RAY_ADDRESS $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$TOLD"; eval "$VBP_DOES"',
 }
 
 
@@ -49,6 +49,15 @@ def start(tmp_path):
         return subprocess.Popen(["bash", SCRIPT, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
 
     return run, told
+
+
+def once(told, holds):
+    """What was told, as soon as `holds` is true of it."""
+    deadline = time.monotonic() + 60
+    while not holds(text := told.read_text()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+    return text
 
 
 def test_the_linter_has_nothing_to_say():
@@ -79,7 +88,7 @@ def test_head_workers_and_job_are_started(start):
     process = run("s3://b/in", "s3://b/a folder", "--weights", "demo")
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 0
-    text = told.read_text()
+    text = once(told, lambda text: text.count("srun ") == 2)  # they are in the background
     common = "ray start --block --num-cpus 16 --num-gpus 1"
     head, workers = sorted(re.findall("^srun .*", text, re.MULTILINE))
     assert head == (
@@ -88,8 +97,11 @@ def test_head_workers_and_job_are_started(start):
     )
     assert workers.startswith("srun --nodes=2 --ntasks=2 --overlap --exclude=node7 bash -c until ray health-check ")
     assert workers.endswith(f" _ {common} --address 10.1.2.3:6379")
-    assert "ray health-check --address 10.1.2.3:6379\nwait for 3\n" in text
-    assert "vbp|explain|s3://b/in|s3://b/a folder|--weights|demo|10.1.2.3:6379 token 0123abcd|" in text
+    assert [line for line in text.splitlines() if not line.startswith("srun")] == [
+        "ray health-check --address 10.1.2.3:6379",
+        "wait for 3",
+        "vbp|explain|s3://b/in|s3://b/a folder|--weights|demo 10.1.2.3:6379 token 0123abcd",
+    ]
 
 
 def test_the_exit_code_of_the_run_is_the_jobs(start):
@@ -109,10 +121,7 @@ def test_without_input_and_output_it_says_so(start):
 def test_shortly_before_the_end_of_its_time_it_queues_again(start):
     run, told = start
     process = run("in", "out", vbp="exec sleep 5")
-    deadline = time.monotonic() + 60
-    while "vbp|explain" not in told.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    once(told, lambda text: "vbp|explain" in text)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert "scontrol requeue 41" in told.read_text()
