@@ -22,7 +22,7 @@ SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
 """``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
 NAMED_WEIGHTS = ("imagenet", "demo", "random")
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
-"""``--batch-size auto``: on a CPU the rate is flat above 8, and small batches keep parts and losses small."""
+"""``--batch-size auto``: on a CPU the rate is flat above 8, and small batches keep what is in flight small."""
 
 
 def absolute(config: RunConfig) -> RunConfig:
