@@ -1,7 +1,9 @@
+import contextlib
 import datetime
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -328,3 +330,109 @@ def test_resume_of_a_finished_run(tmp_path, contiguous, capsys):
     assert totals == Totals(100_000, 100_000, 0, {})
     with capsys.disabled():
         print(f"\n100,000 images: nothing left known in {looked - begin:.2f} s, index in {compacted - looked:.2f} s")  # noqa: T201
+
+
+def damage(folder, path, how):
+    data = folder.read(path)
+    middle = len(data) // 6  # in the pages
+    changed = {
+        "cut": data[: len(data) // 2],
+        "empty": b"",
+        "flipped": data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :],
+        "another": b"PAR1" + data[4:-8] + b"\xff\xff\xff\x7fPAR1",
+    }
+    folder.write(path, changed[how])
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "flipped", "another"])
+def test_a_damaged_part_is_removed_and_its_images_are_pending_again(folder, manifest, how):
+    write_part(folder, rows(0, ok(0, 1, 2, 3)), 0, "a")
+    hurt = write_part(folder, rows(1, {0: "ok", 1: "error", 2: "ok"}), 1, "a")
+    write_part(folder, rows(1, {1: "error", 3: "ok"}, minute=1), 1, "b")
+    damage(folder, hurt, how)
+    if how != "flipped":  # which shows where that column is read
+        assert list(pending_shards(folder, manifest)) == [PendingShard(1, 2), PendingShard(2, 2)]
+        assert rows_left(folder, manifest, 1)["position"].to_pylist() == [0, 2]
+    assert folder.exists(hurt), "a look removes nothing"
+    totals = compact(folder, manifest)
+    assert totals == Totals(10, 5, 1, {"decode: CorruptImageError": 1}, damaged=(hurt,))
+    assert totals.missing == 4
+    assert not folder.exists(hurt)
+    assert compact(folder, manifest).damaged == ()
+
+
+def test_a_part_whose_name_says_it_all_is_trusted_until_the_index_is_made(folder, manifest):
+    whole = [write_part(folder, rows(shard, ok(*range(images))), shard, "a") for shard, images in enumerate((4, 4, 2))]
+    damage(folder, whole[1], "flipped")
+    assert list(pending_shards(folder, manifest)) == []
+    assert (compact(folder, manifest).missing, folder.exists(whole[1])) == (4, False)
+    assert list(pending_shards(folder, manifest)) == [PendingShard(1, 4)]
+
+
+def test_a_part_that_arrives_damaged_once_is_read_again(tmp_path, manifest_of_ten, monkeypatch):
+    folder, manifest = manifest_of_ten
+    path = write_part(folder, rows(0, ok(0, 1, 2, 3)), 0, "a")
+    read, arrived = Folder.read, []
+
+    def cut_once(self, wanted):
+        data = read(self, wanted)
+        if wanted == path and not arrived:
+            arrived.append(wanted)
+            return data[:50]
+        return data
+
+    monkeypatch.setattr(Folder, "read", cut_once)
+    assert compact(folder, manifest) == Totals(10, 4, 0, {})
+    assert arrived == [path]
+
+
+def test_a_part_without_a_column_of_today_is_read_with_nulls(tmp_path, manifest_of_ten):
+    folder, manifest = manifest_of_ten
+    path = write_part(folder, rows(0, ok(0, 1, 2, 3)), 0, "a")
+    older = pq.read_table(io.BytesIO(folder.read(path))).drop_columns(["version"])
+    sink = io.BytesIO()
+    pq.write_table(older, sink)
+    folder.write(path, sink.getvalue())
+    assert compact(folder, manifest) == Totals(10, 4, 0, {})
+    assert [row["version"] for row in index_of(folder)] == [None] * 4
+
+
+@pytest.fixture
+def manifest_of_ten(tmp_path):
+    folder = Folder(tmp_path)
+    return folder, write_manifest(folder, listing(10), 4)
+
+
+def test_compaction_killed_half_way_is_made_again(tmp_path, monkeypatch):
+    """Killed before any of its writes and deletions: the next one gives what an undisturbed one gives."""
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, listing(40), 4)
+    monkeypatch.setattr(module, "_INDEX_FILE_BYTES", 1)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
+    for shard in range(10):
+        write_part(folder, rows(shard, ok(0, 1, 2, 3)), shard, "a")
+    for number in range(8):
+        folder.write(f"index/part-{number:05d}.parquet", b"of an earlier run")
+    wanted = None
+    for fatal in [None, *range(8)]:
+        steps = []
+
+        def killed(self, path, *data, steps=steps, fatal=fatal, real=None):
+            if path.startswith("index/"):
+                if len(steps) == fatal:
+                    raise KeyboardInterrupt
+                steps.append(path)
+            return real(self, path, *data)
+
+        with monkeypatch.context() as patch:
+            for name in ("write", "delete"):
+                patch.setattr(Folder, name, partialmethod(killed, real=getattr(Folder, name)))
+            with contextlib.suppress(KeyboardInterrupt):
+                compact(folder, manifest)
+        if fatal is not None:
+            folder.write("index/part-00005.parquet", b"left over")
+        assert compact(folder, manifest) == Totals(40, 40, 0, {})
+        files = {path: folder.read(path) for path in folder.list("index")}
+        wanted = wanted or files
+        assert files == wanted
+        assert [row["key"] for row in index_of(folder)] == [f"k{n:05d}.jpg" for n in range(40)]

@@ -79,16 +79,48 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             record.begin(recipe)
             observer.note(f"Running {given} on Ray." if given else "Running in this process (--runner ray for Ray).")
             observer.started(images, images - sum(shard.images for shard in pending))
-            started = time.perf_counter()
-            spent = _execute(recipe, [shard.shard for shard in pending], given, observer)
-            seconds = time.perf_counter() - started
-            check(output, run_id)
-            totals = index.compact(output, manifest, limit=config.limit)
-            summary = _summarise(recipe, output, totals, spent, seconds, given)
+            spent, totals = _until_complete(recipe, output, manifest, pending, given, observer)
+            summary = _summarise(recipe, output, totals, spent, given)
             check(output, run_id)
             _remove_orphans(config, output, observer)
             record.end(summary)
     return summary
+
+
+def _until_complete(
+    recipe: Recipe,
+    output: Folder,
+    manifest: Manifest,
+    pending: Sequence[index.PendingShard],
+    given: Resources | None,
+    observer: Observer,
+) -> tuple[Mapping[str, float], index.Totals]:
+    """Work until every image has a row in the index: once, but for rows that got lost, which are made again.
+
+    Rows are lost where a part of the ledger is damaged, or where Ray repeats a task that was half done already.
+
+    Raises:
+        InterruptedRunError: images are without a row, and working on them did not change that.
+    """
+    spent: dict[str, float] = defaultdict(float)
+    missing = None
+    while True:
+        started = time.perf_counter()
+        _execute(recipe, [shard.shard for shard in pending], given, observer, spent)
+        spent["wall"] += time.perf_counter() - started
+        check(output, recipe.run_id)
+        totals = index.compact(output, manifest, limit=recipe.config.limit)
+        for path in totals.damaged:
+            observer.note(f"{output.uri(path)} is damaged and was removed; its images are done again.")
+        if not totals.missing:
+            return spent, totals
+        if totals.missing == missing:
+            raise InterruptedRunError(
+                f"{missing} of {totals.images} images have no row in {output.uri('index')}, also after a second try; "
+                "run the same command again."
+            )
+        missing = totals.missing
+        pending = list(index.pending_shards(output, manifest, limit=recipe.config.limit))
 
 
 @contextmanager
@@ -233,9 +265,10 @@ def _for_runner(recipe: Recipe, model: Model, given: Resources | None) -> Recipe
     return dataclasses.replace(recipe, network=None, threads=given.threads)
 
 
-def _execute(recipe: Recipe, shards: Sequence[int], given: Resources | None, observer: Observer) -> dict[str, float]:
-    """Work on `shards`; returns the seconds of each stage and the number of ``images``."""
-    spent: dict[str, float] = defaultdict(float)
+def _execute(
+    recipe: Recipe, shards: Sequence[int], given: Resources | None, observer: Observer, spent: dict[str, float]
+) -> None:
+    """Work on `shards`; adds the seconds of each stage and the number of ``images`` to `spent`."""
     for report in _reports(recipe, shards, given):
         ok, error = int(report["ok"]), int(report["error"])
         spent["images"] += ok + error
@@ -243,7 +276,6 @@ def _execute(recipe: Recipe, shards: Sequence[int], given: Resources | None, obs
             if name.startswith("seconds_"):
                 spent[name.removeprefix("seconds_")] += float(value)
         observer.wrote(ok, error)
-    return spent
 
 
 def _reports(recipe: Recipe, shards: Sequence[int], given: Resources | None) -> Iterable[dict[str, Any]]:
@@ -257,20 +289,35 @@ def _reports(recipe: Recipe, shards: Sequence[int], given: Resources | None) -> 
 
 
 def _ray_reports(recipe: Recipe, shards: Sequence[int], given: Resources) -> Iterator[dict[str, Any]]:
-    from ray.exceptions import RayError
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-    from vbp.pipeline.plan import plan
+    from vbp.pipeline import plan
 
     try:
-        yield from plan(recipe, shards, given).iter_rows()
-    except RayError as error:
+        yield from plan.plan(recipe, shards, given).iter_rows()
+    except RayTaskError as error:
         raise _cause(error) from error
+    except GetTimeoutError as error:
+        raise InterruptedRunError(
+            f"The workers did not all start within {plan.START_SECONDS} s: {plan.shortage(given)}. Free some, add "
+            "nodes, or ask for fewer --workers, and run the same command again."
+        ) from error
+    except ExecutionTimeoutError as error:
+        raise InterruptedRunError(
+            f"Nothing was finished for {plan.IDLE_SECONDS} s: {plan.shortage(given)}. If that is enough, a worker "
+            "hangs or dies again and again, and Ray's logs say more. Run the same command again to continue."
+        ) from error
+    except RayError as error:
+        raise InterruptedRunError(
+            f"Ray could not go on: {str(error).splitlines()[0]} What was finished is kept; run the same command again."
+        ) from error
 
 
 def _cause(error: Exception) -> Exception:
     """Our own exception, freed of Ray's wrapper and of the advice that Ray adds to its message; else `error`."""
     cause: object = getattr(error, "cause", None)
-    if not isinstance(cause, VBPError):
+    if not isinstance(cause, (VBPError, OSError)):
         return error
     return type(cause)(str(cause).partition("\nFailed to apply UDF transform")[0])
 
@@ -287,8 +334,7 @@ def _summarise(
     recipe: Recipe,
     output: Folder,
     totals: index.Totals,
-    spent: dict[str, float],
-    seconds: float,
+    spent: Mapping[str, float],
     given: Resources | None,
 ) -> Summary:
     return Summary(
@@ -300,8 +346,8 @@ def _summarise(
         reasons=totals.by_reason,
         computed=int(spent.get("images", 0)),
         failures_allowed=recipe.config.failures_allowed(totals.images),
-        seconds=seconds,
-        stage_seconds={name: round(value, 3) for name, value in spent.items() if name != "images"},
+        seconds=spent["wall"],
+        stage_seconds={name: round(value, 3) for name, value in spent.items() if name not in ("images", "wall")},
         runner="local" if given is None else "ray",
         device=recipe.device,
         precision=recipe.precision,

@@ -14,8 +14,9 @@ shard is done when its parts hold all its positions, in whatever pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import ray
@@ -30,6 +31,12 @@ from vbp.pipeline.steps import Batch, Explain
 
 CHUNK_ROWS = 64
 """Rows that a decoding task holds at once."""
+START_SECONDS = 600
+"""So long may all workers take to start, before it is said what the cluster lacks."""
+IDLE_SECONDS = 1800
+"""So long may nothing at all be finished."""
+INIT_DEATHS = 3
+"""So many workers in a row may be killed while they load the network."""
 BLOCK_BYTES = 32 * 2**20
 """About 220 decoded images: what a killed node loses, and the rows of one part."""
 
@@ -74,6 +81,20 @@ def resources(device: str, workers: int | None) -> Resources:
     return Resources(workers=count, num_cpus=share / 2, num_gpus=0, threads=max(1, int(share)))
 
 
+def shortage(given: Resources) -> str:
+    """What a run needs beside what the cluster has, for people whose run does not get it."""
+    has, free = ray.cluster_resources(), ray.available_resources()
+
+    def amounts(of: Mapping[str, float]) -> str:
+        return f"{of.get('CPU', 0):g} CPUs and {of.get('GPU', 0):g} GPUs"
+
+    asked = amounts({"CPU": given.workers * given.num_cpus, "GPU": given.workers * given.num_gpus})
+    return (
+        f"{given.workers} worker(s) claim {asked}, and tasks beside them half a CPU each; the cluster has "
+        f"{amounts(has)}, of which {amounts(free)} are free"
+    )
+
+
 def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
     """A dataset whose rows are the reports of committed parts; nothing runs before it is consumed.
 
@@ -88,8 +109,13 @@ def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: boo
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
-    context.wait_for_min_actors_s = 600
-    context.execution_no_progress_timeout_s = 1800
+    context.wait_for_min_actors_s = START_SECONDS
+    context.execution_no_progress_timeout_s = IDLE_SECONDS
+    # Work of a worker that was killed is repeated without end, as Ray Data does by itself: the marks of `Source` find
+    # the image that kills.  An exception is never retried: what may pass was retried where it came up.
+    context.max_consecutive_actor_init_deaths = INIT_DEATHS
+    context.max_errored_blocks = 0
+    context.actor_task_retry_on_errors = False
     # in the fused shape only reports leave the actor: each is a block of its own, so that progress is seen at once
     context.target_max_block_size = BLOCK_BYTES if spread else 1
     with DataContext.current(context):
@@ -126,8 +152,9 @@ def fetch_and_decode(shards: Batch, recipe: Recipe) -> Iterator[Batch]:
     """Shard numbers -> decoded rows, in chunks."""
     source, fetch, decode = recipe.source(), recipe.fetch(), recipe.decode()
     for shard in shards["shard"]:
-        for batch in source.rows(int(shard), CHUNK_ROWS):
-            yield decode(fetch(batch))
+        with source.open(int(shard)) as work:
+            for batch in chain(work.singles(), work.batches(CHUNK_ROWS)):
+                yield decode(fetch(batch))
 
 
 def encode_and_write(batch: Batch, recipe: Recipe) -> Batch:

@@ -15,7 +15,8 @@ from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
 from vbp.storage.files import Folder
 from vbp.storage.lease import LEASE
-from vbp.storage.manifest import Manifest
+from vbp.storage.manifest import MANIFEST, Manifest
+from vbp.storage.parts import PARTS
 from vbp.storage.record import RUN, is_complete, load_record, mark_complete, mark_incomplete, save_record
 
 METHOD_VERSION = 1
@@ -41,9 +42,15 @@ class Record:
             UsageError: it is damaged.
         """
         try:
-            return cls(output, load_record(output) or {})
+            facts = load_record(output)
         except StorageError as error:
             raise UsageError(f"{error} (--resume-mode overwrite starts over here).") from error
+        if facts is None and output.exists(MANIFEST):
+            raise UsageError(
+                f"{output.uri(RUN)} is gone, though {MANIFEST} is there, so nobody knows what the results belong to; "
+                "restore it, or start over with --resume-mode overwrite."
+            )
+        return cls(output, facts or {})
 
     def manifest(self, source: str) -> Manifest | None:
         """The manifest, if there is one and it lists `source`.
@@ -57,8 +64,7 @@ class Record:
             return Manifest.load(self._output)
         except (StorageError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{self._output.uri('_run/manifest.json')} is damaged; restore it, or start over with "
-                "--resume-mode overwrite."
+                f"{self._output.uri(MANIFEST)} is damaged; restore it, or start over with --resume-mode overwrite."
             ) from error
 
     def refuse_other(self, recipe: Recipe) -> None:
@@ -134,11 +140,11 @@ class Record:
 
 def clear(output: Folder) -> None:
     """Remove all that earlier runs left in `output`, but not the lease; does nothing where there was never a run."""
-    if not output.exists(RUN):
+    if not output.exists(RUN) and not output.exists(MANIFEST):
         return
     mark_incomplete(output)
     with ThreadPoolExecutor(16) as pool:
-        for folder in ("index", *RESULT_FOLDERS, "_run"):
+        for folder in (PARTS, "index", *RESULT_FOLDERS, "_run"):  # no part may outlive the manifest that it counts by
             list(pool.map(output.delete, [path for path in output.list(folder) if path not in (LEASE, RUN)]))
     output.delete(RUN)
 

@@ -78,6 +78,13 @@ class Totals:
     error: int
     by_reason: dict[str, int]
     """Error rows by ``stage: type``."""
+    damaged: tuple[str, ...] = ()
+    """Parts that could not be read and were removed; images that had their rows there alone are to be done again."""
+
+    @property
+    def missing(self) -> int:
+        """Images without a row."""
+        return self.images - self.ok - self.error
 
 
 def done(output: Folder, shard: int) -> pa.Table:
@@ -112,11 +119,19 @@ def pending_shards(
 
 
 def rows_left(
-    output: Folder, manifest: Manifest, shard: int, retry_failed: bool = False, limit: int | None = None
+    output: Folder,
+    manifest: Manifest,
+    shard: int,
+    retry_failed: bool = False,
+    limit: int | None = None,
+    parts: list[Part] | None = None,
 ) -> pa.Table:
-    """The rows of ``Manifest.read_shard`` that are still to be done; arguments as for ``pending_shards``."""
+    """The rows of ``Manifest.read_shard`` that are still to be done; arguments as for ``pending_shards``.
+
+    `parts`: those of the shard, where they have been listed already.
+    """
     wanted = _wanted(manifest, shard, limit)
-    finished = _finished(output, parts_of(output, shard), retry_failed, wanted)
+    finished = _finished(output, parts_of(output, shard) if parts is None else parts, retry_failed, wanted)
     rows = manifest.read_shard(shard).slice(0, wanted)
     return rows.filter(pc.invert(pc.is_in(rows["position"], pa.array(finished, pa.int32()))))
 
@@ -175,7 +190,8 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     """
     writer = RollingParquet(output, _INDEX, INDEX_SCHEMA)
     images, statuses, reasons = 0, Counter[str](), Counter[str]()
-    for batch in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest)):
+    damaged: list[Part] = []
+    for batch in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
         for shard, table in batch:
             wanted = _wanted(manifest, shard, limit)
             images += wanted + pc.sum(pc.greater_equal(table["position"], wanted), min_count=0).as_py()
@@ -190,7 +206,10 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
         writer.add(INDEX_SCHEMA.empty_table())
     writer.roll()
     writer.remove_later_files()
-    return Totals(images, statuses["ok"], statuses["error"], dict(reasons.most_common()))
+    for part in damaged:
+        output.delete(part.path)
+    paths = tuple(sorted(part.path for part in damaged))
+    return Totals(images, statuses["ok"], statuses["error"], dict(reasons.most_common()), paths)
 
 
 def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
@@ -222,12 +241,16 @@ def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
 
 
 def _read_newest(
-    output: Folder, manifest: Manifest, columns: list[str], tasks: Iterator[tuple[int, list[Part]]]
+    output: Folder,
+    manifest: Manifest,
+    columns: list[str],
+    tasks: Iterator[tuple[int, list[Part]]],
+    damaged: list[Part] | None = None,
 ) -> Iterator[list[tuple[int, pa.Table]]]:
-    """The newest rows of shards, as many shards at once as memory is meant for."""
+    """The newest rows of shards, as many shards at once as memory is meant for; `damaged` as for ``read_parts``."""
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(tasks, _shards_at_once(manifest))):
-            tables = pool.map(lambda task: newest(read_parts(output, task[1], columns)), batch)
+            tables = pool.map(lambda task: newest(read_parts(output, task[1], columns, damaged)), batch)
             yield [(shard, table) for (shard, _), table in zip(batch, tables, strict=True)]
 
 

@@ -19,12 +19,11 @@ from functools import cached_property
 from itertools import accumulate, islice
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vbp.errors import UsageError
 from vbp.storage.files import Folder
 from vbp.storage.listing import ManifestRow, is_manifest, list_tree, read_manifest_input
-from vbp.storage.parquet import RollingParquet, numbered
+from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 from vbp.storage.record import load_record, save_record
 from vbp.storage.rows import MANIFEST_SCHEMA, First, in_order, table_of
 
@@ -43,7 +42,7 @@ MAX_LABELS = 100_000
 
 MANIFEST_PARTS = "_run/manifest"
 
-_JSON = "_run/manifest.json"
+MANIFEST = "_run/manifest.json"
 _SHARDS_PER_PART = 256
 _ROWS_PER_PART = 1_000_000
 
@@ -71,7 +70,7 @@ class Manifest:
     @classmethod
     def load(cls, output: Folder) -> "Manifest | None":
         """The manifest of an output; None where there is none, or where its listing was cut off."""
-        record = load_record(output, _JSON)
+        record = load_record(output, MANIFEST)
         if record is None:
             return None
         own = {field.name: record[field.name] for field in fields(cls) if field.name != "folder"}
@@ -102,8 +101,8 @@ class Manifest:
         """The shard's rows: ``MANIFEST_SCHEMA``, and ``position`` (int32), the row's number within the shard."""
         listing, within = self._find(shard)
         part, group = divmod(within, self.shards_per_part)
-        with self.folder.open(numbered(MANIFEST_PARTS, self.first_part(listing) + part)) as file:
-            table = pq.ParquetFile(file).read_row_group(group)
+        with open_parquet(self.folder, numbered(MANIFEST_PARTS, self.first_part(listing) + part)) as file:
+            table = file.read_row_group(group)
         return table.append_column("position", pa.array(range(table.num_rows), pa.int32()))
 
     @property
@@ -138,7 +137,7 @@ class Manifest:
     def _save(self) -> None:
         record = {"images": self.images, "shards": self.shards}
         record |= {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
-        save_record(self.folder, record, _JSON)
+        save_record(self.folder, record, MANIFEST)
 
 
 def write_manifest(
@@ -158,7 +157,7 @@ def write_manifest(
     """
     if shard_size < 1:
         raise UsageError(f"the shard size (={shard_size}) must be at least 1")
-    output.delete(_JSON)
+    output.delete(MANIFEST)
     nothing = Manifest(output, input, shard_size, (), (), True, limit, False, "")
     first = First(source, limit)
     return append(nothing, in_order(first), first)

@@ -1,16 +1,39 @@
 """Numbered Parquet files, built row group by row group, each put into its place as a whole."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vbp.errors import UsageError
 from vbp.storage.files import Folder
 
 
 def numbered(prefix: str, number: int) -> str:
     """The path of a file in the folder ``prefix``."""
     return f"{prefix}/part-{number:05d}.parquet"
+
+
+@contextlib.contextmanager
+def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of ours, read here and there, its pages checked.
+
+    Raises:
+        UsageError: it is not what was written.
+    """
+    with folder.open(path) as file:
+        try:
+            yield pq.ParquetFile(file, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            # Arrow's own complaints have no errno, and no class of their own; the store's have one or the other
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                f"{folder.uri(path)} is damaged ({reason}); restore it, or start over with --resume-mode overwrite."
+            ) from error
 
 
 class RollingParquet:
@@ -38,7 +61,7 @@ class RollingParquet:
         """Append the table as one row group."""
         if self._writer is None:
             self._sink = pa.BufferOutputStream()
-            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd", write_page_checksum=True)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.groups += 1
 

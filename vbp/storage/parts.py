@@ -115,7 +115,7 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str) -> str
     digest = hashlib.sha256(repr(positions).encode()).hexdigest()[:12]
     part = Part(shard, attempt, positions[0], positions[-1], digest, statuses["ok"], statuses["error"])
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     output.write(part.path, sink.getvalue().to_pybytes())
     return part.path
 
@@ -132,12 +132,39 @@ def parts_of(output: Folder, shard: int) -> list[Part]:
     return parse_parts(path.removeprefix(f"{PARTS}/") for path in paths)
 
 
-def read_parts(output: Folder, parts: list[Part], columns: list[str] | None = None) -> pa.Table:
-    """All rows of the parts; by default the columns that ``newest`` needs."""
+def read_parts(
+    output: Folder, parts: list[Part], columns: list[str] | None = None, damaged: list[Part] | None = None
+) -> pa.Table:
+    """All rows of the parts; by default the columns that ``newest`` needs.
+
+    A part that is not what was written, also when it is read a second time, is left out, and added to `damaged`: its
+    images count as not done.
+    """
     columns = columns or ["position", "status", "finished_at", "run_id"]
-    files = (pq.ParquetFile(pa.BufferReader(output.read(part.path))) for part in parts)
-    empty = PART_SCHEMA.empty_table().select(columns)
-    return pa.concat_tables([empty, *(file.read(columns=columns).select(columns) for file in files)])
+    tables = [PART_SCHEMA.empty_table().select(columns)]
+    for part in parts:
+        table = _rows(output, part, columns)
+        if table is None:
+            table = _rows(output, part, columns)
+        if table is not None:
+            tables.append(table)
+        elif damaged is not None:
+            damaged.append(part)
+    return pa.concat_tables(tables)
+
+
+def _rows(output: Folder, part: Part, columns: list[str]) -> pa.Table | None:
+    """What the part holds, columns that it was written without as nulls; None where it is damaged."""
+    data = output.read(part.path)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(columns=columns)
+    except (pa.ArrowException, OSError):  # of the bytes: they are in memory, so no store is involved
+        return None
+    if table.num_rows != part.ok + part.error:
+        return None
+    fields = [PART_SCHEMA.field(name) for name in columns]
+    return pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
 
 
 def newest(rows: pa.Table) -> pa.Table:

@@ -16,12 +16,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vbp.storage.files import Folder
 from vbp.storage.listing import ManifestRow
 from vbp.storage.manifest import MANIFEST_PARTS, Manifest, append
-from vbp.storage.parquet import RollingParquet, numbered
+from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 from vbp.storage.rows import MANIFEST_SCHEMA, First, in_order, order_of, table_of
 
 _THREADS = 16
@@ -141,8 +140,7 @@ class _Rewriter:
 def _rewrite(output: Folder, part: int, changed: Mapping[int, Mapping[int, ManifestRow]]) -> None:
     """Put changed rows into a file of the manifest, by row group and position; the file is replaced as a whole."""
     writer = RollingParquet(output, MANIFEST_PARTS, MANIFEST_SCHEMA, part)
-    with output.open(numbered(MANIFEST_PARTS, part)) as file:
-        parquet = pq.ParquetFile(file)
+    with open_parquet(output, numbered(MANIFEST_PARTS, part)) as parquet:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
             writer.add(_with(table, changed[group]) if group in changed else table)
@@ -192,8 +190,7 @@ def _listed(manifest: Manifest) -> Iterator[tuple[ManifestRow, _Place]]:
 def _listed_in(manifest: Manifest, listing: int) -> Iterator[tuple[ManifestRow, _Place]]:
     first, end = manifest.first_part(listing), manifest.first_part(listing + 1)
     for part in range(end - first):
-        with manifest.folder.open(numbered(MANIFEST_PARTS, first + part)) as file:
-            parquet = pq.ParquetFile(file)
+        with open_parquet(manifest.folder, numbered(MANIFEST_PARTS, first + part)) as parquet:
             for group in range(parquet.num_row_groups):
                 columns = (column.to_pylist() for column in parquet.read_row_group(group).columns)
                 for position, row in enumerate(map(ManifestRow._make, zip(*columns, strict=True))):
