@@ -11,7 +11,8 @@
     │   ├── NotAnImageError           the bytes are of no image format that we read
     │   ├── CorruptImageError         an image format, but truncated or broken inside
     │   ├── ImageTooLargeError        more pixels than the limit against decompression bombs
-    │   └── NonFiniteActivationError  the network gave infinity or NaN for this image
+    │   ├── NonFiniteActivationError  the network gave infinity or NaN for this image
+    │   └── WorkerDiedError           the process that had it in hand was killed, more than once
     ├── StorageError              a store refuses or does not answer, after retries
     │   └── LeaseLostError        another run has taken over the output
     └── InterruptedRunError       stopped before the end; the same command continues (exit 4)
@@ -58,6 +59,10 @@ class ImageTooLargeError(ImageError):
 
 class NonFiniteActivationError(ImageError):
     """The network gave infinity or NaN for this image."""
+
+
+class WorkerDiedError(ImageError):
+    """The process that had the image in hand was killed, more than once."""
 
 
 class StorageError(VBPError):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.source import Work
 from vbp.pipeline.steps import Batch
 
 T = TypeVar("T")
@@ -42,10 +43,19 @@ class Chain:
     def __call__(self, shards: Batch) -> Iterator[Batch]:
         """The callable that Ray Data maps over batches with the column ``shard``."""
         for shard in shards["shard"]:
-            read = (self._decode(self._fetch(batch)) for batch in self._source.rows(int(shard), self._rows))
-            explained = map(self._explain, ahead(self._reading, read))
-            encoded = map(self._encode, ahead(self._computing, explained))
-            yield from map(self._write, gathered(encoded, COMMIT_SECONDS, COMMIT_BYTES))
+            with self._source.open(int(shard)) as work:
+                yield from self._singly(work)
+                yield from self._overlapped(work)
+
+    def _singly(self, work: Work) -> Iterator[Batch]:
+        for batch in work.singles():
+            yield self._write(self._encode(self._explain(self._decode(self._fetch(batch)))))
+
+    def _overlapped(self, work: Work) -> Iterator[Batch]:
+        read = (self._decode(self._fetch(batch)) for batch in work.batches(self._rows))
+        explained = map(self._explain, ahead(self._reading, read))
+        encoded = map(self._encode, ahead(self._computing, explained))
+        return map(self._write, gathered(encoded, COMMIT_SECONDS, COMMIT_BYTES))
 
 
 def ahead(pool: Executor, items: Iterator[T]) -> Iterator[T]:

@@ -6,20 +6,15 @@ everything that cannot travel: file systems, the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from vbp.errors import StorageError
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.layouts import FOLDERS
-from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write, objects
-from vbp.storage import index
-from vbp.storage.files import Folder
-from vbp.storage.manifest import Manifest
+from vbp.pipeline.source import Source
+from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, Write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,32 +111,3 @@ class Recipe:
             storage_options=config.storage_options,
             layout=config.layout,
         )
-
-
-class Source:
-    """Reads from the manifest what a shard still has to do, in batches that flow through the steps."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._output = Folder(config.output, config.storage_options)
-        self._config = config
-        self._manifest: Manifest | None = None
-
-    def rows(self, shard: int, rows: int) -> Iterator[Batch]:
-        """The rows of `shard` that no part holds yet, `rows` at a time."""
-        if self._manifest is None:
-            self._manifest = Manifest.load(self._output)
-        if self._manifest is None:
-            raise StorageError(f"{self._output.uri('_run/manifest.json')} is gone; start the run again.")
-        table = index.rows_left(
-            self._output,
-            self._manifest,
-            shard,
-            retry_failed=self._config.retry_failed,
-            limit=self._config.limit,
-        )
-        for start in range(0, table.num_rows, rows):
-            part = table.slice(start, rows)
-            batch = {name: objects(part[name].to_pylist()) for name in ("key", "uri", "path", "label", "version")}
-            batch["shard"] = np.full(part.num_rows, shard, np.int32)
-            batch["position"] = part["position"].to_numpy().astype(np.int32)
-            yield batch

@@ -116,15 +116,15 @@ class Fetch(Step):
         paths = batch.pop("path", None)
         if paths is None:
             paths = [None] * len(batch["key"])
-        tasks = list(zip(paths, batch["uri"], strict=True))
-        data: list[bytes | None] = []
+        rows = good_rows(batch)
+        tasks = [(paths[row], batch["uri"][row]) for row in rows]
+        data: list[bytes | None] = [None] * len(paths)
         with ThreadPoolExecutor(min(self._threads, max(len(tasks), 1))) as pool:
-            for row, result in enumerate(self._breaker.watch(pool, self._read, tasks)):
+            for row, result in zip(rows, self._breaker.watch(pool, self._read, tasks), strict=True):
                 if isinstance(result, BaseException):
                     self.fail(batch, row, result)
-                    data.append(None)
                 else:
-                    data.append(result)
+                    data[row] = result
         batch["data"] = objects(data)
         batch["bytes"] = objects([None if d is None else len(d) for d in data])
         batch["sha256"] = objects([None if d is None else hashlib.sha256(d).hexdigest() for d in data])

@@ -1,0 +1,102 @@
+"""Source: what a shard still has to do, read from the manifest, in batches that flow through the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from vbp.errors import StorageError, WorkerDiedError
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.steps import Batch, objects
+from vbp.storage import index
+from vbp.storage.files import Folder
+from vbp.storage.manifest import MANIFEST, Manifest
+from vbp.storage.marks import Marks
+from vbp.storage.parts import PARTS, parse_parts
+
+DEATHS = 2
+"""So many workers must have died with an image alone in hand before it is blamed: one may have died by chance."""
+SINGLES = 128
+"""Images that are taken one by one after a worker died: about what may have been in hand then."""
+
+
+class Source:
+    """Opens shards.
+
+    Args:
+        config: names the output, and which images are to be done.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._output = Folder(config.output, config.storage_options)
+        self._config = config
+        self._manifest: Manifest | None = None
+
+    @contextmanager
+    def open(self, shard: int) -> Iterator[Work]:
+        """The images of `shard` that no part holds yet; the shard is marked as begun until the context ends."""
+        if self._manifest is None:
+            self._manifest = Manifest.load(self._output)
+        if self._manifest is None:
+            raise StorageError(
+                f"{self._output.uri(MANIFEST)} is gone; restore it, or start over with --resume-mode overwrite."
+            )
+        files = self._output.list(f"{PARTS}/{shard:06d}")
+        rows = index.rows_left(
+            self._output,
+            self._manifest,
+            shard,
+            retry_failed=self._config.retry_failed,
+            limit=self._config.limit,
+            parts=parse_parts(path.removeprefix(f"{PARTS}/") for path in files),
+        )
+        with Marks(self._output, shard, [PurePosixPath(path).name for path in files], rows.num_rows) as marks:
+            yield Work(shard, rows, marks)
+
+
+class Work:
+    """The images of one shard that are to be done: first those taken one by one, then the rest in batches.
+
+    Images are taken one by one where an earlier worker died and left nothing: the one that kills is found, and
+    recorded as an error, and its neighbours are safe.
+    """
+
+    def __init__(self, shard: int, rows: pa.Table, marks: Marks) -> None:
+        self._shard, self._rows, self._marks = shard, rows, marks
+        self._singles = min(SINGLES, rows.num_rows) if marks.stuck or marks.deaths else 0
+
+    def singles(self) -> Iterator[Batch]:
+        """Batches of one image, which must be done with when the next is asked for; usually none."""
+        for row in range(self._singles):
+            batch = self._batch(row, 1)
+            deaths = self._marks.deaths[int(batch["position"][0])]
+            if deaths >= DEATHS:
+                yield _blamed(batch, deaths)
+                continue
+            with self._marks.alone(int(batch["position"][0])):
+                yield batch
+
+    def batches(self, rows: int) -> Iterator[Batch]:
+        """The others, `rows` at a time."""
+        for start in range(self._singles, self._rows.num_rows, rows):
+            yield self._batch(start, rows)
+
+    def _batch(self, start: int, rows: int) -> Batch:
+        part = self._rows.slice(start, rows)
+        batch: Batch = {name: objects(part[name].to_pylist()) for name in ("key", "uri", "path", "label", "version")}
+        batch["shard"] = np.full(part.num_rows, self._shard, np.int32)
+        batch["position"] = part["position"].to_numpy().astype(np.int32)
+        return batch
+
+
+def _blamed(batch: Batch, deaths: int) -> Batch:
+    error = WorkerDiedError(
+        f"{deaths} workers died with this image alone in hand: killed from outside, out of memory, or by a crash in "
+        "native code. --retry-failed tries it again."
+    )
+    reason = {"error_stage": "worker", "error_type": type(error).__name__, "error_message": str(error)}
+    return batch | {name: objects([value]) for name, value in reason.items()}
