@@ -58,7 +58,8 @@ def export(vbp: VisualBackProp, images_BCHW: Tensor) -> ExportedProgram:
     with evaluating(explained):
         program = torch.export.export(explained, (example,), dynamic_shapes=({0: Dim("batch")},))
     # Decomposing nothing still resolves the blocks without gradients, which torch.export.load cannot read.
-    return program.run_decompositions({})
+    resolved: ExportedProgram = program.run_decompositions({})
+    return resolved
 
 
 def export_onnx(vbp: VisualBackProp, images_BCHW: Tensor, file: str | Path) -> None:
