@@ -90,13 +90,18 @@ def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict
     return parsed
 
 
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """INPUT, OUTPUT and all flags of the main job."""
+    command = run_options(command)
+    command = click.option(
+        "--dir", "--directory", "directory", help="INPUT, as the reference project spells it; OUTPUT is results/."
+    )(command)
+    command = click.argument("output", required=False)(command)
+    return click.argument("input", required=False)(command)
+
+
 @main.command()
-@click.argument("input", required=False)
-@click.argument("output", required=False)
-@click.option(
-    "--dir", "--directory", "directory", help="INPUT, as the reference project spells it; OUTPUT is results/."
-)
-@run_options
+@job_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @click.pass_context
 def explain(
@@ -116,12 +121,52 @@ def explain(
       vbp explain s3://bucket/photos s3://bucket/out --weights model.safetensors
     """
     with _translated():
-        if directory is not None:
-            input, output, options = _as_reference(ctx, input, output, directory, options)
-        if input is None or output is None:
-            raise UsageError("Both INPUT and OUTPUT are needed: vbp explain INPUT OUTPUT.")
-        config = RunConfig(input=input, output=output, **options)
-        sys.exit(_run(config, as_json))
+        sys.exit(_run(_config(ctx, input, output, directory, options), as_json))
+
+
+@main.command()
+@job_options
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of all machines of the run together.")
+@click.option(
+    "--images-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of the whole run [default: the newest run's in OUTPUT, else measured here on a few images].",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    /,
+    input: str | None,
+    output: str | None,
+    directory: str | None,
+    price_per_hour: float | None,
+    images_per_second: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """What vbp explain would do with the same arguments: images, time, cost, bytes. Writes nothing."""
+    with _translated():
+        from vbp.review.plan import plan as look
+        from vbp.tables import print_plan
+
+        config = _config(ctx, input, output, directory, options)
+        found = look(config, price_per_hour=price_per_hour, images_per_second=images_per_second)
+        if as_json:
+            _print_json(found.as_json())
+        else:
+            print_plan(found)
+
+
+def _config(
+    ctx: click.Context, input: str | None, output: str | None, directory: str | None, options: dict[str, Any]
+) -> RunConfig:
+    """What the arguments of ``job_options`` ask for."""
+    if directory is not None:
+        input, output, options = _as_reference(ctx, input, output, directory, options)
+    if input is None or output is None:
+        raise UsageError(f"Both INPUT and OUTPUT are needed: vbp {ctx.command.name} INPUT OUTPUT.")
+    return RunConfig(input=input, output=output, **options)
 
 
 def _as_reference(
@@ -277,6 +322,25 @@ def validate(output: str, storage_options: dict[str, Any], as_json: bool, **opti
         else:
             print_validation(found)
         sys.exit(0 if found.is_sound else EXIT_WRONG)
+
+
+@main.command()
+@look_options
+@click.option("--to", "target", default="report.html", show_default=True, metavar="FILE", help="Where the page goes.")
+@click.option("--sample", default=24, show_default=True, type=click.IntRange(min=0), help="Images to show.")
+@click.option("--seed", default=500, show_default=True, help="Another one shows other images.")
+def report(output: str, storage_options: dict[str, Any], as_json: bool, target: str, sample: int, seed: int) -> None:
+    """Write one HTML page about OUTPUT: totals, failures, a sample of masks, and a table by folder."""
+    with _translated():
+        from vbp.review import report as module
+        from vbp.review.output import Output
+
+        found = module.report(Output.open(output, storage_options), storage_options, sample=sample, seed=seed)
+        if as_json:
+            _print_json(found.as_json())
+        else:
+            module.save(found, target, storage_options)
+            click.echo(f"report: {target}")
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from vbp.terminal import duration
 
 if TYPE_CHECKING:
     from vbp.review.failures import Failures
+    from vbp.review.plan import Plan
     from vbp.review.status import Status
     from vbp.review.validate import Validation
 
@@ -90,6 +91,36 @@ def print_validation(found: Validation) -> None:
     _print(plain(f"\n{found.next_step}"))
 
 
+def print_plan(plan: Plan) -> None:
+    """What a run would do."""
+    table = _facts()
+    size = "" if plan.bytes is None else f", {_bytes(plan.bytes)}"
+    table.add_row("images", f"{plan.images}{size}, in {plan.shards} shards of {plan.shard_size}")
+    table.add_row("done before", str(plan.done))
+    table.add_row("left", str(plan.left))
+    table.add_row(
+        "on",
+        f"{plan.runner} runner, {plan.workers} worker(s), {plan.device}, {plan.precision}, "
+        f"batches of {plan.batch_size}",
+    )
+    if plan.images_per_second is not None:
+        table.add_row("rate", f"{plan.images_per_second:.1f} images a second, {plan.rate_of}")
+    if plan.seconds is not None:
+        table.add_row("time", f"about {duration(plan.seconds)}, starting up aside")
+    if plan.cost is not None:
+        table.add_row("cost", f"about {plan.cost:.2f} at {plan.price_per_hour:g} an hour")
+    if plan.output_bytes is not None:
+        table.add_row("to be written", f"about {_bytes(plan.output_bytes)}")
+    if plan.sample_seconds:
+        spent = ", ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in plan.sample_seconds.items())
+        table.add_row("an image takes", spent)
+    for reason, count in plan.failures.items():
+        table.add_row("will fail", f"{count} of {plan.sampled} sampled images: {reason}")
+    for note in plan.notes:
+        table.add_row("note", plain(note))
+    _print(table)
+
+
 def plain(text: str) -> Text:
     """Text that came from outside: no markup, and no control characters that a terminal would obey."""
     return Text("".join(c if c.isprintable() or c == "\n" else "�" for c in text))
@@ -98,6 +129,14 @@ def plain(text: str) -> Text:
 def _facts() -> Table:
     """Names on the left, what there is to say on the right."""
     return Table(show_header=False, box=None, pad_edge=False)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
 
 
 def _time(moment: datetime) -> str:

@@ -120,6 +120,8 @@ def test_imports_point_down(module):
         ("vbp.review.status", {"torch", "ray", "PIL"}),
         ("vbp.review.failures", {"torch", "ray", "PIL"}),
         ("vbp.review.validate", {"torch", "ray"}),
+        ("vbp.review.plan", {"torch", "ray", "PIL"}),
+        ("vbp.review.report", {"torch", "ray"}),
     ],
 )
 def test_import_is_light(module, absent):

@@ -28,7 +28,11 @@ def wheel(tmp_path_factory):
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vbp"}
-    for needed in ("vbp/py.typed", "vbp/demo/vgg16_demo.safetensors", "vbp/saliency/imagenet_wnids.txt", "vbp/cli.py"):
+    needed_files = (
+        "vbp/py.typed", "vbp/cli.py", "vbp/demo/vgg16_demo.safetensors", "vbp/saliency/imagenet_wnids.txt",
+        "vbp/review/report.html.jinja",
+    )  # fmt: skip
+    for needed in needed_files:
         assert needed in names
 
 

@@ -59,7 +59,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
         stack.enter_context(_leased(output, run_id, observer))
         with _failures_as_sentences(before_work=True):
             # nothing is removed or written before the manifest: what is refused leaves the output as it was
-            record = _open_record(config, output)
+            record = open_record(config, output)
             given = _connect(config, stack, observer) if _is_surely_for_ray(config) else None
             recipe = _recipe(config, model, run_id, record, given)
             record.refuse_other(recipe)
@@ -172,7 +172,7 @@ def _leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
         lease.release()
 
 
-def _open_record(config: RunConfig, output: Folder) -> Record:
+def open_record(config: RunConfig, output: Folder) -> Record:
     """What earlier runs left, as far as ``resume_mode`` lets it count.
 
     Raises:

@@ -133,6 +133,19 @@ def load_network(config: RunConfig) -> Model:
     return model
 
 
+def weights_are_missing(config: RunConfig) -> bool:
+    """Whether `load_network` would download them.
+
+    Raises:
+        WeightsError: there are none for this network.
+    """
+    if config.weights != "imagenet":
+        return False
+    from vbp.saliency.weights import imagenet_is_here
+
+    return not imagenet_is_here(config.model)
+
+
 def class_names(config: RunConfig, model: Model) -> Sequence[str] | None:
     """Names of the network's classes: of ``--classes FILE``, else of the checkpoint; None where nobody names them.
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from vbp.errors import UsageError
 from vbp.review.output import Output
-from vbp.storage.files import Folder
+from vbp.storage.files import write_uri
 
 EXPORT_SCHEMA = pa.schema(
     [pa.field(name, pa.string()) for name in ("uri", "key", "label", "error_stage", "error_type", "error_message")]
@@ -110,9 +110,8 @@ def export(output: Output, target: str, options: Mapping[str, Any] | None = None
     suffix = PurePosixPath(target).suffix.lower()
     if suffix not in _WRITERS:
         raise UsageError(f"--export (={target}) must end in {', '.join(_WRITERS)}.")
-    home, _, name = target.rpartition("/")
     rows = [{field: row[field] for field in EXPORT_SCHEMA.names} for row in _rows(output)]
-    Folder(home or ("/" if target.startswith("/") else "."), options).write(name, _WRITERS[suffix](rows))
+    write_uri(target, _WRITERS[suffix](rows), options)
     return len(rows)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import heapq
 import os
 import shlex
 import uuid
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +27,8 @@ import pyarrow.parquet as pq
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline.layouts import INDEXED
+from vbp.review.choice import Choice
+from vbp.review.files import files_of
 from vbp.review.masks import fault_of
 from vbp.review.output import Output
 from vbp.review.sorting import Sorter
@@ -37,7 +38,6 @@ from vbp.storage.files import Folder
 from vbp.storage.index import forget, parts_by_shard, read_index
 from vbp.storage.parts import PART_SCHEMA, Part, newest
 from vbp.storage.record import mark_incomplete
-from vbp.storage.shards import SHARDS, path_of, shard_of
 
 SAMPLE, SEED = 200, 500
 
@@ -222,7 +222,7 @@ class _Check:
 
     def __init__(self, output: Output, is_live: bool) -> None:
         self._output, self._is_live = output, is_live
-        self._layout = _layout(output)
+        self._files = files_of(output)
         self._counts, self._examples = Counter[str](), dict[str, list[str]]()
         self._redo = array("q")
         self._damaged: list[Part] = []
@@ -231,7 +231,7 @@ class _Check:
 
     def run(self, sample: int, seed: int, deep: bool) -> Validation:
         """Look at everything once."""
-        chosen = _Chosen(0 if deep else sample, seed)
+        chosen = Choice(0 if deep else sample, seed)
         statuses, opened, files = Counter[str](), 0, 0
         with Sorter(_Expected, _EXPECTED_SCHEMA) as expected, Sorter(_Row, _ROW_SCHEMA) as rows:
             for shard in self._shards():
@@ -329,7 +329,7 @@ class _Check:
             row["shard"] = shard.number
             rows.add(_Row(row["key"], _content(row), shard.number, position))
             if row["status"] == "ok" and row["mask_mean"] is not None:
-                for path, least in self._layout.files_of(row):
+                for path, least in self._files.expected(row):
                     expected.add(_Expected(os.fsencode(path), least, row["key"], shard.number, position))
             yield row
         assert self._output.manifest is not None
@@ -340,7 +340,7 @@ class _Check:
             key = shard.keys[position]
             if self._output.is_complete and (limit is None or start + position < limit):
                 self._found("row lost", key)
-            for path, _ in self._layout.files_of({"key": key}):
+            for path, _ in self._files.expected({"key": key}):
                 expected.add(_Expected(os.fsencode(path), 0, key, shard.number, position))
 
     def _compare_index(self, rows: Sorter[_Row]) -> None:
@@ -363,13 +363,13 @@ class _Check:
         files = 0
         wanted = groupby(expected, key=lambda each: each.path)
         path, users = next(wanted, (None, iter(())))
-        for file, size in self._files():
+        for file, size in self._listed():
             files += 1
             while path is not None and path < file:
                 self._lost(users)
                 path, users = next(wanted, (None, iter(())))
             if path != file:
-                if not self._layout.may_be_under_way(os.fsdecode(file), self._unfinished):
+                if not self._files.may_be_under_way(os.fsdecode(file), self._unfinished):
                     self._orphan("file of no row", os.fsdecode(file))
                 continue
             for each in users:
@@ -381,9 +381,9 @@ class _Check:
             path, users = next(wanted, (None, iter(())))
         return files
 
-    def _files(self) -> Iterator[tuple[bytes, int | None]]:
+    def _listed(self) -> Iterator[tuple[bytes, int | None]]:
         """Path and size of every result file, in byte order of the path."""
-        for folder in sorted(self._layout.folders):
+        for folder in sorted(self._files.folders):
             with contextlib.suppress(FileNotFoundError):
                 for file in self._output.folder.child(folder).walk():
                     yield os.fsencode(f"{folder}/{file.path}"), file.size
@@ -398,7 +398,7 @@ class _Check:
 
         def look(row: dict[str, Any]) -> str | None:
             with contextlib.suppress(FileNotFoundError):
-                if data := self._layout.read_mask(row):
+                if data := self._files.read(row, "mask"):
                     return fault_of(data, row, self._output.config)
             return None
 
@@ -407,97 +407,6 @@ class _Check:
                 if fault is not None:
                     self._found("mask differs", f"{row['key']}: {fault}", row["shard"], row["position"])
         return len(rows)
-
-
-class _Chosen:
-    """The rows whose key and seed have the smallest digests: the same ones whatever the order they come in."""
-
-    def __init__(self, most: int, seed: int) -> None:
-        self._most, self._seed = most, seed
-        self._heap: list[tuple[int, str, dict[str, Any]]] = []
-
-    def offer(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Consider these."""
-        for row in rows:
-            digest = hashlib.sha256(f"{self._seed} {row['key']}".encode()).digest()
-            item = (-int.from_bytes(digest[:8], "big"), row["key"], row)
-            if len(self._heap) < self._most:
-                heapq.heappush(self._heap, item)
-            elif self._heap and item > self._heap[0]:
-                heapq.heapreplace(self._heap, item)
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Those chosen so far."""
-        return [row for _, _, row in sorted(self._heap, key=lambda item: item[1])]
-
-
-class _OwnFiles:
-    """Layouts ``files`` and ``none``: each result is a file of its own, or there is none."""
-
-    def __init__(self, output: Output) -> None:
-        from vbp.images.encode import MASK_SUFFIX
-        from vbp.pipeline.layouts import FOLDERS
-
-        config = output.config
-        suffixes = {"overlay": ".jpg", "mask": MASK_SUFFIX[config.get("mask_format", "png8")]}
-        outputs = config.get("outputs", ()) if config.get("layout") == "files" else ()
-        self.folders = tuple(FOLDERS.values())
-        self._kinds = [(FOLDERS[kind], suffixes.get(kind, ".png")) for kind in outputs]
-        self._folder, self._mask_suffix = output.folder, suffixes["mask"]
-
-    def files_of(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-        """Paths of an image's files, and how many bytes each must have."""
-        for folder, suffix in self._kinds:
-            yield f"{folder}/{row['key']}{suffix}", 1
-
-    def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
-        """Never: what an unfinished image may have is told by `files_of`."""
-        return False
-
-    def read_mask(self, row: Mapping[str, Any]) -> bytes:
-        """The mask's file."""
-        return self._folder.read(f"masks/{row['key']}{self._mask_suffix}")
-
-
-class _Tars:
-    """Layout ``webdataset``: each result is a range of a tar."""
-
-    def __init__(self, output: Output) -> None:
-        told = set(INDEXED) & set(output.config.get("outputs", ()))
-        self.folders = (SHARDS,) if told else ()  # without masks and overlays no row names its tar
-        self._folder = output.folder
-
-    def files_of(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-        """The tar of an image's results, and how many bytes it must have; nobody knows it before there is a row."""
-        for kind in INDEXED:
-            if row.get(f"{kind}_uri") is not None:
-                yield path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"] + row[f"{kind}_length"]
-
-    def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
-        """Whether its commit may have been begun alone: the next run ends it, or removes the tar."""
-        return shard_of(path) in unfinished
-
-    def read_mask(self, row: Mapping[str, Any]) -> bytes:
-        """The mask's file."""
-        start = row["mask_offset"]
-        return self._folder.read(path_of(row["mask_uri"]), start, start + row["mask_length"])
-
-
-_Layout = _OwnFiles | _Tars
-_LAYOUTS: Mapping[str | None, type[_OwnFiles] | type[_Tars]] = {
-    None: _OwnFiles,
-    "files": _OwnFiles,
-    "none": _OwnFiles,
-    "webdataset": _Tars,
-}
-
-
-def _layout(output: Output) -> _Layout:
-    name = output.config.get("layout")
-    if name not in _LAYOUTS:
-        raise UsageError(f"the layout of {output.folder.url} (={name}) cannot be validated by this version.")
-    return _LAYOUTS[name](output)
 
 
 def _content(row: Mapping[str, Any]) -> str:

@@ -76,14 +76,27 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _imagenet_file(model: str) -> Path:
-    """Torchvision's checkpoint in torch.hub's cache, downloaded on first use and checked against its hash."""
+def imagenet_is_here(model: str) -> bool:
+    """Whether torchvision's checkpoint was downloaded before.
+
+    Raises:
+        WeightsError: there is none for `model`.
+    """
+    return _imagenet_place(model)[1].exists()
+
+
+def _imagenet_place(model: str) -> tuple[str, Path]:
+    """The URL of torchvision's checkpoint, and its file in torch.hub's cache."""
     try:
         url = torchvision.models.get_model_weights(model).DEFAULT.url
-    except AttributeError as error:
+    except (AttributeError, ValueError) as error:
         raise WeightsError(f"torchvision has no ImageNet weights for {model}: give --weights FILE_OR_URL.") from error
-    name = Path(urlparse(url).path).name
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
+    return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def _imagenet_file(model: str) -> Path:
+    """Torchvision's checkpoint in torch.hub's cache, downloaded on first use and checked against its hash."""
+    url, file = _imagenet_place(model)
     if not file.exists():
         # torchvision names its files NAME-HASH.pth, the hash being the start of the file's SHA-256.
         hash_prefix = file.stem.rpartition("-")[2]
@@ -93,7 +106,7 @@ def _imagenet_file(model: str) -> Path:
         except (OSError, RuntimeError) as error:
             raise WeightsError(
                 f"the ImageNet weights of {model} cannot be downloaded from {url} ({error}). Without a network: "
-                f"put {name} in hub/checkpoints/ of a directory and set TORCH_HOME to it, "
+                f"put {file.name} in hub/checkpoints/ of a directory and set TORCH_HOME to it, "
                 f"or give --weights FILE_OR_URL, or use --weights demo."
             ) from error
     return file

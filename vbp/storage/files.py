@@ -18,7 +18,7 @@ from vbp.storage.options import check_options, options_for, protocol_of
 from vbp.storage.remote import open_store, quoted
 from vbp.storage.store import File, Store
 
-__all__ = ["File", "Folder", "open_uri", "read_uri"]
+__all__ = ["File", "Folder", "open_uri", "read_uri", "write_uri"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # One file system within another, as in zip://photos::s3://bucket/a.zip; unlike the :: of s3://bucket/x::y.jpg.
@@ -170,6 +170,12 @@ def read_uri(
     """
     store, path = _find(uri, options)
     return store.read(path, start, end)
+
+
+def write_uri(uri: str | os.PathLike[str], data: bytes, options: Mapping[str, Any] | None = None) -> None:
+    """Write the file at a path or URL as a whole; arguments and errors as for ``read_uri``."""
+    store, path = _find(uri, options)
+    store.write(path, data)
 
 
 def open_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> BinaryIO:

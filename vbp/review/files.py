@@ -1,0 +1,95 @@
+"""Where the files of an image lie in an output, for each layout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from vbp.errors import UsageError
+from vbp.images.encode import MASK_SUFFIX
+from vbp.pipeline.layouts import FOLDERS, INDEXED
+from vbp.review.output import Output
+from vbp.storage.shards import SHARDS, path_of, shard_of
+
+
+class OwnFiles:
+    """Layouts ``files`` and ``none``: each result is a file of its own, or there is none.
+
+    Attributes:
+        kinds: of results that `read` can find.
+        folders: all that may hold results, whatever was asked for.
+    """
+
+    def __init__(self, output: Output) -> None:
+        config = output.config
+        self.kinds: tuple[str, ...] = tuple(config.get("outputs", ())) if config.get("layout") == "files" else ()
+        self.folders = tuple(FOLDERS.values())
+        self._suffixes = {"mask": MASK_SUFFIX[config.get("mask_format", "png8")], "overlay": ".jpg"}
+        self._folder = output.folder
+
+    def expected(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """The paths of an image's files, and how many bytes each must have."""
+        for kind in self.kinds:
+            yield self._path(row, kind), 1
+
+    def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
+        """Never: what an unfinished image may have is told by `expected`."""
+        return False
+
+    def read(self, row: Mapping[str, Any], kind: str) -> bytes:
+        """One of an image's files.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            StorageError: the store does not answer.
+        """
+        return self._folder.read(self._path(row, kind))
+
+    def _path(self, row: Mapping[str, Any], kind: str) -> str:
+        return f"{FOLDERS[kind]}/{row['key']}{self._suffixes.get(kind, '.png')}"
+
+
+class Tars:
+    """Layout ``webdataset``: each result is a range of a tar; attributes as of `OwnFiles`."""
+
+    def __init__(self, output: Output) -> None:
+        self.kinds = tuple(kind for kind in INDEXED if kind in output.config.get("outputs", ()))
+        self.folders = (SHARDS,) if self.kinds else ()  # without masks and overlays no row names its tar
+        self._folder = output.folder
+
+    def expected(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """The tar of an image's results, and how many bytes it must have; nobody knows it before there is a row."""
+        for kind in INDEXED:
+            if row.get(f"{kind}_uri") is not None:
+                yield path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"] + row[f"{kind}_length"]
+
+    def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
+        """Whether its commit may have been begun alone: the next run ends it, or removes the tar."""
+        return shard_of(path) in unfinished
+
+    def read(self, row: Mapping[str, Any], kind: str) -> bytes:
+        """One of an image's files; errors as for `OwnFiles.read`."""
+        if row[f"{kind}_uri"] is None:
+            raise FileNotFoundError(f"the image {row['key']!r} has no {kind}")
+        start = row[f"{kind}_offset"]
+        return self._folder.read(path_of(row[f"{kind}_uri"]), start, start + row[f"{kind}_length"])
+
+
+_LAYOUTS: Mapping[str | None, type[OwnFiles] | type[Tars]] = {
+    None: OwnFiles,
+    "files": OwnFiles,
+    "none": OwnFiles,
+    "webdataset": Tars,
+}
+
+
+def files_of(output: Output) -> OwnFiles | Tars:
+    """The files of an output, by its layout.
+
+    Raises:
+        UsageError: the layout is none that is known here.
+    """
+    name = output.config.get("layout")
+    if name not in _LAYOUTS:
+        raise UsageError(f"the layout of {output.folder.url} (={name}) is unknown to this version of vbp.")
+    return _LAYOUTS[name](output)

@@ -1,0 +1,337 @@
+"""What a run would do, how long it would take and what it would cost; writes nothing and needs no Ray.
+
+The rate is, first that is known: the one given; that of the newest run in OUTPUT; that of this machine on a few images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vbp.errors import StorageError, UsageError
+from vbp.pipeline import prepare
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.job import LOCAL_IMAGES, open_record
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.record import Record
+from vbp.pipeline.steps import Batch, good_rows, objects
+from vbp.review.status import status
+from vbp.storage.files import Folder
+from vbp.storage.index import pending_shards
+from vbp.storage.listing import ManifestRow
+from vbp.storage.manifest import Manifest
+
+_BATCHES = 2
+"""That are measured; another warms up."""
+_LEAST_IMAGES = 8
+_SHARDS = 64
+"""Of the manifest that are read, at most: sizes are reckoned from these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would do."""
+
+    input: str
+    output: str
+    images: int
+    """Listed, up to ``--limit``."""
+    bytes: int | None
+    """Of these images' files; None where the store does not tell sizes."""
+    done: int
+    shards: int
+    """Units of work, done ones included."""
+    shard_size: int
+    runner: str
+    workers: int
+    device: str
+    precision: str
+    batch_size: int
+    images_per_second: float | None
+    rate_of: str
+    """Where the rate comes from."""
+    price_per_hour: float | None
+    sampled: int
+    """Images that were explained to learn rate and sizes."""
+    failures: Mapping[str, int]
+    """Of them, by ``stage: type``."""
+    sample_seconds: Mapping[str, float]
+    """Seconds an image by stage."""
+    output_bytes: int | None
+    """Of masks and other files still to be written."""
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def left(self) -> int:
+        """Images to be done."""
+        return max(0, self.images - self.done)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of work on images; starting up and listing aside."""
+        if self.left == 0:
+            return 0.0
+        return self.left / self.images_per_second if self.images_per_second else None
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of the price."""
+        if self.price_per_hour is None or self.seconds is None:
+            return None
+        return self.price_per_hour * self.seconds / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, derived ones included."""
+        return dataclasses.asdict(self) | {"left": self.left, "seconds": self.seconds, "cost": self.cost}
+
+
+def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_second: float | None = None) -> Plan:
+    """Look at INPUT and OUTPUT, and explain a few images in memory.
+
+    Args:
+        config: the run.
+        price_per_hour: of all machines of the run together.
+        images_per_second: of the whole run, where it is known.
+
+    Raises:
+        UsageError: the run would be refused.
+    """
+    config = prepare.absolute(config)
+    prepare.check_input(config)
+    output = Folder(config.output, config.storage_options)
+    try:
+        record = open_record(config, output)
+        manifest = record.manifest(config.input)
+        seen = _seen(config, manifest)
+        left = _left(config, output, manifest, seen)
+    except (StorageError, OSError) as error:
+        raise UsageError(str(error)) from error
+    sample = _Sample(config, record, seen.rows)
+    sample.refuse_other()
+    runner = _runner(config, seen.images)
+    workers = _workers(config, runner, sample.recipe.device)
+    if left:
+        sample.measure()
+    rate, rate_of = images_per_second, "given"
+    if rate is None and record.facts.get("fingerprint"):
+        rate, rate_of = status(config.output, config.storage_options).images_per_second, "of the newest run in OUTPUT"
+    if rate is None and sample.images_per_second is not None:
+        times = workers if runner == "ray" and sample.recipe.device == "cuda" else 1
+        rate, rate_of = times * sample.images_per_second, f"of this machine, measured on {sample.images} images"
+    per_image = sample.bytes_per_image
+    return Plan(
+        input=config.input,
+        output=config.output,
+        images=seen.images,
+        bytes=seen.bytes,
+        done=max(0, seen.images - left),
+        shards=seen.shards,
+        shard_size=seen.shard_size,
+        runner=runner,
+        workers=workers,
+        device=sample.recipe.device,
+        precision=sample.recipe.precision,
+        batch_size=sample.recipe.batch_size,
+        images_per_second=rate,
+        rate_of=rate_of if rate is not None else "unknown",
+        price_per_hour=price_per_hour,
+        sampled=sample.images,
+        failures=dict(sample.failures),
+        sample_seconds=sample.seconds,
+        output_bytes=None if per_image is None else round(left * per_image),
+        notes=tuple(_notes(config, runner, sample)),
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the input holds."""
+
+    images: int
+    bytes: int | None
+    shards: int
+    shard_size: int
+    rows: list[ManifestRow]
+    """Some of them, chosen by ``--seed``."""
+
+
+def _seen(config: RunConfig, manifest: Manifest | None) -> _Seen:
+    if manifest is None or config.refresh or _lacks_images(config, manifest):
+        return _listed(config, manifest)
+    images = manifest.images if config.limit is None else min(manifest.images, config.limit)
+    wanted = [shard for shard in range(manifest.shards) if manifest.shard_start(shard) < images]
+    chosen = sorted(random.Random(config.seed).sample(wanted, min(_SHARDS, len(wanted))))
+    look = _Look(config)
+    for shard in chosen:
+        table = manifest.read_shard(shard).slice(0, images - manifest.shard_start(shard))
+        names = ManifestRow._fields
+        for values in zip(*(table[name].to_pylist() for name in names), strict=True):
+            look.add(ManifestRow(*values))
+    size = None if look.bytes is None else round(look.bytes * images / max(look.images, 1))
+    return _Seen(images, size, len(wanted), manifest.shard_size, look.rows)
+
+
+def _lacks_images(config: RunConfig, manifest: Manifest) -> bool:
+    return not manifest.complete and (config.limit is None or config.limit > manifest.images)
+
+
+def _listed(config: RunConfig, manifest: Manifest | None) -> _Seen:
+    """List INPUT as a run would."""
+    shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config))
+    shard_size = manifest.shard_size if manifest else shard_size
+    look = _Look(config)
+    for row in rows:
+        if look.images == config.limit:
+            break
+        look.add(row)
+    return _Seen(look.images, look.bytes, -(-look.images // shard_size), shard_size, look.rows)
+
+
+class _Look:
+    """Counts rows as they pass, and keeps an even choice of them."""
+
+    def __init__(self, config: RunConfig) -> None:
+        device = prepare.choose_device(config)
+        self._most = max(_LEAST_IMAGES, _BATCHES * prepare.choose_batch_size(config, device, {}))
+        self._random = random.Random(config.seed)
+        self.images = 0
+        self.bytes: int | None = 0
+        self.rows: list[ManifestRow] = []
+
+    def add(self, row: ManifestRow) -> None:
+        """One more image."""
+        self.bytes = None if self.bytes is None or row.size is None else self.bytes + row.size
+        if len(self.rows) < self._most:
+            self.rows.append(row)
+        elif (place := self._random.randrange(self.images + 1)) < self._most:
+            self.rows[place] = row
+        self.images += 1
+
+
+def _left(config: RunConfig, output: Folder, manifest: Manifest | None, seen: _Seen) -> int:
+    """Images that a run would do."""
+    if manifest is None:
+        return seen.images
+    pending = sum(shard.images for shard in pending_shards(output, manifest, config.retry_failed, config.limit))
+    return pending + max(0, seen.images - manifest.images)
+
+
+def _runner(config: RunConfig, images: int) -> str:
+    if config.runner != "auto":
+        return config.runner
+    return "ray" if "://" in config.input or "RAY_ADDRESS" in os.environ or images > LOCAL_IMAGES else "local"
+
+
+def _workers(config: RunConfig, runner: str, device: str) -> int:
+    """As Ray would divide this machine."""
+    if runner == "local":
+        return 1
+    import torch
+
+    here = torch.cuda.device_count() if device == "cuda" else os.cpu_count()
+    return config.workers or here or 1
+
+
+class _Sample:
+    """A few images, taken through all steps but the last.
+
+    Args:
+        config: the run.
+        record: of earlier runs.
+        rows: the images.
+    """
+
+    def __init__(self, config: RunConfig, record: Record, rows: list[ManifestRow]) -> None:
+        self._record, self._rows = record, rows
+        self.stands_in = prepare.weights_are_missing(config)
+        # what --select leaves out needs the classes of the whole collection; files of all are an upper bound
+        named = "random" if self.stands_in else config.weights
+        self._config = dataclasses.replace(config, weights=named, select="all")
+        self._model = prepare.load_network(self._config)
+        device = prepare.choose_device(config)
+        self.recipe = Recipe(
+            config=config,
+            run_id="plan",
+            device=device,
+            precision=prepare.choose_precision(config, device, record.facts),
+            batch_size=prepare.choose_batch_size(config, device, record.facts),
+            weights_sha256=self._model.sha256,
+            network=self._model,
+        )
+        self.images, self.ok, self.bytes, self.wall = 0, 0, 0, 0.0
+        self.failures: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+
+    def refuse_other(self) -> None:
+        """Refuse what a run would refuse: another configuration than the output's.
+
+        Raises:
+            UsageError: names each field that differs.
+        """
+        before = self._record.facts.get("fingerprint")
+        known = self.recipe
+        if self.stands_in and before:
+            known = dataclasses.replace(known, weights_sha256=before.get("weights"))
+        self._record.refuse_other(known)
+
+    def measure(self) -> None:
+        """Fetch, decode, explain and encode the images in memory."""
+        recipe = dataclasses.replace(self.recipe, config=self._config)
+        steps = (recipe.fetch(), recipe.decode(), recipe.explain(), recipe.encode())
+        batches = [
+            self._rows[first : first + recipe.batch_size] for first in range(0, len(self._rows), recipe.batch_size)
+        ]
+        for number, rows in enumerate([*batches[:1], *batches]):
+            started = time.perf_counter()
+            batch = _batch(rows)
+            for step in steps:
+                batch = step(batch)
+            if number:  # the first time warms up
+                self.wall += time.perf_counter() - started
+                self._count(batch)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of this machine, with all its threads; None if nothing could be explained."""
+        return self.images / self.wall if self.ok else None
+
+    @property
+    def bytes_per_image(self) -> float | None:
+        """Of the files that an image leaves."""
+        return self.bytes / self.images if self.ok else None
+
+    def _count(self, batch: Batch) -> None:
+        rows, good = len(batch["key"]), good_rows(batch)
+        self.images += rows
+        self.ok += len(good)
+        for row in set(range(rows)) - set(good):
+            self.failures[f"{batch['error_stage'][row]}: {batch['error_type'][row]}"] += 1
+        for name, values in batch.items():
+            if name.startswith("file_"):
+                self.bytes += sum(len(data) for data in values if data is not None)
+            if name.startswith("seconds_"):
+                stage, before = name.removeprefix("seconds_"), self.images - rows
+                mean = (self.seconds.get(stage, 0.0) * before + float(np.sum(values))) / self.images
+                self.seconds[stage] = round(mean, 6)
+
+
+def _batch(rows: Iterable[ManifestRow]) -> Batch:
+    columns = zip(*rows, strict=True)
+    return {name: objects(list(column)) for name, column in zip(ManifestRow._fields, columns, strict=True)}
+
+
+def _notes(config: RunConfig, runner: str, sample: _Sample) -> Iterable[str]:
+    if sample.stands_in:
+        yield f"The weights of --model {config.model} are not here yet: measured with random ones, sizes may differ."
+    if config.select != "all":
+        yield f"Bytes to write are those of all images; --select {config.select} writes fewer."
+    if runner == "ray":
+        yield "Workers are those of this machine; a cluster has its own: give its rate as --images-per-second."
