@@ -91,6 +91,8 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     """
     output = Output.open(url, options)
     current = holder(output.folder)
+    silent = _seconds_since(current.renewed_at) if current else None
+    at_work = current is not None and is_at_work(current)
     ok = error = 0
     attempts: dict[str, list[int]] = {}
     sample = _EvenSample(_SAMPLE)
@@ -108,14 +110,14 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     rate, newest = _pace(output.folder, sample)
     return Status(
         output=output.folder.url,
-        state=_state(output, current, images - ok - error),
+        state=_state(output, current, at_work, images - ok - error),
         images=images,
         ok=ok,
         error=error,
         images_per_second=rate,
         newest_row_at=newest,
         holder=current,
-        silent_seconds=_seconds_since(current.renewed_at) if current else None,
+        silent_seconds=silent,
         attempts=tuple(
             Attempt(run_id=name, begun_at=begun_at(name), ok=done[0], error=done[1])
             for name, done in sorted(attempts.items())
@@ -129,9 +131,9 @@ def is_at_work(holder: Holder) -> bool:
     return not holder.is_dead and silent is not None and silent <= _SILENT_SECONDS
 
 
-def _state(output: Output, current: Holder | None, left: int) -> State:
+def _state(output: Output, current: Holder | None, at_work: bool, left: int) -> State:
     if current is not None:
-        if not is_at_work(current):
+        if not at_work:
             return "dead"
         return "listing" if output.manifest is None else "running"
     if output.is_complete:
