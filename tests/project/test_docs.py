@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -36,8 +38,30 @@ def test_every_option_stands_in_the_readme_with_its_default():
 
 
 def test_readme_names_no_option_that_does_not_exist():
-    known = {name for parameter in explain.params for name in parameter.opts} | {"--address", "--working-dir"}
+    commands = [explain, *main.commands.values()]
+    known = {name for command in commands for parameter in command.params for name in parameter.opts}
+    known |= {"--address", "--working-dir"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
+
+
+def test_the_commands_of_the_section_operate(photos, network_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "photos")
+    Path("photos", "cat", "broken.jpg").write_bytes(b"no image")
+    shutil.copy(network_file, "model.safetensors")
+    block = re.search(r"^## Operate\n.*?^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    plan, *others = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert plan[0] == "plan"
+    assert {"status", "failures", "validate", "report"} == {arguments[0] for arguments in others}
+    assert CliRunner().invoke(main, plan).exit_code == 0
+    assert not Path("out").exists()
+    done = ["explain", "photos", "out", "--weights", "model.safetensors", "--max-failures", "1"]
+    assert CliRunner().invoke(main, done).exit_code == 0
+    for arguments in others:
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, (arguments, result.output)
+    assert "broken.jpg" in Path("failed.csv").read_text()
+    assert "broken.jpg" in Path("report.html").read_text()
 
 
 def test_every_command_has_help():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -49,6 +50,14 @@ def test_grouped_by_cause(failed):
     assert first.keys == ("cat/00001.jpg", "cat/00004.jpg", "dog/00006.jpg")
     assert (second.stage, second.type, second.message, second.images) == ("fetch", "StorageError", "no answer", 1)
     assert list(failed_keys(look(failed))) == ["cat/00001.jpg", "cat/00004.jpg", "dog/00006.jpg", "dog/00008.jpg"]
+
+
+def test_a_damaged_index_is_a_sentence(finished):
+    index = Path(finished.url, "index", "part-00000.parquet")
+    index.write_bytes(index.read_bytes()[:-40])
+    result = CliRunner().invoke(main, ["failures", finished.url])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "vbp validate" in result.stderr
 
 
 def test_no_failure(finished):

@@ -94,6 +94,12 @@ def lose_an_index_file(made):
     return {"index row lost": 10}, 0
 
 
+def cut_an_index_file(made):
+    index = path(made, "index/part-00000.parquet")
+    index.write_bytes(index.read_bytes()[:-40])
+    return {"index damaged": 1, "index row lost": 10}, 0
+
+
 def double_an_index_file(made):
     shutil.copy(path(made, "index/part-00000.parquet"), path(made, "index/part-00001.parquet"))
     return {"index row doubled": 10}, 0
@@ -150,8 +156,9 @@ def flip_bits(made):
 @pytest.mark.parametrize(
     "damage",
     [
-        lose_a_row, name_another_image, cut_a_part, rename_a_part, lose_an_index_file, double_an_index_file,
-        change_an_index_row, lose_files, lose_all_files, empty_a_file, swap_masks, cut_a_mask, flip_bits,
+        cut_an_index_file, lose_a_row, name_another_image, cut_a_part, rename_a_part, lose_an_index_file,
+        double_an_index_file, change_an_index_row, lose_files, lose_all_files, empty_a_file, swap_masks, cut_a_mask,
+        flip_bits,
     ],
 )  # fmt: skip
 def test_damage_is_found_mended_and_gone(finished, damage):

@@ -23,7 +23,6 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline.layouts import INDEXED
@@ -36,7 +35,7 @@ from vbp.review.status import is_at_work
 from vbp.storage import lease
 from vbp.storage.files import Folder
 from vbp.storage.index import forget, parts_by_shard, read_index
-from vbp.storage.parts import PART_SCHEMA, Part, newest
+from vbp.storage.parts import PART_SCHEMA, Part, newest, read_parts
 from vbp.storage.record import mark_incomplete
 
 SAMPLE, SEED = 200, 500
@@ -45,6 +44,7 @@ FAULTS = {
     "row lost": "listed images without a row, although _SUCCESS says that all have one",
     "row of no image": "rows that belong to no listed image",
     "part damaged": "parts of the ledger that cannot be read, or hold other rows than their names say",
+    "index damaged": "files of the index that cannot be read",
     "index row lost": "rows that the index lacks",
     "index row doubled": "images with more than one row in the index",
     "index row differs": "rows of the index that the ledger does not have so",
@@ -304,14 +304,14 @@ class _Check:
         keys = self._output.manifest.read_shard(shard)["key"].to_pylist()
         tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
         for part in parts:
-            try:
-                data = self._output.folder.read(part.path)
-            except FileNotFoundError:  # a run has just replaced it
-                continue
-            try:
-                tables.append(_rows_in(data, part))
-            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-                damaged.append((part, str(error)))
+            unreadable: list[Part] = []
+            with contextlib.suppress(FileNotFoundError):  # a run has just replaced it
+                rows = read_parts(self._output.folder, [part], _COLUMNS, unreadable)
+                reason = "it cannot be read" if unreadable else _untold(rows, part)
+                if reason is None:
+                    tables.append(rows)
+                else:
+                    damaged.append((part, reason))
         return _Shard(shard, keys, newest(pa.concat_tables(tables)), damaged)
 
     def _rows_of(self, shard: _Shard, expected: Sorter[_Expected], rows: Sorter[_Row]) -> Iterator[dict[str, Any]]:
@@ -345,9 +345,12 @@ class _Check:
 
     def _compare_index(self, rows: Sorter[_Row]) -> None:
         with Sorter(_Row, _ROW_SCHEMA) as index:
-            for table in read_index(self._output.folder, _INDEX_COLUMNS):
+            damaged: list[str] = []
+            for table in read_index(self._output.folder, _INDEX_COLUMNS, damaged):
                 for row in table.to_pylist():
                     index.add(_Row(row["key"], _content(row), -1, -1))
+            for path in damaged:
+                self._found("index damaged", path)
             for key, group in groupby(heapq.merge(rows, index), key=lambda row: row.key):
                 found = list(group)
                 recorded, indexed = ([r for r in found if (r.shard < 0) is in_index] for in_index in (False, True))
@@ -414,19 +417,13 @@ def _content(row: Mapping[str, Any]) -> str:
     return " ".join(str(row[name]) for name in _INDEX_COLUMNS[1:])
 
 
-def _rows_in(data: bytes, part: Part) -> pa.Table:
-    """The rows of a part's file.
-
-    Raises:
-        ValueError: they are not what its name says.
-    """
-    rows = pq.ParquetFile(pa.BufferReader(data)).read(columns=_COLUMNS).select(_COLUMNS)
+def _untold(rows: pa.Table, part: Part) -> str | None:
+    """What the part holds, where that is not what its name says."""
     statuses, positions = Counter(rows["status"].to_pylist()), rows["position"].to_pylist()
-    told = (part.ok, part.error, part.first, part.last, part.ok + part.error)
-    held = (statuses["ok"], statuses["error"], min(positions, default=-1), max(positions, default=-1), len(positions))
-    if told != held:
-        raise ValueError(f"it holds {held[0]} ok and {held[1]} error rows from {held[2]} to {held[3]}")
-    return rows
+    held = (statuses["ok"], statuses["error"], min(positions, default=-1), max(positions, default=-1))
+    if held == (part.ok, part.error, part.first, part.last):
+        return None
+    return f"it holds {held[0]} ok and {held[1]} error rows from {held[2]} to {held[3]}"
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vbp.errors import StorageError
 from vbp.storage.files import File, Folder
 from vbp.storage.manifest import Manifest
 from vbp.storage.parquet import RollingParquet
@@ -173,13 +174,31 @@ def newest_rows(
         yield from batch
 
 
-def read_index(output: Folder, columns: list[str]) -> Iterator[pa.Table]:
-    """The rows of the index, some at a time, as they stand in its files."""
+def read_index(output: Folder, columns: list[str], damaged: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of the index, some at a time, as they stand in its files.
+
+    Args:
+        output: OUTPUT.
+        columns: of ``INDEX_SCHEMA``.
+        damaged: takes the paths of files that cannot be read to their end.
+
+    Raises:
+        StorageError: there is such a file, and no list to take it.
+    """
     for path in output.list(_INDEX):
-        if path.endswith(".parquet"):
+        if not path.endswith(".parquet"):
+            continue
+        try:
             with output.open(path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
                     yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, (FileNotFoundError, PermissionError)):
+                raise
+            if damaged is None:
+                remedy = f"run vbp validate {output.url} --repair, then the same vbp explain command"
+                raise StorageError(f"{output.uri(path)} is damaged ({error}); {remedy}") from error
+            damaged.append(path)
 
 
 def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Totals:
