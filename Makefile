@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench zoo format lock clean
+.PHONY: help demo test check bench rehearsal zoo format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +22,9 @@ check: .venv/ready ## format, lint, types
 
 bench: .venv/ready ## engine, codecs and pipeline beside their limits and rivals
 	$(BIN)/vbp benchmark --output benchmarks/here.json
+
+rehearsal: .venv/ready ## a cluster on this machine that loses nodes, and what is left to do afterwards: nothing
+	$(BIN)/python cluster/local/rehearsal.py
 
 zoo: .venv/ready ## every CNN of torchvision at four sizes; docs/zoo.md, about half an hour
 	$(BIN)/python -m vbp.evidence.zoo docs/zoo.md
