@@ -13,7 +13,7 @@ import struct
 import threading
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
@@ -75,6 +75,11 @@ class FaultProxy:
     def storage_options(self) -> dict[str, dict[str, str]]:
         return {"s3://": {"endpoint_url": self.endpoint}}
 
+    @property
+    def s3fs_options(self) -> dict[str, dict[str, Any]]:
+        """The same, with an option that obstore does not know."""
+        return {"s3://": {"endpoint_url": self.endpoint, "config_kwargs": {}}}
+
     def start(self) -> None:
         self._thread.start()
         if not self._ready.wait(30):
@@ -121,7 +126,9 @@ class FaultProxy:
         if kind == "reset":
             return _cut(request)
         if kind == "hanging":
-            await asyncio.sleep(3600)
+            while request.transport is not None and not self._over.is_set():
+                await asyncio.sleep(0.05)
+            return _cut(request)
         return await self._forward(request, body, kind)
 
     async def _forward(self, request: web.Request, body: bytes, kind: str | None) -> web.StreamResponse:

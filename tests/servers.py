@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import botocore.session
 import pytest
@@ -49,6 +50,11 @@ class S3Server:
     @property
     def storage_options(self) -> dict[str, dict[str, str]]:
         return {"s3://": {"endpoint_url": self.endpoint}}
+
+    @property
+    def s3fs_options(self) -> dict[str, dict[str, Any]]:
+        """The same, with an option that obstore does not know."""
+        return {"s3://": {"endpoint_url": self.endpoint, "config_kwargs": {}}}
 
     def new_url(self) -> str:
         """A folder of the bucket that no other test uses."""

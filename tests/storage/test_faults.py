@@ -9,10 +9,11 @@ from tests.faultproxy import Fault
 from vbp.storage.files import Folder
 
 
-@pytest.fixture
-def shaky(fault_proxy, s3_server):
+@pytest.fixture(params=["obstore", "s3fs"])
+def shaky(request, fault_proxy, s3_server):
     """A folder behind the proxy; the proxy is its attribute."""
-    folder = Folder(s3_server.new_url(), fault_proxy.storage_options)
+    options = fault_proxy.storage_options if request.param == "obstore" else fault_proxy.s3fs_options
+    folder = Folder(s3_server.new_url(), options)
     folder.proxy = fault_proxy
     return folder
 

@@ -306,11 +306,14 @@ def test_unusable_urls(url, message):
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(UsageError, match=re.escape("pip install 'vbp[s3]'")):
         Folder("s3://some-bucket-not-seen-before/x")
 
 
-def test_version_ids_are_refused(s3_server):
+def test_version_ids_are_names_for_obstore_and_refused_for_s3fs(s3_server):
     folder = Folder(s3_server.new_url(), s3_server.storage_options)
+    folder.write("a?versionId=1.jpg", b"1")
+    assert folder.read("a?versionId=1.jpg") == b"1"
     with pytest.raises(StorageError, match="versionId"):
-        folder.read("a?versionId=1.jpg")
+        Folder(folder.url, s3_server.s3fs_options).read("a?versionId=1.jpg")

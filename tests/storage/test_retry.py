@@ -7,7 +7,7 @@ from s3fs.errors import translate_boto_error
 
 from vbp.errors import StorageError
 from vbp.storage.remote import RemoteStore
-from vbp.storage.retry import attempt
+from vbp.storage.retry import Kind, Refusal, attempt
 
 
 def s3_error(code, status, operation="GetObject"):
@@ -42,11 +42,15 @@ class Failing:
         return attempt(self, "read s3://bucket/key", self.sleep)
 
 
-TRANSIENT = [
+THROTTLED = [
     s3_error("SlowDown", 503),
+    s3_error("TooManyRequests", 429),
+    Refusal(Kind.THROTTLED, "slow down"),
+]
+TRANSIENT = [
+    Refusal(Kind.TRANSIENT, "no answer"),
     s3_error("InternalError", 500),
     s3_error("RequestTimeout", 400),
-    s3_error("TooManyRequests", 429),
     s3_error("ConditionalRequestConflict", 409),
     s3_error("503", 503),
     EndpointConnectionError(endpoint_url="http://x"),
@@ -57,6 +61,13 @@ TRANSIENT = [
     OSError(errno.ESTALE, "Stale file handle"),
     OSError(errno.EIO, "Input/output error"),
 ]
+
+
+@pytest.mark.parametrize("error", THROTTLED, ids=repr)
+def test_a_store_that_asks_to_slow_down_is_not_given_up_after_a_few_tries(error):
+    failing = Failing(*[error] * 30)
+    assert failing.attempt() == 7
+    assert failing.waited > 60
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=repr)

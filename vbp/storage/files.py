@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from vbp.errors import StorageError, UsageError
 from vbp.storage.local import LocalStore, display, temporaries
+from vbp.storage.objects import open_objects
 from vbp.storage.options import check_options, options_for, protocol_of
 from vbp.storage.remote import open_store, quoted
 from vbp.storage.store import File, Store
@@ -131,7 +132,7 @@ class Folder:
 
     def _at(self, path: str) -> str:
         """The file's full path in the store."""
-        if self.is_local and (path.startswith("/") or "\0" in path or ".." in path.split("/")):
+        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise StorageError(f"the path {path!r} does not lie within {self!r}; nothing was touched")
         if protocol_of(self.url) in ("http", "https"):
             path = quoted(path)
@@ -262,8 +263,10 @@ def _locate(url: str, options: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 @lru_cache(maxsize=256)
 def _open(base: str, settings: str, process: int) -> tuple[Store, str]:
-    """The store, and the path of ``base`` in it, opened once in each process."""
-    return open_store(base, json.loads(settings)) if base else (LocalStore(), "")
+    """The store, and the path of ``base`` in it, opened once in each process: the one place that chooses."""
+    if not base:
+        return LocalStore(), ""
+    return open_objects(base, json.loads(settings)) or open_store(base, json.loads(settings))
 
 
 def _absolute(path: str) -> str:

@@ -6,13 +6,14 @@ from typing import Any
 from vbp.errors import UsageError
 
 _SECRET_ENDINGS = ("key", "secret", "token", "password", "passphrase", "sas", "connection_string")
-_CREDENTIALS = {
+CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (or AWS_PROFILE)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_CONNECTION_STRING",
     "hf": "HF_TOKEN",
 }
-_SAME_STORE = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
+"""Where each kind of store looks for its credentials."""
+_FAMILIES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 
 def check_options(options: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -44,6 +45,12 @@ def protocol_of(url: str) -> str:
     return url.partition("://")[0].lower()
 
 
+def family_of(url: str) -> str:
+    """The protocol of a URL, the same for all that name one kind of store: ``az`` of ``abfs://container``."""
+    protocol = protocol_of(url)
+    return _FAMILIES.get(protocol, protocol)
+
+
 def _lies_under(url: str, prefix: str) -> bool:
     return url == prefix or url.startswith(prefix.rstrip("/") + "/")
 
@@ -52,9 +59,7 @@ def _refuse_secrets(prefix: str, settings: Mapping[str, Any]) -> None:
     for field, value in settings.items():
         if str(field).lower().endswith(_SECRET_ENDINGS):
             protocol = protocol_of(prefix)
-            variables = _CREDENTIALS.get(
-                _SAME_STORE.get(protocol, protocol), f"FSSPEC_{protocol.upper()}_{str(field).upper()}"
-            )
+            variables = CREDENTIALS.get(family_of(prefix), f"FSSPEC_{protocol.upper()}_{str(field).upper()}")
             raise UsageError(
                 f"storage option {field!r} for {prefix} would put a secret into logs and run records; "
                 f"set it in the environment of every node instead: {variables}"

@@ -1,14 +1,14 @@
 """Files of an object store or another fsspec file system, one request a file."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
 import fsspec
 
 from vbp.errors import StorageError, UsageError
-from vbp.storage.options import options_for, protocol_of
+from vbp.storage.options import family_of, options_for, protocol_of
 from vbp.storage.retry import attempt, reason
 from vbp.storage.store import File
 
@@ -127,7 +127,7 @@ class HttpStore(RemoteStore):
             yield file._replace(path=unquote(file.path))
 
 
-def open_store(url: str, options: dict[str, Any] | None) -> tuple[RemoteStore, str]:
+def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore, str]:
     """The store behind a URL, chained ones included, and the URL's path in it.
 
     Raises:
@@ -152,12 +152,23 @@ def quoted(path: str) -> str:
     return quote(path)
 
 
-def _settings(url: str, options: dict[str, Any] | None) -> dict[str, Any]:
+def _settings(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     links = [link for link in url.split("::") if "://" in link]
     by_link = {
-        protocol_of(link): _merged(_DEFAULTS.get(protocol_of(link), {}), options_for(link, options)) for link in links
+        protocol_of(link): _merged(_DEFAULTS.get(protocol_of(link), {}), _as_fsspec(link, options_for(link, options)))
+        for link in links
     }
     return by_link if len(links) > 1 else by_link[protocol_of(url)]
+
+
+def _as_fsspec(url: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Our names of options as the file systems behind fsspec call them."""
+    family, settings = family_of(url), dict(settings)
+    if family == "s3" and "region" in settings:
+        settings["client_kwargs"] = {"region_name": settings.pop("region")} | settings.get("client_kwargs", {})
+    if family == "gs" and settings.pop("anon", False):
+        settings["token"] = "anon"
+    return settings
 
 
 def _merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,12 @@ T = TypeVar("T")
 TRIES = 6
 SECONDS = 60.0
 TRIES_WHEN_DENIED = 2  # a store under load has been seen to answer 403 to good credentials
+SECONDS_WHEN_THROTTLED = 300.0  # a store that asks for fewer requests gets them later, not never
 
-_TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 507, 509, 529}
+THROTTLING_CODES = {"SlowDown", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "ServerBusy"}
+"""What S3, Google and Azure call it."""
+
+_TRANSIENT_STATUS = {408, 409, 425, 500, 502, 503, 504, 507, 509, 529}
 _TRANSIENT_ERRNO = {
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.EPIPE, errno.ESTALE, errno.ETIMEDOUT),
     *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
@@ -39,14 +43,25 @@ class Kind(Enum):
     MISSING = "missing"
     DENIED = "denied"
     EXISTS = "exists"
+    THROTTLED = "throttled"
     TRANSIENT = "transient"
     PERMANENT = "permanent"
+
+
+class Refusal(Exception):  # noqa: N818
+    """A store's answer that is sorted already."""
+
+    def __init__(self, kind: Kind, words: str):
+        super().__init__(words)
+        self.kind = kind
+        self.strerror = words
 
 
 def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None] = time.sleep) -> T:
     """Run ``operation``, again after network errors, time-outs, throttling and server errors.
 
-    Waits grow exponentially with full jitter; at most ``TRIES`` tries or ``SECONDS`` seconds.
+    Waits grow exponentially with full jitter; at most ``TRIES`` tries or ``SECONDS`` seconds, and where the store
+    asks to slow down, ``SECONDS_WHEN_THROTTLED`` seconds whatever the number of tries.
 
     Args:
         operation: what to do; must be safe to repeat.
@@ -63,7 +78,7 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
         sleep=sleep,
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
         stop=_enough,
-        retry=tenacity.retry_if_exception(lambda error: kind(error) in (Kind.TRANSIENT, Kind.DENIED)),
+        retry=tenacity.retry_if_exception(lambda error: kind(error) in _TRIED_AGAIN),
         reraise=True,
     )
     try:
@@ -81,8 +96,13 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
                 raise StorageError(message) from error
 
 
+_TRIED_AGAIN = (Kind.TRANSIENT, Kind.THROTTLED, Kind.DENIED)
+
+
 def kind(error: BaseException) -> Kind:
     """Sort an error of any backend by its class, the HTTP status behind it, or its errno."""
+    if isinstance(error, Refusal):
+        return error.kind
     if isinstance(error, FileNotFoundError):
         return Kind.MISSING
     if isinstance(error, PermissionError):
@@ -94,9 +114,11 @@ def kind(error: BaseException) -> Kind:
     if any(_NETWORK_CLASS.search(cls.__name__) for cls in type(error).__mro__):
         return Kind.TRANSIENT  # also where aiohttp speaks of a status: it calls a truncated body a 400
     for link in _chain(error):
+        if _code(link) in THROTTLING_CODES:
+            return Kind.THROTTLED
         status = _http_status(link)
         if status is not None:
-            return _kind_of_status(status)
+            return kind_of_status(status)
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return Kind.TRANSIENT
     return Kind.PERMANENT
@@ -112,23 +134,28 @@ def reason(error: BaseException) -> str:
 
 def _enough(state: tenacity.RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
-    tries = TRIES
+    tries, seconds = TRIES, state.seconds_since_start or 0.0
+    if error is not None and kind(error) is Kind.THROTTLED:
+        return seconds >= SECONDS_WHEN_THROTTLED
     if error is not None and kind(error) is Kind.DENIED:
         tries = 1 if _comes_from_the_disk(error) else TRIES_WHEN_DENIED
-    return state.attempt_number >= tries or (state.seconds_since_start or 0.0) >= SECONDS
+    return state.attempt_number >= tries or seconds >= SECONDS
 
 
 def _comes_from_the_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno is not None
 
 
-def _kind_of_status(status: int) -> Kind:
+def kind_of_status(status: int) -> Kind:
+    """Sort an HTTP status, 400 and above."""
     if status in (401, 403):
         return Kind.DENIED
     if status in (404, 410):
         return Kind.MISSING
     if status == 412:  # If-None-Match: the object is there
         return Kind.EXISTS
+    if status == 429:
+        return Kind.THROTTLED
     return Kind.TRANSIENT if status in _TRANSIENT_STATUS else Kind.PERMANENT
 
 
@@ -137,6 +164,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
+
+
+def _code(error: BaseException) -> str | None:
+    """What S3 calls the error."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code")) if isinstance(response, dict) else None
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -1,0 +1,321 @@
+"""Files of S3, Google Cloud Storage and Azure by obstore: the fast path for listings and small objects.
+
+``open_objects`` says where it serves. What it cannot do is done by fsspec (``vbp.storage.remote``): options that it
+does not know, and single names that it cannot say.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from vbp.errors import StorageError, UsageError
+from vbp.storage.answers import refusal
+from vbp.storage.options import family_of, options_for
+from vbp.storage.order import in_byte_order
+from vbp.storage.remote import RemoteStore, open_store
+from vbp.storage.retry import attempt
+from vbp.storage.store import File
+
+T = TypeVar("T")
+
+# Our names of options -> obstore's, by family of protocols. Any other option is for fsspec.
+_SETTINGS: dict[str, dict[str, str]] = {
+    "s3": {
+        "endpoint_url": "endpoint",
+        "region": "region",
+        "anon": "skip_signature",
+        "requester_pays": "request_payer",
+    },
+    "gs": {"anon": "skip_signature"},  # emulators lack the XML API that obstore speaks: an endpoint_url is for gcsfs
+    "az": {"endpoint_url": "endpoint", "account_name": "account_name", "anon": "skip_signature"},
+}
+_CLIENT: dict[str, Any] = {
+    "connect_timeout": timedelta(seconds=5),
+    "read_timeout": timedelta(seconds=15),
+    "timeout": timedelta(minutes=10),
+    "pool_max_idle_per_host": "64",
+}
+_CREDENTIALS_LAST = timedelta(minutes=5)  # botocore renews its own at least ten minutes before they end
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MANGLED = "\ufffd"
+
+_process: dict[str, int] = {}  # that used obstore first
+
+
+class ObjectStore:
+    """Files by ``bucket/key``, one request a file."""
+
+    def __init__(self, store: Any, url: str, bucket: str, is_sorted: bool, by_fsspec: Callable[[], RemoteStore]):
+        """Put the protocol of ``vbp.storage.store`` before an obstore store.
+
+        Args:
+            store: of one bucket.
+            url: of the bucket, for messages.
+            bucket: what every path begins with.
+            is_sorted: whether listings are known to come in byte order.
+            by_fsspec: opens the same bucket by fsspec.
+        """
+        self._store, self._url, self._bucket = store, url, bucket
+        self._is_sorted, self._open_by_fsspec = is_sorted, by_fsspec
+
+    def walk(self, root: str) -> Iterator[File]:
+        """Objects below ``root`` in byte order, streamed; markers of folders are left out."""
+        files = self._listed(root)
+        return files if self._is_sorted else in_byte_order(files)
+
+    def size(self, path: str) -> int | None:
+        """Bytes in the object; None where there is none."""
+        if not _can_say(path):
+            return self._by_fsspec.size(path)
+        try:
+            info = self._attempt(lambda: self._store.head(self._key(path)), "look at", path)
+        except FileNotFoundError:
+            return None
+        return int(info["size"])
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes from ``start`` up to ``end``."""
+        if not _can_say(path):
+            return self._by_fsspec.read(path, start, end)
+        if end is not None and end <= (start or 0):
+            return b""
+
+        def read() -> bytes:
+            if end is not None:
+                return bytes(self._store.get_range(self._key(path), start=start or 0, end=end))
+            options = {"range": {"offset": start}} if start else None
+            return bytes(self._store.get(self._key(path), options=options).bytes())
+
+        return self._attempt(read, "read", path)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace the object: one PUT, visible as a whole."""
+        if not _can_say(path):
+            return self._by_fsspec.write(path, data)
+        try:
+            self._attempt(lambda: self._store.put(self._key(path), data, use_multipart=False), "write", path)
+        except OSError as error:
+            raise StorageError(str(error)) from error
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write the object unless there is one; after a lost answer True too, as ``RemoteStore.create`` says."""
+        if not _can_say(path):
+            return self._by_fsspec.create(path, data)
+        try:
+            self._attempt(lambda: self._store.put(self._key(path), data, mode="create"), "create", path)
+        except FileExistsError:
+            try:
+                return self.read(path) == data
+            except FileNotFoundError:  # deleted in between
+                return False
+        except OSError as error:
+            raise StorageError(str(error)) from error
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove the object; nothing happens where there is none."""
+        if not _can_say(path):
+            return self._by_fsspec.delete(path)
+        try:
+            self._attempt(lambda: self._store.delete(self._key(path)), "delete", path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(str(error)) from error
+
+    def _listed(self, root: str) -> Iterator[File]:
+        """Objects below ``root`` in the order of the store.
+
+        Where a name comes up that obstore refuses, or one that the answer's XML could not hold, fsspec lists
+        instead: the rest where the order is known, else everything (``in_byte_order`` drops what comes twice).
+        """
+        last = ""
+        try:
+            for entry in self._entries(root):
+                path = f"{self._bucket}/{entry['path']}"
+                if _MANGLED in path:
+                    raise _UnspeakableError
+                # the marker of a folder has lost the slash at its end here, and of this name there is no object
+                if path.startswith(f"{root}/") and (entry["size"] or self.size(path) is not None):
+                    last = path.removeprefix(f"{root}/")
+                    yield File(last, int(entry["size"]), _version(entry))
+        except _UnspeakableError:
+            for file in self._by_fsspec.walk(root):
+                if not self._is_sorted or file.path.encode() > last.encode():
+                    yield file
+
+    def _entries(self, root: str) -> Iterator[Mapping[str, Any]]:
+        """What obstore lists below ``root``, page by page; after a failure it goes on behind the last page."""
+        if not _can_say(root):
+            raise _UnspeakableError
+        prefix = self._key(root) or None
+        last: str | None = None
+        stream = self._store.list(prefix)
+
+        def page() -> list[Mapping[str, Any]] | None:
+            nonlocal stream
+            try:
+                return list(next(stream, ()))
+            except Exception as error:
+                if type(error).__name__ == "InvalidPathError":
+                    return None
+                stream = self._store.list(prefix, offset=last)
+                raise
+
+        while entries := self._attempt(page, "list", root):
+            yield from (entry for entry in entries if entry["path"] != last)
+            last = entries[-1]["path"]
+        if entries is None:
+            raise _UnspeakableError
+
+    def _attempt(self, operation: Callable[[], T], verb: str, path: str) -> T:
+        return attempt(lambda: _translated(operation), f"{verb} {self._url}/{self._key(path)}".rstrip("/"))
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(self._bucket).removeprefix("/")
+
+    @cached_property
+    def _by_fsspec(self) -> RemoteStore:
+        return self._open_by_fsspec()
+
+
+class _UnspeakableError(Exception):
+    """A name that obstore cannot say."""
+
+
+def open_objects(url: str, options: Mapping[str, Any] | None) -> tuple[ObjectStore, str] | None:
+    """The store of a bucket's URL and its path in there; None where fsspec is to serve.
+
+    That is so for other protocols, where obstore is not installed, for options that it does not know, for credentials
+    that it cannot use, and in the child of a process that used it: its threads do not survive a fork.
+
+    Raises:
+        UsageError: settings that do not fit.
+    """
+    family = family_of(url)
+    settings = options_for(url, options)
+    known = _SETTINGS.get(family, {})
+    if "::" in url or not known or not settings.keys() <= known.keys() or _needs_fsspec(family):
+        return None
+    if _process.setdefault("id", os.getpid()) != os.getpid():
+        return None
+    try:
+        from obstore import store as stores
+        from obstore.exceptions import BaseError
+    except ImportError:
+        return None
+    bucket, _, host = urlsplit(url).netloc.partition("@")
+    config = {known[name]: value for name, value in settings.items()}
+    if host:  # abfs://container@account.dfs.core.windows.net
+        config.setdefault("account_name", host.partition(".")[0])
+    endpoint = settings.get("endpoint_url") or _ambient_endpoint(family)
+    client = {**_CLIENT, "allow_http": str(endpoint).startswith("http://")}
+    try:
+        if family == "s3":
+            config |= {"endpoint": endpoint} if endpoint else {}
+            store = _open_s3(stores.S3Store, bucket, config, client)
+        else:
+            cls = stores.GCSStore if family == "gs" else stores.AzureStore
+            store = cls(bucket, client_options=client, retry_config={"max_retries": 0}, **config)
+    except (BaseError, ValueError, TypeError) as error:
+        raise UsageError(f"cannot open {url}: {refusal(error).strerror}") from error
+    is_sorted = family != "az" and not endpoint
+    return ObjectStore(store, url, bucket, is_sorted, lambda: open_store(url, options)[0]), bucket
+
+
+def _open_s3(cls: Any, bucket: str, config: dict[str, Any], client: dict[str, Any]) -> Any:
+    """With region and credentials from botocore's chain where it is installed, which knows profiles as obstore doesn't.
+
+    Else obstore's own: environment, container and instance identity.
+    """
+    provider: Callable[[], Mapping[str, Any]] | None = None
+    try:
+        import botocore.session
+    except ImportError:
+        pass
+    else:
+        session = botocore.session.get_session()
+        region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
+        config = ({"region": region} if region else {}) | config
+        if not config.get("skip_signature"):
+            provider = _BotocoreCredentials(session)
+    return cls(
+        bucket,
+        client_options=client,
+        retry_config={"max_retries": 0},
+        credential_provider=provider,
+        disable_bulk_delete=True,  # one DELETE for one key: not every store has the other
+        **config,
+    )
+
+
+class _BotocoreCredentials:
+    """What obstore asks for credentials; they never leave it."""
+
+    def __init__(self, session: Any):
+        self._session = session
+
+    def __call__(self) -> dict[str, Any]:
+        found = self._session.get_credentials()
+        if found is None:
+            raise PermissionError("no credentials found")
+        frozen = found.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
+        }
+
+
+def _needs_fsspec(family: str) -> bool:
+    """Whether the surroundings hold credentials or settings that obstore cannot use."""
+    if family == "az":
+        return "AZURE_STORAGE_CONNECTION_STRING" in os.environ
+    if family == "gs":
+        return "STORAGE_EMULATOR_HOST" in os.environ or _google_federation()
+    return False
+
+
+def _google_federation() -> bool:
+    path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    try:
+        with open(path or "", encoding="utf-8") as file:
+            return json.load(file).get("type") not in ("service_account", "authorized_user")
+    except (OSError, ValueError):
+        return False
+
+
+def _ambient_endpoint(family: str) -> str | None:
+    names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("GOOGLE_BASE_URL",), "az": ("AZURE_ENDPOINT",)}
+    return next((os.environ[name] for name in names[family] if os.environ.get(name)), None)
+
+
+def _can_say(path: str) -> bool:
+    """Whether obstore takes the path for what it is; it refuses or changes some."""
+    if _CONTROL.search(path) or any(part in ("", ".", "..") for part in path.split("/")):
+        return False
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _translated(operation: Callable[[], T]) -> T:
+    from obstore.exceptions import BaseError
+
+    try:
+        return operation()
+    except (BaseError, FileNotFoundError) as error:
+        raise refusal(error) from error
+
+
+def _version(entry: Mapping[str, Any]) -> str | None:
+    tag = entry.get("e_tag")
+    return str(tag).strip('"') if tag else str(entry["last_modified"])
