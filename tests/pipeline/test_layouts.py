@@ -71,6 +71,19 @@ def samples_of(out):
     return found
 
 
+def _start(runner, request):
+    if runner == "ray":
+        request.getfixturevalue("ray_session")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def a_commit_for_every_batch():
+    """Else it would be up to the machine's speed which images share a tar; Ray's workers go by that still."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbp.pipeline.local.COMMIT_SECONDS", 0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tree(photos, tmp_path_factory):
     """The small tree with names that meet at their first dot, a broken image and a black one."""
@@ -94,8 +107,9 @@ def files_run(tree, network_file, tmp_path_factory):
 @pytest.mark.parametrize("runner", ["local", "ray"])
 @pytest.mark.parametrize("layout", ["webdataset", "none"])
 def test_the_index_is_that_of_files_but_for_the_places(
-    files_run, tree, network_file, tmp_path, layout, runner, ray_session
+    files_run, tree, network_file, tmp_path, layout, runner, request
 ):
+    _start(runner, request)
     out = tmp_path / "out"
     made = config(tree, out, network_file, layout=layout, outputs=ALL, runner=runner, workers=1, shard_size=16)
     summary = run(made)
@@ -184,8 +198,9 @@ class CutOff(Observer):
 
 
 @pytest.mark.parametrize(("runner", "batch_size"), [("local", 4), ("local", 8), ("ray", 8)])
-def test_resumed_after_a_cut_between_tar_and_part(tree, network_file, tmp_path, runner, batch_size, ray_session):
+def test_resumed_after_a_cut_between_tar_and_part(tree, network_file, tmp_path, runner, batch_size, request):
     """A commit of the same images takes the tar over; one of others leaves an orphan, which goes in the end."""
+    _start(runner, request)
     out = tmp_path / "out"
     made = config(tree, out, network_file, shard_size=16, runner=runner, workers=1)
     cut = CutOff(out)
@@ -202,10 +217,11 @@ def test_resumed_after_a_cut_between_tar_and_part(tree, network_file, tmp_path, 
     assert (summary.ok, summary.error) == (28, 1)
     rows = index_of(out)
     assert set(tars_of(out)) == {row["mask_uri"] for row in rows.values() if row["mask_uri"]}
-    assert (before <= set(tars_of(out))) == (batch_size == 4)
-    assert [note for note in watching.notes if "Removed" in note] == (
-        [] if batch_size == 4 else [f"Removed {len(before)} tar file(s) of commits that were cut off."]
-    )
+    gone = before - set(tars_of(out))
+    if runner == "local":
+        assert gone == (set() if batch_size == 4 else before)
+    removed = [note for note in watching.notes if "Removed" in note]
+    assert removed == ([f"Removed {len(gone)} tar file(s) of commits that were cut off."] if gone else [])
     assert samples_of(out).keys() == {key for key, row in rows.items() if row["status"] == "ok"}
     for row in rows.values():
         if row["status"] == "ok":

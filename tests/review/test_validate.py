@@ -341,12 +341,14 @@ def test_a_run_mends_what_was_taken_back(photos, network_file, tmp_path):
 
 @pytest.fixture(scope="module")
 def tar_run(photos, network_file, tmp_path_factory):
-    """A finished run into tars, and its configuration."""
+    """A finished run into tars of four images, and its configuration."""
     config = RunConfig(
         input=str(photos), output=str(tmp_path_factory.mktemp("tars") / "out"), weights=network_file, size=32,
         runner="local", batch_size=4, precision="float32", layout="webdataset", shard_size=11,
     )  # fmt: skip
-    run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbp.pipeline.local.COMMIT_SECONDS", 0)
+        run(config)
     return config
 
 
