@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision import models, ops
 
 from vbp.errors import ModelError
-from vbp.saliency.geometry import Branches, Pooling, Resampling, Strand, Window
+from vbp.saliency.geometry import Branches, Pooling, Resampling, Strand, Window, map_sizes
 from vbp.saliency.trace import trace
 
 CONVOLUTION = Window((3, 3), before=(1, 1), after=(1, 1))
@@ -208,6 +208,13 @@ def test_channels_last_part_is_followed():
 
     (stage,) = stages(forward, a=convolution(groups=4), b=nn.Linear(4, 4), norm=nn.LayerNorm(4))
     assert stage.steps == (Branches((Strand((0,), (CONVOLUTION,)), Strand((0, 1)))),)
+
+
+def test_linear_layer_over_the_channels_is_a_stage_without_geometry():
+    model = Net(lambda net, x: F.relu(net.b(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), b=nn.Linear(4, 5))
+    stem, top = trace(model).stages
+    assert (stem.steps, top.steps) == ((CONVOLUTION,), ())
+    assert map_sizes([stem, top], (7, 6)) == [(7, 6), (7, 6)]
 
 
 def test_channels_of_the_input_may_be_taken_apart():

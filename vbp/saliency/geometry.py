@@ -280,10 +280,6 @@ class Stage:
     signed: bool = False
     """Whether that output may be negative somewhere; it is clamped at 0 before averaging."""
 
-    def sizes(self, size: Size) -> list[Size]:
-        """The sizes that a map below of `size` takes after each step; the last is this map's own."""
-        return _climb(self.steps, size)[1:]
-
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
         """Lead this stage's mask down through all steps to the map below, which has `size`."""
         return _descend(map_N1HW, self.steps, size)
@@ -359,6 +355,6 @@ def map_sizes(stages: Sequence[Stage], input_size: Size) -> list[Size]:
     """The size of every stage's map for an input of `input_size`."""
     sizes: list[Size] = []
     for stage in stages:
-        input_size = stage.sizes(input_size)[-1]
+        input_size = _climb(stage.steps, input_size)[-1]
         sizes.append(input_size)
     return sizes

@@ -147,6 +147,10 @@ PRESETS: dict[str, Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]
 """`paper` is the published method; `reference` gives the masks of devansh20la/VisualBackprop."""
 
 
+POOLINGS = ("exact", "merged", "unpool")
+"""How the mask is led down through pooling, see `VisualBackProp`."""
+
+
 def _check_choices(preset: str, pooling: str, smooth: int, noise: float) -> None:
     _preset(preset)
     if pooling not in POOLINGS:
@@ -192,10 +196,6 @@ def _detached(value: Any) -> Any:
 
 def _size(tensor: Tensor) -> Size:
     return tensor.shape[-2], tensor.shape[-1]
-
-
-POOLINGS = ("exact", "merged", "unpool")
-"""How the mask is led down through pooling, see `VisualBackProp`."""
 
 
 class VisualBackProp:
@@ -290,11 +290,13 @@ class VisualBackProp:
             ModelError: the network does not do what its layers' settings say.
             UsageError: the network's output has no such target.
         """
+        # The network may change its input in place, and smoothing needs it again.
+        kept_BCHW = images_BCHW.clone() if self.smooth else images_BCHW
         result = self._explain(images_BCHW, target, classify or target is not None)
         if self.smooth:
             # One class for all copies of an image.
             target = result.output.argmax(1) if isinstance(target, str) else target
-            result = self._smoothed(result, images_BCHW, target)
+            result = self._smoothed(result, kept_BCHW, target)
         return result if classify else replace(result, output=None)
 
     def _smoothed(self, plain: Explanation, images_BCHW: Tensor, target: Target | None) -> Explanation:
