@@ -45,7 +45,8 @@ def export(vbp: VisualBackProp, images_BCHW: Tensor) -> ExportedProgram:
         images_BCHW: an example. The graph takes any number of images, all of this size, dtype and device.
 
     Returns:
-        Its ``.module()`` takes images and gives the output and the masks, equal to ``vbp.explain`` to 1e-5.
+        Its ``.module()`` takes images and gives the output and the masks, equal to ``vbp.explain`` to 1e-5. Run it,
+        and compile it, without gradients: the graph itself does not switch them off.
 
     Raises:
         UsageError: `vbp` smooths over noise.
