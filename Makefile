@@ -12,7 +12,7 @@ help: ## this list
 demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
 	$(BIN)/vbp demo vbp-demo
 
-test: .venv/ready ## all tests; needs no network, no GPU
+test: .venv/ready .venv/azurite/ready ## all tests; needs no network, no GPU
 	$(BIN)/python -m pytest -q $(TESTS)
 
 check: .venv/ready ## format, lint, types
@@ -39,6 +39,13 @@ lock: .venv/ready ## renew requirements.lock from pyproject.toml
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The Azure server of the tests; where there is no npm, they are skipped. The date fixes what it depends on.
+.venv/azurite/ready: .venv/ready
+	mkdir -p .venv/azurite
+	-command -v npm >/dev/null && npm install --prefix .venv/azurite --silent --no-audit --no-fund --no-save \
+	  --no-package-lock --ignore-scripts --before=2026-11-20 azurite@3.37.0
+	touch .venv/azurite/ready
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
