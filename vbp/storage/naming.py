@@ -16,6 +16,7 @@ _SAMPLE_BYTES = _NAME_BYTES - len(".overlay.jpg")  # the longest suffix there
 _SAMPLE_UNSAFE = re.compile(r"[\x00-\x1f\x7f.%\\]|\A_(?=_)")
 _KEY_BYTES = 800  # leaves the output's own path its share of an object store's 1,024
 _ESCAPED = re.compile(r"~[0-9a-f]{32}~")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")  # some stores take the last for a slash, and listings lose the others
 _READABLE_CHARACTERS = 40
 
 
@@ -23,10 +24,10 @@ def key_of(path: str) -> str:
     """The key of an input: its relative path, unchanged wherever possible.
 
     A part of the path that cannot be kept is replaced by ``~<hash>~<what was readable of it>``: what is not
-    UTF-8 (held as lone surrogates), ``.``, ``..``, an empty part (so also an absolute path), NUL, a name too
-    long to carry a suffix, a folder that could be the mask of an image beside it (``a.jpg.png/``), and
-    whatever looks like such a replacement. Of a path that is too long as a whole, the first folder and the end of the
-    name are kept. Different paths have different keys.
+    UTF-8 (held as lone surrogates), ``.``, ``..``, an empty part (so also an absolute path), control characters,
+    backslashes, a name too long to carry a suffix, a folder that could be the mask of an image beside it
+    (``a.jpg.png/``), and whatever looks like such a replacement. Of a path that is too long as a whole, the first
+    folder and the end of the name are kept. Different paths have different keys.
     """
     *folders, name = path.split("/")
     parts = [_folder(folder) for folder in folders] + [_file(name)]
@@ -78,7 +79,7 @@ def _file(name: str) -> str:
 
 
 def _keepable(name: str, limit: int) -> bool:
-    if name in ("", ".", "..") or "\0" in name or _ESCAPED.match(name):
+    if name in ("", ".", "..") or _UNSAFE.search(name) or _ESCAPED.match(name):
         return False
     try:
         return len(name.encode()) <= limit
