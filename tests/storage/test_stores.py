@@ -42,6 +42,8 @@ def test_read_write_delete(any_store):
     any_store.write("empty", b"")
     assert any_store.read("empty") == b""
     assert any_store.list() == ["a/b", "empty"]
+    assert any_store.first().path in any_store.list()
+    assert any_store.child("a").first().path == "b"
     any_store.delete("a/b")
     any_store.delete("a/b")
     assert any_store.list() == ["empty"]

@@ -56,7 +56,7 @@ def _read_one(source: str, options: Mapping[str, Any]) -> None:
         read_uri(source, options)
         return
     folder = Folder(source, options)
-    first = next(folder.walk(), None)
+    first = folder.first()
     if first is not None:  # an input without images is refused where it is listed
         folder.read(first.path)
 

@@ -75,6 +75,10 @@ class Folder:
         """
         return self._store.walk(self._root)
 
+    def first(self) -> File | None:
+        """Some file of the folder, found without listing them all; None where there is none; errors as ``walk``."""
+        return self._store.first(self._root)
+
     def list(self, prefix: str = "") -> list[str]:
         """The paths of all files below the folder ``prefix``, in byte order; none where there is none."""
         start = f"{prefix}/" if prefix else ""

@@ -48,6 +48,10 @@ class LocalStore:
             if file is not None:
                 yield file
 
+    def first(self, root: str) -> File | None:
+        """The first file below ``root``; errors as for ``walk``."""
+        return next(self.walk(root), None)
+
     def size(self, path: str) -> int | None:
         """Bytes in the file; None where there is none, or a folder."""
         try:

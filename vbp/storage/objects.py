@@ -68,6 +68,10 @@ class ObjectStore:
         files = self._listed(root)
         return files if self._is_sorted else in_byte_order(files)
 
+    def first(self, root: str) -> File | None:
+        """Some object below ``root``: one request."""
+        return next(self._listed(root), None)
+
     def size(self, path: str) -> int | None:
         """Bytes in the object; None where there is none."""
         if not _can_say(path):
@@ -320,7 +324,7 @@ def _translated(operation: Callable[[], T]) -> T:
     try:
         return operation()
     except (BaseError, FileNotFoundError) as error:
-        raise refusal(error) from error
+        raise refusal(error) from None  # its text holds the URL, which may be signed
 
 
 def _version(entry: Mapping[str, Any]) -> str | None:

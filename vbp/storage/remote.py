@@ -64,6 +64,19 @@ class RemoteStore:
             if info.get("type") == "file" and path and path != root and not path.endswith("/"):
                 yield File(path, info.get("size"), _version(info))
 
+    def first(self, root: str) -> File | None:
+        """Some object below ``root``: folder by folder, until one holds a file."""
+
+        def first() -> File | None:
+            for folder, _, files in self.filesystem.walk(root, detail=True, on_error="raise"):
+                for name, info in files.items():
+                    path = f"{folder}/{name}".removeprefix(root.rstrip("/") + "/")
+                    if name and info.get("type") == "file":
+                        return File(path, info.get("size"), _version(info))
+            return None
+
+        return attempt(first, f"list {self._name(root)}")
+
     def size(self, path: str) -> int | None:
         """Bytes in the object; None where there is none."""
         try:

@@ -25,6 +25,10 @@ class Store(Protocol):
         """All files below ``root``, in byte order of the path relative to it."""
         ...
 
+    def first(self, root: str) -> File | None:
+        """Some file below ``root``, found without listing them all; None where there is none."""
+        ...
+
     def size(self, path: str) -> int | None:
         """Bytes in the file; None where there is no such file."""
         ...

@@ -1,0 +1,83 @@
+"""obstore against fsspec: rates of small objects in one bucket, side by side.
+
+``python -m vbp.evidence.stores URL`` writes, lists and reads objects of 20 kB below a new folder of the URL by both,
+16 requests at a time, prints objects a second, and removes all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from vbp.evidence.timing import Case, Rate, clocked, measure
+from vbp.storage.files import Folder
+
+BYTES = 20_000
+THREADS = 16
+BY_FSSPEC: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {}},
+    "gs": {"consistency": None},
+    "az": {"max_concurrency": None},
+}
+"""For each protocol an option that obstore does not know and that changes nothing."""
+
+
+def compare(url: str, options: Mapping[str, Any], objects: int, rounds: int) -> dict[str, Rate]:
+    """Rates by the names ``write by obstore``, ``list by fsspec`` and so on.
+
+    Args:
+        url: a bucket or a folder of one, ``s3://``, ``gs://`` or ``az://``.
+        options: non-secret options by URL prefix.
+        objects: how many to write in a round.
+        rounds: how often each is timed, after one warm-up.
+    """
+    protocol = url.partition("://")[0]
+    prefix = f"{protocol}://"
+    plain = {**options.get(prefix, {})}
+    home = f"{url.rstrip('/')}/{uuid.uuid4().hex}"
+    folders = {
+        "obstore": Folder(f"{home}/o", {prefix: plain}),
+        "fsspec": Folder(f"{home}/f", {prefix: plain | BY_FSSPEC[protocol]}),
+    }
+    try:
+        cases = [case for name, folder in folders.items() for case in _cases(name, folder, objects)]
+        return measure(sorted(cases, key=lambda case: case.part, reverse=True), rounds, lambda line: None)
+    finally:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for folder in folders.values():
+                list(pool.map(folder.delete, folder.list()))
+
+
+def _cases(name: str, folder: Folder, objects: int) -> Iterator[Case]:
+    names, data = [f"{number // 100:03d}/{number:06d}.png" for number in range(objects)], os.urandom(BYTES)
+
+    def in_threads(work: Callable[[str], Any]) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(work, names))
+
+    yield Case("write", f"write by {name}", clocked(lambda: in_threads(lambda path: folder.write(path, data)), objects))
+    yield Case("read", f"read by {name}", clocked(partial(in_threads, folder.read), objects))
+    yield Case("list", f"list by {name}", clocked(lambda: folder.list(), objects))
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m vbp.evidence.stores", description=__doc__)
+    parser.add_argument("url", help="a bucket, or a folder of one")
+    parser.add_argument("--objects", type=int, default=500, help="in a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each case (default: %(default)s)")
+    parser.add_argument("--storage-options", type=json.loads, default={}, help="as for vbp explain")
+    asked = parser.parse_args()
+    rates = compare(asked.url, asked.storage_options, asked.objects, asked.rounds)
+    for name, rate in rates.items():
+        print(f"{name:18} {rate.median:8.0f}/s  ({min(rate.rates):.0f} to {max(rate.rates):.0f})")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
