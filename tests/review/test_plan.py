@@ -166,7 +166,7 @@ def test_no_ray_is_loaded(photos, network_file, tmp_path):
     code = (
         "import sys; from click.testing import CliRunner; from vbp.cli import main; "
         f"result = CliRunner().invoke(main, ['plan', {str(photos)!r}, {str(tmp_path / 'out')!r}, '--weights', "
-        f"{network_file!r}, '--size', '32', '--runner', 'ray']); "
+        f"{network_file!r}, '--size', '32', '--limit', '2', '--runner', 'ray']); "
         "print(result.exit_code, 'ray' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

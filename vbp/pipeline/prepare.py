@@ -197,6 +197,13 @@ def choose_device(config: RunConfig) -> str:
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def workers_here(device: str) -> int:
+    """As many as Ray would divide this machine among: one a GPU, else one a CPU."""
+    import torch
+
+    return torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
+
+
 def choose_precision(config: RunConfig, device: str, before: Mapping[str, Any]) -> str:
     """float32 or bfloat16: as asked, as the run that is continued, or as the hardware is fast."""
     from vbp.saliency.engine import resolve_precision

@@ -117,7 +117,7 @@ def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_s
     sample = _Sample(config, record, seen.rows)
     sample.refuse_other()
     runner = _runner(config, seen.images)
-    workers = _workers(config, runner, sample.recipe.device)
+    workers = 1 if runner == "local" else config.workers or prepare.workers_here(sample.recipe.device)
     if left:
         sample.measure()
     rate, rate_of = images_per_second, "given"
@@ -228,16 +228,6 @@ def _runner(config: RunConfig, images: int) -> str:
     if config.runner != "auto":
         return config.runner
     return "ray" if "://" in config.input or "RAY_ADDRESS" in os.environ or images > LOCAL_IMAGES else "local"
-
-
-def _workers(config: RunConfig, runner: str, device: str) -> int:
-    """As Ray would divide this machine."""
-    if runner == "local":
-        return 1
-    import torch
-
-    here = torch.cuda.device_count() if device == "cuda" else os.cpu_count()
-    return config.workers or here or 1
 
 
 class _Sample:
