@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.review.conftest import Made, picture_bytes
 from vbp.cli import main
+from vbp.pipeline import RunConfig, run
 from vbp.review.output import Output
 from vbp.review.report import render, report
 from vbp.storage.files import Folder
@@ -150,6 +151,17 @@ def test_the_written_input_is_shown_where_there_is_one(make):
     made.commit([0])
     made.folder.write("inputs/cat/00000.jpg.png", picture_bytes(np.full((16, 16, 3), 77, np.uint8), "PNG"))
     assert (np.abs(page_of(made).pictures()["input of cat/00000.jpg"].astype(int) - 77) < 3).all()
+
+
+def test_results_in_tars(photos, network_file, tmp_path):
+    config = RunConfig(
+        input=str(photos), output=str(tmp_path / "out"), weights=network_file, size=32, runner="local", limit=3,
+        precision="float32", layout="webdataset",
+    )  # fmt: skip
+    run(config)
+    pictures = Page(render(report(Output.open(config.output)))).pictures()
+    assert len(pictures) == 9
+    assert {picture.shape[:2] for picture in pictures.values()} == {(32, 32)}
 
 
 def test_layout_none_and_an_output_without_rows(make):

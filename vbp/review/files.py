@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from vbp.errors import UsageError
+from vbp.errors import StorageError, UsageError
 from vbp.images.encode import MASK_SUFFIX
 from vbp.pipeline.layouts import FOLDERS, INDEXED
 from vbp.review.output import Output
@@ -68,11 +68,16 @@ class Tars:
         return shard_of(path) in unfinished
 
     def read(self, row: Mapping[str, Any], kind: str) -> bytes:
-        """One of an image's files; errors as for `OwnFiles.read`."""
+        """One of an image's files, cut where its tar ends; errors as for `OwnFiles.read`."""
         if row[f"{kind}_uri"] is None:
             raise FileNotFoundError(f"the image {row['key']!r} has no {kind}")
-        start = row[f"{kind}_offset"]
-        return self._folder.read(path_of(row[f"{kind}_uri"]), start, start + row[f"{kind}_length"])
+        path, start, length = path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"], row[f"{kind}_length"]
+        try:
+            return self._folder.read(path, start, start + length)
+        except StorageError:  # stores refuse a range that begins beyond the end
+            with self._folder.open(path) as file:
+                file.seek(start)
+                return file.read(length)
 
 
 _LAYOUTS: Mapping[str | None, type[OwnFiles] | type[Tars]] = {
