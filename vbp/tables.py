@@ -36,7 +36,7 @@ def print_status(status: Status) -> None:
     table.add_row("state", f"{status.state}: {MEANING[status.state]}")
     if status.holder is not None:
         ago = "" if status.silent_seconds is None else f", lease renewed {duration(status.silent_seconds)} ago"
-        table.add_row("held by", plain(f"{status.holder}{ago}"))
+        table.add_row("held by" if status.is_live else "last held by", plain(f"{status.holder}{ago}"))
     done = status.ok + status.error
     share = f" ({100 * done / status.images:.1f} %)" if status.images else ""
     table.add_row("images", f"{done} of {status.images}{share}: {status.ok} ok, {status.error} failed")
