@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench rehearsal zoo format lock clean
+.PHONY: help demo test check bench rehearsal zoo chaos format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +28,9 @@ rehearsal: .venv/ready ## a cluster on this machine that loses nodes, and what i
 
 zoo: .venv/ready ## every CNN of torchvision at four sizes; docs/zoo.md, about half an hour
 	$(BIN)/python -m vbp.evidence.zoo docs/zoo.md
+
+chaos: .venv/ready ## runs that are disturbed and killed until they are done; docs/chaos.md, about half an hour
+	$(BIN)/python -m tests.chaos docs/chaos.md
 
 format: .venv/ready ## format and fix what can be fixed
 	$(BIN)/ruff format .
