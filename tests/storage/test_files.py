@@ -242,6 +242,12 @@ def test_other_filesystems():
     memory = Folder("memory://vbp/x")
     memory.write("a/b c#.jpg", b"1")
     assert memory.list() == ["a/b c#.jpg"]
+    for name in ("a-b/x", "a.b", "a/a", "b"):
+        memory.write(name, b"22")
+    files = list(memory.walk())
+    assert [file.path for file in files] == ["a-b/x", "a.b", "a/a", "a/b c#.jpg", "b"]
+    assert [file.size for file in files] == [2, 2, 2, 1, 2]
+    assert memory.list("a") == ["a/a", "a/b c#.jpg"]
     assert memory.read("a/b c#.jpg") == read_uri(memory.uri("a/b c#.jpg")) == b"1"
     assert memory.create("new", b"1")
     assert not memory.create("new", b"2")
@@ -252,12 +258,16 @@ def test_other_filesystems():
 
 
 def test_web_server(tmp_path):
-    Folder(tmp_path).write("al bum/50% [1]?#é.jpg", b"1")
+    names = ["Z.jpg", "al bum/50% [1]?#é.jpg", "al bum.jpg", "al-bum/a/b/c.jpg", "z.jpg", "é.jpg"]
+    for name in names:
+        Folder(tmp_path).write(name, b"1")
     handler = functools.partial(QuietHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         web = Folder(f"http://127.0.0.1:{server.server_port}/")
-        assert [file.path for file in web.walk()] == ["al bum/50% [1]?#é.jpg"]
+        assert [file.path for file in web.walk()] == sorted(names, key=str.encode)
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            list(web.child("nowhere").walk())
         assert web.read("al bum/50% [1]?#é.jpg") == b"1"
         assert read_uri(web.uri("al bum/50% [1]?#é.jpg")) == b"1"
         with pytest.raises(FileNotFoundError, match="http://127"):

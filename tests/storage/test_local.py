@@ -200,9 +200,10 @@ def test_create_on_a_disk_without_hard_links(tmp_path, monkeypatch):
 def test_a_vanished_folder_is_an_error(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_bytes(b"")
-    (tmp_path / "b").mkdir()
+    for number in range(100):  # more than are looked up ahead
+        (tmp_path / f"b{number:02d}").mkdir()
     walk = Folder(tmp_path).walk()
     assert isinstance(next(walk), File)
-    (tmp_path / "b").rmdir()
-    with pytest.raises(StorageError, match=f"{tmp_path}/b: No such file"):
+    (tmp_path / "b99").rmdir()
+    with pytest.raises(StorageError, match=f"{tmp_path}/b99: No such file"):
         next(walk)

@@ -14,7 +14,7 @@ shard is done when its parts hold all its positions, in whatever pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -37,6 +37,8 @@ IDLE_SECONDS = 1800
 """So long may nothing at all be finished."""
 INIT_DEATHS = 3
 """So many workers in a row may be killed while they load the network."""
+READ_TASKS = 1000
+"""Tasks that list the shards, at most."""
 BLOCK_BYTES = 32 * 2**20
 """About 220 decoded images: what a killed node loses, and the rows of one part."""
 
@@ -163,11 +165,16 @@ def encode_and_write(batch: Batch, recipe: Recipe) -> Batch:
 
 
 class Shards(Datasource):  # type: ignore[misc]
-    """One row, one block and one read task for every shard: the unit of scheduling and of retries."""
+    """One row and one block for every shard, the unit of scheduling and of retries, from a bounded number of tasks.
+
+    Ray holds every read task on the driver before the first one starts, so that their number must not grow with the
+    collection. Each task returns the rows of its shards together; Ray cuts them into blocks of one row, because it
+    is asked for as many blocks as there are shards (``override_num_blocks``).
+    """
 
     def __init__(self, shards: Sequence[int]) -> None:
         super().__init__()
-        self._shards = list(shards)
+        self._shards = shards
 
     def estimate_inmemory_data_size(self) -> int:
         """Eight bytes a shard."""
@@ -176,17 +183,15 @@ class Shards(Datasource):  # type: ignore[misc]
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One task a shard, whatever `parallelism` says."""
-        return [ReadTask(_read(shard), _METADATA) for shard in self._shards]
+        """At most ``READ_TASKS`` tasks with as many shards each, whatever `parallelism` says."""
+        size = -(-len(self._shards) // READ_TASKS)
+        return [_read_task(self._shards[first : first + size]) for first in range(0, len(self._shards), size)]
 
 
-_METADATA = BlockMetadata(num_rows=1, size_bytes=8, input_files=None, exec_stats=None)
-
-
-def _read(shard: int) -> Callable[[], list[Any]]:
+def _read_task(shards: Sequence[int]) -> ReadTask:
     def read() -> list[Any]:
         import pyarrow as pa
 
-        return [pa.table({"shard": pa.array([shard], pa.int64())})]
+        return [pa.table({"shard": pa.array(shards, pa.int64())})]
 
-    return read
+    return ReadTask(read, BlockMetadata(len(shards), 8 * len(shards), input_files=None, exec_stats=None))

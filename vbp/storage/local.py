@@ -6,11 +6,14 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from functools import partial
+from itertools import groupby
+from typing import TypeVar
 
 from vbp.errors import StorageError
 from vbp.storage.retry import attempt
 from vbp.storage.store import File
+from vbp.storage.walk import PIECE, Level, Piece, walk
 
 T = TypeVar("T")
 
@@ -30,23 +33,7 @@ class LocalStore:
             FileNotFoundError: there is no ``root``.
             StorageError: a folder cannot be listed; named in the message.
         """
-        top = os.fsencode(root)
-        # The folders from root down to here, on a stack of our own: a tree may be deeper than Python's.
-        trail = [_enter(top, b"")]
-        while trail:
-            name = next(trail[-1].names, None)
-            if name is None:
-                trail.pop()
-                continue
-            path = trail[-1].path + name
-            if name.endswith(b"/"):
-                entered = _enter(top, path)
-                if entered.identity not in [folder.identity for folder in trail]:
-                    trail.append(entered)
-                continue
-            file = _file(top, path)
-            if file is not None:
-                yield file
+        yield from walk(_enter(os.fsencode(root), b""))
 
     def first(self, root: str) -> File | None:
         """The first file below ``root``; errors as for ``walk``."""
@@ -104,6 +91,8 @@ class LocalStore:
 
 def display(path: str) -> str:
     """The path as valid UTF-8: bytes that are none are percent-escaped."""
+    if path.isascii():
+        return path
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in path)
 
 
@@ -114,26 +103,31 @@ def temporaries(root: str) -> Iterator[str]:
             yield os.fsdecode(os.path.relpath(os.path.join(folder, name), os.fsencode(root)))
 
 
-class _Entered(NamedTuple):
-    path: bytes
-    """Relative to the root, ``/`` at its end."""
-    identity: tuple[int, int]
-    """Device and inode."""
-    names: Iterator[bytes]
-    """Yet to visit, folders with a ``/`` behind, so that their order is that of whole paths."""
-
-
-def _enter(top: bytes, path: bytes) -> _Entered:
+def _enter(top: bytes, path: bytes) -> Level:
+    """List a folder; `path` is relative to `top`, with a ``/`` at its end."""
     folder = os.path.join(top, path)
     try:
         info = os.stat(folder)
         with os.scandir(folder) as entries:
+            # a / behind the names of folders makes their order that of whole paths
             names = sorted(entry.name + b"/" if _is_folder(entry) else entry.name for entry in entries)
     except OSError as error:
         message = f"cannot list the folder {display(os.fsdecode(folder)).rstrip('/')}: {error.strerror}"
         missing = isinstance(error, FileNotFoundError) and not path
         raise (FileNotFoundError if missing else StorageError)(message) from error
-    return _Entered(path, (info.st_dev, info.st_ino), iter(names))
+    return Level((info.st_dev, info.st_ino), _pieces(top, path, names))
+
+
+def _pieces(top: bytes, path: bytes, names: list[bytes]) -> list[Piece]:
+    """Each folder by itself, files between them together."""
+    pieces: list[Piece] = []
+    for are_folders, group in groupby(names, lambda name: name.endswith(b"/")):
+        if are_folders:
+            pieces += [partial(_enter, top, path + name) for name in group]
+        else:
+            files = list(group)
+            pieces += [partial(_files, top, path, files[i : i + PIECE]) for i in range(0, len(files), PIECE)]
+    return pieces
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -143,14 +137,18 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
+def _files(top: bytes, path: bytes, names: list[bytes]) -> list[File]:
+    found = (_file(top, path + name) for name in names if not _is_temporary(name))
+    return [file for file in found if file is not None]
+
+
 def _file(top: bytes, path: bytes) -> File | None:
-    if _is_temporary(os.path.basename(path)):
-        return None
+    name = os.fsdecode(path)
     try:
-        info = os.stat(os.path.join(top, path))
+        info = os.stat(top + b"/" + path)
     except OSError:
-        return File(os.fsdecode(path), None, None)
-    return File(os.fsdecode(path), info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else None
+        return File(name, None, None)
+    return File(name, info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else None
 
 
 def _is_temporary(name: bytes) -> bool:

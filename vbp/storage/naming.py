@@ -18,6 +18,8 @@ _KEY_BYTES = 800  # leaves the output's own path its share of an object store's 
 _ESCAPED = re.compile(r"~[0-9a-f]{32}~")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")  # some stores take the last for a slash, and listings lose the others
 _READABLE_CHARACTERS = 40
+# Most paths need no closer look: short, no dots but in the name, nothing that means something.
+_PLAIN = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_ -]{0,99}/){0,5}[A-Za-z0-9_-][A-Za-z0-9_. -]{0,199}")
 
 
 def key_of(path: str) -> str:
@@ -29,6 +31,8 @@ def key_of(path: str) -> str:
     (``a.jpg.png/``), and whatever looks like such a replacement. Of a path that is too long as a whole, the first
     folder and the end of the name are kept. Different paths have different keys.
     """
+    if _PLAIN.fullmatch(path):
+        return path
     *folders, name = path.split("/")
     parts = [_folder(folder) for folder in folders] + [_file(name)]
     key = "/".join(parts)

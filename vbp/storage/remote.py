@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.cached import CachingFileSystem
 
 from vbp.errors import StorageError, UsageError
 from vbp.storage.options import family_of, options_for, protocol_of
 from vbp.storage.retry import attempt, reason
 from vbp.storage.store import File
+from vbp.storage.walk import Level, Piece, walk
 
 # The packages behind the protocols, as extras of our own. fsspec brings the rest.
 _EXTRAS = {
@@ -54,8 +58,16 @@ class RemoteStore:
     def walk(self, root: str) -> Iterator[File]:
         """Objects below ``root`` in byte order; markers of folders are left out.
 
-        fsspec holds the whole listing in memory, about 1 GB for a million keys of s3fs.
+        Most file systems (HTTP, SFTP, WebDAV) are listed folder by folder, some folders ahead, and no more than these
+        is held in memory. A few list a whole tree in one call (the Hugging Face hub, archives, s3fs, gcsfs, adlfs),
+        and then fsspec holds it all, about 1 GB for a million keys of s3fs.
         """
+        if _is_listed_by_folder(self.filesystem):
+            yield from walk(self._level(root, root.rstrip("/") + "/" if root else ""))
+        else:
+            yield from self._whole_tree(root)
+
+    def _whole_tree(self, root: str) -> Iterator[File]:
         found = attempt(lambda: self.filesystem.find(root, detail=True), f"list {self._name(root)}")
         start = root.rstrip("/") + "/" if root else ""
         for name in sorted(found):
@@ -76,6 +88,32 @@ class RemoteStore:
             return None
 
         return attempt(first, f"list {self._name(root)}")
+
+    def _level(self, folder: str, start: str) -> Level:
+        """List one folder; the paths of its files count from ``start``."""
+        found = attempt(lambda: self.filesystem.ls(folder, detail=True), f"list {self._name(folder)}")
+        entries: dict[str, dict[str, Any]] = {}
+        for info in found:
+            is_folder = info.get("type") == "directory"
+            path = self._path(info["name"].rstrip("/") if is_folder else info["name"], start)
+            # a / behind the names of folders makes their order that of whole paths
+            entries[f"{path}/" if is_folder else path] = info
+        pieces: list[Piece] = []
+        files: list[File] = []
+        for path in sorted(entries):
+            info = entries[path]
+            if info.get("type") == "directory":
+                pieces.append(partial(self._level, info["name"], start))
+                files = []
+            elif info["name"].rstrip("/") != folder.rstrip("/"):
+                if not files:
+                    pieces.append(partial(_same, files))
+                files.append(File(path, info.get("size"), _version(info)))
+        return Level(folder.rstrip("/"), pieces)
+
+    def _path(self, name: str, start: str) -> str:
+        """The path of what the file system calls ``name``, from ``start`` on."""
+        return name.removeprefix(start) if start else name.lstrip("/")
 
     def size(self, path: str) -> int | None:
         """Bytes in the object; None where there is none."""
@@ -134,10 +172,8 @@ class RemoteStore:
 class HttpStore(RemoteStore):
     """Files of a web server: a path is its URL, and names within it are quoted."""
 
-    def walk(self, root: str) -> Iterator[File]:
-        """Files that the server's index pages name below ``root``."""
-        for file in super().walk(root):
-            yield file._replace(path=unquote(file.path))
+    def _path(self, name: str, start: str) -> str:
+        return unquote(super()._path(name, start))
 
 
 def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore, str]:
@@ -163,6 +199,20 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
 def quoted(path: str) -> str:
     """A file's path as a part of an ``http(s)`` URL."""
     return quote(path)
+
+
+def _is_listed_by_folder(filesystem: Any) -> bool:
+    """Whether the file system has no listing of whole trees, and fsspec would go from folder to folder."""
+    kind = type(filesystem)
+    if issubclass(kind, CachingFileSystem):  # answers for another one
+        return False
+    if issubclass(kind, AsyncFileSystem):
+        return kind._find is AsyncFileSystem._find and kind.find is AsyncFileSystem.find
+    return bool(kind.find is fsspec.AbstractFileSystem.find)
+
+
+def _same(files: list[File]) -> list[File]:
+    return files
 
 
 def _settings(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
