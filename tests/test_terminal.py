@@ -1,10 +1,15 @@
 """What a person sees: lines in logs, a table at the end."""
 
+import io
+import re
+
 import pytest
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 import vbp.terminal
 from vbp.pipeline import Summary
-from vbp.terminal import Lines, print_summary
+from vbp.terminal import Bar, Lines, print_summary
 
 
 @pytest.fixture
@@ -28,6 +33,32 @@ def test_a_line_every_ten_seconds_with_rate_failures_and_time_left(clock, capsys
         "350 of 1000 images, 10 failed, 10.0/s, 1 min 05 s left",
         "450 of 1000 images, 20 failed, 10.0/s, 55.0 s left",
     ]
+
+
+def test_a_listing_shows_its_count_in_a_log(clock, capsys):
+    lines = Lines()
+    for images in range(1000, 31_000, 1000):
+        clock[0] += 1
+        lines.listed(images)
+    assert capsys.readouterr().err.splitlines() == [
+        "10000 images listed",
+        "20000 images listed",
+        "30000 images listed",
+    ]
+
+
+def test_a_listing_shows_its_count_on_a_terminal():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, no_color=True)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn())
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        bar = Bar(progress)
+        bar.listed(12_000)
+        progress.refresh()
+        assert "listing 12000/?" in screen.getvalue()
+        bar.started(12_345, 0)
+        progress.refresh()
+        assert re.search(r"explaining +0/12345", screen.getvalue())
 
 
 def test_the_table(capsys):

@@ -3,7 +3,7 @@
 import pytest
 
 from vbp.pipeline import RunConfig
-from vbp.pipeline.prepare import choose_batch_size, choose_precision, choose_shard_size
+from vbp.pipeline.prepare import choose_batch_size, choose_precision, choose_shard_size, list_input
 
 
 def config(**changes):
@@ -40,3 +40,11 @@ def test_batch_size_as_asked_else_as_before_on_such_a_device_else_by_the_device(
 def test_precision_as_asked_else_as_before():
     assert choose_precision(config(precision="float32"), "cpu", {"precision": "bfloat16"}) == "float32"
     assert choose_precision(config(), "cpu", {"precision": "bfloat16"}) == "bfloat16"
+
+
+def test_a_listing_tells_how_far_it_is(tmp_path):
+    (tmp_path / "list.txt").write_text("\n".join(f"/photos/{n}.jpg" for n in range(2345)))
+    told = []
+    rows = list_input(config(input=str(tmp_path / "list.txt")), told.append)
+    assert sum(1 for _ in rows) == 2345
+    assert told == [1000, 2000, 2345]

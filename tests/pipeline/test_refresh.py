@@ -186,3 +186,20 @@ def test_an_image_that_changes_after_listing_is_told_by_its_row(tree, asked):
     assert (row["version"], row["bytes"]) == (listed, (tree / "cat" / "01.png").stat().st_size)
     assert run(dataclasses.replace(asked, refresh=True)).computed == 1
     assert run(dataclasses.replace(asked, refresh=True)).computed == 0
+
+
+def test_a_manifest_tells_of_changes_by_its_column_version(photos, asked, tmp_path):
+    def write(*versions):
+        names = ("cat/01.png", "dog/02.bmp", "bird/00.jpg")
+        lines = [f"{photos}/{name},{name},{version}" for name, version in zip(names, versions, strict=True)]
+        (tmp_path / "list.csv").write_text("\n".join(["uri,key,version", *lines]))
+
+    asked = dataclasses.replace(asked, input=str(tmp_path / "list.csv"))
+    write("a", "b", "")
+    assert run(asked).computed == 3
+    write("a", "c", "d")
+    assert run(dataclasses.replace(asked, refresh=True)).computed == 1
+    rows = rows_of(asked.output)
+    assert {key: row["version"] for key, row in rows.items()} == {
+        "cat/01.png": "a", "dog/02.bmp": "c", "bird/00.jpg": None,
+    }  # fmt: skip

@@ -1,7 +1,6 @@
 """What there is to do, as a stream of rows: the images of a tree, or those that a manifest file names."""
 
 import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".tif
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".txt")
 
 _ABSOLUTE = re.compile(r"/|~|[A-Za-z][A-Za-z0-9+.-]*://")
+_COLUMNS = ("uri", "key", "label", "version")
 _BATCH_ROWS = 10_000
 
 
@@ -63,26 +63,27 @@ def is_manifest(uri: str) -> bool:
 def read_manifest_input(uri: str, options: Mapping[str, Any] | None = None) -> Iterator[ManifestRow]:
     """The images that a manifest names, in its order.
 
-    A ``.parquet`` or ``.csv`` file has a column ``uri`` and may have ``key`` and ``label``; a ``.txt`` file has one
-    URI a line. A relative path counts from the manifest's own folder.
+    A ``.parquet`` or ``.csv`` file has a column ``uri`` and may have ``key``, ``label`` and ``version`` (an etag, or
+    whatever changes with the content); a ``.txt`` file has one URI a line. A relative path counts from the manifest's
+    own folder. The file is read piece by piece.
 
     Raises:
         FileNotFoundError: there is no such manifest.
-        UsageError: it is not of that format, or a row has no URI.
+        UsageError: it is not of that format, or a row has no URI; the row or line is named.
     """
     reader = {".parquet": _parquet_records, ".csv": _csv_records, ".txt": _text_records}
     suffix = next(suffix for suffix in MANIFEST_SUFFIXES if uri.lower().endswith(suffix))
     home = "" if "::" in uri else uri.rpartition("/")[0]
     with open_uri(uri, options) as file:
         try:
-            for number, record in enumerate(reader[suffix](file), start=1):
-                yield _row(record, home, f"row {number} of {uri}")
-        except (pa.ArrowInvalid, csv.Error, UnicodeDecodeError) as error:
+            for where, record in reader[suffix](file):
+                yield _row(record, home, f"{where} of {uri}")
+        except (pa.ArrowInvalid, csv.Error, ValueError) as error:
             raise UsageError(f"{uri} cannot be read as {suffix[1:]}: {error}") from error
 
 
 def _row(record: Mapping[str, Any], home: str, where: str) -> ManifestRow:
-    uri, key, label = (record.get(name) for name in ("uri", "key", "label"))
+    uri, key, label, version = (record.get(name) for name in _COLUMNS)
     if not uri:
         raise UsageError(f"{where} has no uri; columns there: {', '.join(map(str, record))}")
     uri = str(uri)
@@ -93,23 +94,42 @@ def _row(record: Mapping[str, Any], home: str, where: str) -> ManifestRow:
         uri=absolute,
         path=None,
         label=None if label in (None, "") else str(label),
+        version=None if version in (None, "") else str(version),
     )
 
 
-def _parquet_records(file: BinaryIO) -> Iterable[Mapping[str, Any]]:
+_Records = Iterable[tuple[str, Mapping[str, Any]]]
+"""Rows by column, each with the words that say where it stands."""
+
+
+def _parquet_records(file: BinaryIO) -> _Records:
     parquet = pq.ParquetFile(file)
-    columns = [name for name in ("uri", "key", "label") if name in parquet.schema_arrow.names]
+    columns = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
     if "uri" not in columns:
         raise UsageError(f"the manifest has no column uri, only {', '.join(parquet.schema_arrow.names)}")
-    for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
-        yield from batch.to_pylist()
+    batches = parquet.iter_batches(_BATCH_ROWS, columns=columns)
+    records = (record for batch in batches for record in batch.to_pylist())
+    return ((f"row {number}", record) for number, record in enumerate(records, start=1))
 
 
-def _csv_records(file: BinaryIO) -> Iterable[Mapping[str, Any]]:
-    with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        yield from csv.DictReader(text)
+def _csv_records(file: BinaryIO) -> _Records:
+    reader = csv.reader(_lines(file), strict=True)
+    columns = next(reader, [])
+    for values in reader:
+        if len(values) > len(columns):
+            raise ValueError(f"line {reader.line_num} has {len(values)} fields, the first line names {len(columns)}")
+        if values:
+            yield f"line {reader.line_num}", dict(zip(columns, values, strict=False))
 
 
-def _text_records(file: BinaryIO) -> Iterable[Mapping[str, Any]]:
-    with io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
-        yield from ({"uri": line.rstrip("\r\n")} for line in text if line.strip("\r\n"))
+def _text_records(file: BinaryIO) -> _Records:
+    lines = ((f"line {number}", line.rstrip("\r\n")) for number, line in enumerate(_lines(file), start=1))
+    return ((where, {"uri": uri}) for where, uri in lines if uri)
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} is not UTF-8: {error}") from error
