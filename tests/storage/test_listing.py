@@ -121,7 +121,7 @@ def test_manifests_are_streamed(tmp_path, suffix, monkeypatch):
     opened = []
 
     def remember(uri, options=None):
-        opened.append(Path(uri).open("rb"))
+        opened.append(open(uri, "rb"))  # noqa: SIM115  (the reader closes it)
         return opened[-1]
 
     monkeypatch.setattr("vbp.storage.listing.open_uri", remember)

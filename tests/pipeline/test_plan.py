@@ -1,0 +1,34 @@
+"""The plan on Ray: few tasks that list the shards, one shard in each unit of work."""
+
+import pytest
+
+from vbp.pipeline import plan as module
+
+
+def shards_of(task):
+    return [shard for table in task() for shard in table["shard"].to_pylist()]
+
+
+@pytest.mark.parametrize(("shards", "tasks"), [(1, 1), (999, 999), (1000, 1000), (1001, 501), (100_000, 1000)])
+def test_the_number_of_read_tasks_is_bounded_and_no_shard_is_lost(shards, tasks):
+    made = module.Shards(range(7, 7 + shards)).get_read_tasks(shards)
+    assert len(made) == tasks
+    assert [shard for task in made for shard in shards_of(task)] == list(range(7, 7 + shards))
+    assert [task.metadata.num_rows for task in made] == [len(shards_of(task)) for task in made]
+
+
+@pytest.mark.parametrize("block_bytes", [1, module.BLOCK_BYTES], ids=["fused", "spread"])
+def test_each_unit_of_work_is_one_shard(ray_session, monkeypatch, block_bytes):
+    """In both shapes of the plan, which differ in the size of the blocks that they ask for."""
+    import ray.data
+    from ray.data import DataContext
+
+    monkeypatch.setattr(module, "READ_TASKS", 3)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.target_max_block_size = block_bytes
+    with DataContext.current(context):
+        source = ray.data.read_datasource(module.Shards(range(10)), num_cpus=0.25, override_num_blocks=10)
+        blocks = source.map_batches(lambda batch: {"shards": [list(batch["shard"])]}, batch_size=None, num_cpus=0.5)
+        found = sorted(list(row["shards"]) for row in blocks.iter_rows())
+    assert found == [[shard] for shard in range(10)]

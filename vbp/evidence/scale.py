@@ -1,0 +1,360 @@
+"""What grows with the collection, and what does not: listing, resume, memory, and Ray's driver.
+
+``python -m vbp.evidence.scale benchmarks/scale.md`` measures everything and writes the table. Every measurement has a
+process of its own, so that its peak memory is its own; memory is what a process has to itself, without what it shares
+with others (Ray's object store, libraries).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from vbp.pipeline import RunConfig, Summary, prepare, run
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.record import Record
+from vbp.pipeline.steps import Batch, as_table, objects
+from vbp.storage import index
+from vbp.storage.files import Folder
+from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.parts import INDEX_SCHEMA, PART_SCHEMA
+
+LISTED, RESUMED, FEW, MANY, SHARDS = 1_000_000, 100_000, 1_000, 20_000, 100_000
+FILES_A_FOLDER = 1000
+ROWS_A_PART = 8
+"""As the main job commits on a CPU."""
+DRIVER_SECONDS = 60.0
+"""How long shards are counted after the first."""
+MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    name: str
+    value: str
+    target: str = ""
+    reached: bool | None = None
+    """None where there is no target."""
+
+
+def listing(folder: Path, images: int) -> Iterator[Figure]:
+    """A tree of empty files, listed to a manifest by a process that holds the network, as the driver does."""
+    tree = folder / "tree"
+    _touch(tree, images)
+    found = _measured(_list, str(tree), str(folder / "listed"))
+    yield Figure(f"{images:,} files listed to the manifest", f"{found.value:.0f} s, {found.cpu:.0f} s of CPU")
+    yield Figure("its memory, the network's included", f"{found.own:.0f} MB", "1,000 MB", found.own <= 1000)
+    found = _measured(_list_again, str(tree), str(folder / "listed"))
+    yield Figure(
+        "the same with --refresh, nothing new", f"{found.value:.0f} s, {found.cpu:.0f} s of CPU, {found.own:.0f} MB"
+    )
+
+
+def resume(folder: Path, images: int, place: str | None, options: Mapping[str, Any]) -> Iterator[Figure]:
+    """A finished output, made of rows instead of images; then the command that finds nothing to do."""
+    where = "on a disk" if place is None else f"on {place.partition('://')[0]}"
+    output = Folder(place or str(folder / "finished"), options)
+    config = RunConfig(
+        input=str(folder / "few"), output=output.url, weights="demo", size=32, precision="float32", device="cpu",
+        batch_size=ROWS_A_PART, runner="local", storage_options=options,
+    )  # fmt: skip
+    _photos(folder / "few", 1)
+    _finish(config, output, images)
+    manifest = Manifest.load(output)
+    assert manifest is not None
+    for name, work in (("pending_shards", index.pending_shards), ("progress", index.progress)):
+        started = time.perf_counter()
+        list(work(output, manifest))
+        yield Figure(f"{name} of {images:,} finished images {where}", f"{time.perf_counter() - started:.1f} s")
+    started, cpu = time.perf_counter(), _children_cpu()
+    command = ["explain", config.input, config.output, *_flags(config), "--json"]
+    done = subprocess.run([sys.executable, "-m", "vbp.cli", *command], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - started
+    summary = json.loads(done.stdout)
+    assert (summary["images"], summary["computed"]) == (images, 0)
+    name = f"the whole command, to know that nothing is left, {where}"
+    yield Figure(name, f"{seconds:.1f} s, {_children_cpu() - cpu:.1f} s of CPU", "10 s", seconds <= 10)
+
+
+def memory(folder: Path, few: int, many: int, runner: str) -> Iterator[Figure]:
+    """The main job on tiny images with the demo's network; the greatest memory of the driver and of any worker."""
+    found = {}
+    for images in (few, many):
+        photos = folder / f"photos-{images}"
+        _photos(photos, images)
+        found[images] = _measured(_explain, str(photos), str(folder / f"out-{runner}-{images}"), runner)
+    least, most = found[few], found[many]
+    for who, one, other in (("driver", least.own, most.own), ("largest worker", least.workers, most.workers)):
+        if one:
+            name = f"{runner} runner: {who}'s memory, {many:,} images over {few:,}"
+            yield Figure(name, f"{other / one:.2f} ({other:.0f} over {one:.0f} MB)", "1.10", other / one <= 1.1)
+    yield Figure(f"{runner} runner: {many:,} images of 32x32", f"{most.value:.0f} s")
+
+
+def driver(shards: int) -> Iterator[Figure]:
+    """Ray's driver with a plan of so many shards whose work is nothing."""
+    found = _measured(_plan, shards)
+    first, rate, before = found.value
+    yield Figure(f"Ray, {shards:,} shards without work: first result after", f"{first:.0f} s")
+    yield Figure("shards a second from there on", f"{rate:.0f}")
+    yield Figure("driver's memory, and before the plan", f"{found.own:.0f} MB, {before:.0f} MB")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    value: Any
+    """What the function returned."""
+    cpu: float
+    """Seconds of CPU that its process took, starting up included."""
+    own: float
+    """Peak memory of its process, MB."""
+    workers: float
+    """The same of the largest of the processes that it started, 0 without."""
+
+
+def _measured(function: Callable[..., Any], *arguments: Any) -> _Measured:
+    """Call the function in a fresh process and watch it and all that it starts."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_call, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    peaks: dict[int, float] = {}
+    watched = psutil.Process(process.pid)
+    while not ours.poll(0.2):
+        for each in [watched, *watched.children(recursive=True)]:
+            peaks[each.pid] = max(peaks.get(each.pid, 0.0), _private(each))
+    value, cpu = ours.recv()  # EOFError where the process has died; it has said why
+    process.join()
+    own = peaks.pop(watched.pid)
+    return _Measured(value, cpu, own, max(peaks.values(), default=0.0))
+
+
+def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    value = function(*arguments)
+    pipe.send((value, time.process_time()))
+
+
+def _children_cpu() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _private(process: psutil.Process) -> float:
+    try:
+        told = process.memory_info()
+    except psutil.Error:
+        return 0.0
+    return float(told.rss - getattr(told, "shared", 0)) / MB
+
+
+def _touch(tree: Path, files: int) -> None:
+    """Empty files named like images."""
+    for start in range(0, files, FILES_A_FOLDER):
+        folder = tree / f"class{start // FILES_A_FOLDER:05d}"
+        folder.mkdir(parents=True)
+        for number in range(start, min(start + FILES_A_FOLDER, files)):
+            os.close(os.open(folder / f"image{number:08d}.jpg", os.O_CREAT | os.O_WRONLY))
+
+
+def _photos(folder: Path, images: int) -> None:
+    """Tiny pictures of noise, few different ones: what they show does not matter here."""
+    rng = np.random.default_rng(0)
+    source = folder.parent / "noise.png"
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(source)
+    data = source.read_bytes()
+    for number in range(images):
+        path = folder / f"class{number // FILES_A_FOLDER:03d}" / f"{number:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _list(tree: str, output: str) -> float:
+    config = RunConfig(input=tree, output=output, weights="demo", size=32)
+    model = prepare.load_network(config)
+    started = time.perf_counter()
+    shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config))
+    write_manifest(Folder(output), rows, shard_size, input=tree)
+    seconds = time.perf_counter() - started
+    del model
+    return seconds
+
+
+def _list_again(tree: str, output: str) -> float:
+    from vbp.storage.refresh import Changes, refresh_manifest
+
+    manifest = Manifest.load(Folder(output))
+    assert manifest is not None
+    started = time.perf_counter()
+    rows = prepare.list_input(RunConfig(input=tree, output=output))
+    _, changes = refresh_manifest(Folder(output), manifest, rows, forget=lambda shard, rows: None)
+    assert changes == Changes(0, 0, 0)
+    return time.perf_counter() - started
+
+
+def _finish(config: RunConfig, output: Folder, images: int) -> None:
+    """Leave behind what a run over so many images leaves, but for masks and overlays."""
+    model = prepare.load_network(config)
+    recipe = Recipe(
+        config=config, run_id="made", device="cpu", precision="float32", batch_size=ROWS_A_PART,
+        weights_sha256=model.sha256,
+    )  # fmt: skip
+    record = Record(output, {})
+    record.begin(recipe)
+    names = (f"class{number // FILES_A_FOLDER:05d}/image{number:08d}.jpg" for number in range(images))
+    rows = (ManifestRow(name, f"{config.input}/{name}", name.encode(), name[:10], 1, "1") for name in names)
+    manifest = write_manifest(output, rows, prepare.SHARD_SIZE, input=config.input)
+
+    def commit(shard: int) -> None:
+        table = manifest.read_shard(shard)
+        for start in range(0, table.num_rows, ROWS_A_PART):
+            part = table.slice(start, ROWS_A_PART)
+            columns: Batch = {name: objects(part[name].to_pylist()) for name in ("key", "uri", "label", "position")}
+            columns["status"] = objects(["ok"] * part.num_rows)
+            columns["finished_at"] = objects([datetime.now(UTC)] * part.num_rows)
+            columns["mask_uri"] = objects([f"{output.url}/masks/{key}.png" for key in columns["key"]])
+            index.write_part(output, as_table(columns, _COMMITTED), shard, "made")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(commit, range(manifest.shards)))
+    totals = index.compact(output, manifest)
+    assert (totals.ok, totals.error) == (images, 0)
+    record.end(
+        Summary(
+            run_id="made", output=output.url, images=images, ok=images, error=0, computed=images, failures_allowed=0,
+            seconds=1.0, runner="local", device="cpu", precision="float32", batch_size=ROWS_A_PART, workers=1,
+        )
+    )  # fmt: skip
+
+
+_COMMITTED = PART_SCHEMA.remove(len(INDEX_SCHEMA))  # without the shard, which write_part adds
+
+
+def _flags(config: RunConfig) -> list[str]:
+    """The flags of a configuration, as far as it differs from the defaults."""
+    default = RunConfig(input=config.input, output=config.output)
+    flags: list[str] = []
+    for name, value in config.as_json().items():
+        if value != default.as_json()[name]:
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            flags += ["--" + name.replace("_", "-"), text]
+    return flags
+
+
+def _explain(photos: str, output: str, runner: str) -> float:
+    config = RunConfig(
+        input=photos, output=output, weights="demo", size=32, precision="float32", device="cpu", workers=1,
+        shard_size=100, runner=runner,  # type: ignore[arg-type]
+    )  # fmt: skip
+    summary = run(config)
+    assert summary.ok == summary.images
+    return summary.seconds
+
+
+class _Nothing(Recipe):
+    """A recipe of steps that do nothing: one report a shard."""
+
+    def source(self) -> Any:
+        return self
+
+    def rows(self, shard: int, rows: int) -> Iterator[Batch]:
+        yield {"shard": np.array([shard])}
+
+    def _step(self) -> Any:
+        return _unchanged
+
+    fetch = decode = explain = encode = write = _step
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
+
+
+def _plan(shards: int) -> tuple[float, float, float]:
+    """Seconds to the first report, reports a second from there on, and MB before."""
+    from vbp.pipeline.cluster import connected
+    from vbp.pipeline.plan import plan, resources
+
+    config = RunConfig(input="in", output="out", size=32)
+    recipe = _Nothing(config=config, run_id="r", device="cpu", precision="float32", batch_size=8, weights_sha256="none")
+    with connected():
+        given = resources("cpu", None)
+        before = _private(psutil.Process())
+        started = time.perf_counter()
+        first, done = 0.0, 0
+        for _ in plan(recipe, range(shards), given).iter_rows():
+            done += 1
+            first = first or time.perf_counter() - started
+            if time.perf_counter() - started - first > DRIVER_SECONDS:
+                break
+        spent = time.perf_counter() - started - first
+    return first, (done - 1) / max(spent, 1e-9), before
+
+
+def markdown(figures: list[Figure]) -> str:
+    """The table, with what was measured on what."""
+    lines = [
+        "# What grows with the collection\n",
+        "Made by `python -m vbp.evidence.scale benchmarks/scale.md`. Memory is what a process has to itself.",
+        f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}; the machine was shared "
+        "with other work, so times\nare upper bounds.\n",
+        "| figure | measured | target | |",
+        "|---|---|---|---|",
+    ]
+    words = {True: "reached", False: "falls short", None: ""}
+    lines += [f"| {each.name} | {each.value} | {each.target} | {words[each.reached]} |" for each in figures]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write the table, after each part anew."""
+    parser = argparse.ArgumentParser(prog="python -m vbp.evidence.scale", description=__doc__)
+    parser.add_argument("file", type=Path, help="the table to write")
+    parser.add_argument("--parts", nargs="+", default=["listing", "resume", "local", "ray", "driver"], help="which")
+    parser.add_argument("--place", help="a new folder on a store, for the part resume as well")
+    parser.add_argument("--storage-options", type=json.loads, default={}, help="as of vbp explain")
+    parser.add_argument("--divide", type=int, default=1, help="take only one N-th of all counts: a trial")
+    options = parser.parse_args()
+    share = options.divide
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="vbp-scale-") as name:
+        folder = Path(name)
+        parts: dict[str, list[Callable[[], Iterator[Figure]]]] = {
+            "listing": [lambda: listing(folder, LISTED // share)],
+            "resume": [lambda: resume(folder, RESUMED // share, None, {})],
+            "local": [lambda: memory(folder, FEW // share, MANY // share, "local")],
+            "ray": [lambda: memory(folder, FEW // share, MANY // share, "ray")],
+            "driver": [lambda: driver(SHARDS // share)],
+        }
+        if options.place:
+            parts["resume"].append(lambda: resume(folder, RESUMED // share, options.place, options.storage_options))
+        for part in options.parts:
+            for work in parts[part]:
+                for figure in work():
+                    figures.append(figure)
+                    print(f"{figure.name}: {figure.value}", flush=True)  # noqa: T201
+                    options.file.parent.mkdir(parents=True, exist_ok=True)
+                    options.file.write_text(markdown(figures))
+
+
+if __name__ == "__main__":
+    main()
