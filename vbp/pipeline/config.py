@@ -120,7 +120,7 @@ class RunConfig:
     precision: Precision = option("auto", "Of the network; masks are always computed in float32.")
     resume_mode: ResumeMode = option("resume", "When OUTPUT holds a run: continue it, start over, or refuse.")
     retry_failed: bool = option(False, "Try the images with error rows again.")
-    refresh: bool = option(False, "List INPUT again and add its new images.")
+    refresh: bool = option(False, "List INPUT again: add new images, do changed ones again.")
     max_failures: str = option("1%", "More failed images than this (a number or N%) make the run fail, exit 3.")
     limit: int | None = option(None, "Stop after the first N images of the listing.")
     shard_size: int | None = option(
