@@ -221,6 +221,7 @@ def test_archive_behind_a_chain(folder):
     folder.write("a.zip", archive.getvalue())
     inside = Folder("zip://photos::" + folder.uri("a.zip"), folder._options)
     assert inside.list() == ["b.jpg", "x/a[1].jpg"]
+    assert inside.first().path in inside.list()
     assert inside.read("x/a[1].jpg") == b"one"
     assert inside.uri("b.jpg") == "zip://photos/b.jpg::" + folder.uri("a.zip")
     assert inside.child("x").read("a[1].jpg") == b"one"
@@ -241,7 +242,7 @@ def test_archive_by_a_relative_path(tmp_path, monkeypatch):
 def test_other_filesystems():
     memory = Folder("memory://vbp/x")
     memory.write("a/b c#.jpg", b"1")
-    assert memory.list() == ["a/b c#.jpg"]
+    assert memory.list() == [memory.first().path] == ["a/b c#.jpg"]
     for name in ("a-b/x", "a.b", "a/a", "b"):
         memory.write(name, b"22")
     files = list(memory.walk())
@@ -268,6 +269,7 @@ def test_web_server(tmp_path):
         assert [file.path for file in web.walk()] == sorted(names, key=str.encode)
         with pytest.raises(FileNotFoundError, match="nowhere"):
             list(web.child("nowhere").walk())
+        assert web.first() in list(web.walk())
         assert web.read("al bum/50% [1]?#é.jpg") == b"1"
         assert read_uri(web.uri("al bum/50% [1]?#é.jpg")) == b"1"
         with pytest.raises(FileNotFoundError, match="http://127"):

@@ -137,6 +137,12 @@ def test_no_secret_in_messages(text):
     assert "hunter2" not in str(caught.value)
 
 
+def test_no_secret_of_a_signed_url_in_messages():
+    with pytest.raises(StorageError) as caught:
+        attempt(Failing(ValueError("x")), "read https://host/a.jpg?X-Amz-Signature=hunter2&x=1", None)
+    assert str(caught.value) == "cannot read https://host/a.jpg?X-Amz-Signature=***&x=1: ValueError: x"
+
+
 class LosingAnswers:
     """A file system that does its work once, while the answer gets lost."""
 

@@ -78,13 +78,15 @@ class RemoteStore:
 
     def first(self, root: str) -> File | None:
         """Some object below ``root``: folder by folder, until one holds a file."""
+        if _is_listed_by_folder(self.filesystem):
+            return next(self.walk(root), None)
 
         def first() -> File | None:
-            for folder, _, files in self.filesystem.walk(root, detail=True, on_error="raise"):
+            start = root.rstrip("/") + "/" if root else ""
+            for _, _, files in self.filesystem.walk(root, detail=True, on_error="raise"):
                 for name, info in files.items():
-                    path = f"{folder}/{name}".removeprefix(root.rstrip("/") + "/")
                     if name and info.get("type") == "file":
-                        return File(path, info.get("size"), _version(info))
+                        return File(self._path(info["name"], start), info.get("size"), _version(info))
             return None
 
         return attempt(first, f"list {self._name(root)}")

@@ -84,7 +84,7 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
     try:
         return retrying(operation)
     except Exception as error:
-        message = f"cannot {what}: {reason(error)}"
+        message = f"cannot {_without_secrets(what)}: {reason(error)}"
         match kind(error):
             case Kind.MISSING:
                 raise FileNotFoundError(message) from error
@@ -127,9 +127,13 @@ def kind(error: BaseException) -> Kind:
 def reason(error: BaseException) -> str:
     """The error's own words on one line, passwords and signatures blotted out."""
     text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return " ".join(_without_secrets(text).split())
+
+
+def _without_secrets(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
-    return " ".join(text.split())
+    return text
 
 
 def _enough(state: tenacity.RetryCallState) -> bool:
