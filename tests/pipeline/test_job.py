@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.dataset as pads
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vbp.errors import InterruptedRunError, UsageError
 from vbp.pipeline import Observer, RunConfig, run
@@ -163,6 +164,29 @@ def test_a_second_run_has_nothing_to_do(local_run, photos, network_file):
     assert (summary.images, summary.ok, summary.computed) == (22, 22, 0)
     after = files_below(out)
     assert before == after
+
+
+def test_that_nothing_is_left_is_known_without_torch(local_run, photos, network_file):
+    made = config(photos, local_run[0], network_file, mask_format="npy").as_json()
+    code = """
+import json, sys
+from vbp.pipeline import RunConfig, run
+summary = run(RunConfig(**json.loads(sys.argv[1]) | {"outputs": ("mask", "overlay")}))
+assert (summary.ok, summary.computed) == (22, 0), summary
+print("torch" in sys.modules, "ray" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", code, json.dumps(made)], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", "False"]
+
+
+def test_other_weights_under_the_same_name_are_refused(local_run, photos, network_file, tmp_path):
+    """Also where every image has its row, so that the network is not loaded to see it."""
+    out = tmp_path / "out"
+    shutil.copytree(local_run[0], out)
+    tensors = load_file(network_file)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="weights was"):
+        run(config(photos, out, str(tmp_path / "other.safetensors"), mask_format="npy"))
 
 
 def test_another_configuration_is_refused_and_the_difference_named(local_run, photos, network_file):

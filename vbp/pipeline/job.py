@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 LOCAL_IMAGES = 500
 """``--runner auto`` stays in this process up to here: Ray takes 10 s to start, so many images about a minute."""
 
+NOTHING_LEFT = "Nothing left to do: every image has its row."
+
 
 def run(config: RunConfig, observer: Observer | None = None) -> Summary:
     """Explain every image of an input and leave masks, overlays and an index behind.
@@ -53,6 +55,11 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
     observer = observer or Observer()
     config = prepare.absolute(config)
     prepare.check_input(config)
+    with _failures_as_sentences(before_work=True):
+        finished = _finished_earlier(config)
+    if finished is not None:
+        observer.note(NOTHING_LEFT)
+        return finished
     model = prepare.load_network(config)
     output = Folder(config.output, config.storage_options)
     preflight(config.input, config.output, config.storage_options, "from this process")
@@ -75,7 +82,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             record.refuse_other_classes(recipe)
             pending = list(index.pending_shards(output, manifest, config.retry_failed, config.limit))
             if not pending and (finished := record.finished(images, config)):
-                observer.note("Nothing left to do: every image has its row.")
+                observer.note(NOTHING_LEFT)
                 return finished
         with _failures_as_sentences(before_work=False):
             record.begin(recipe)
@@ -87,6 +94,25 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             _remove_orphans(config, output, observer)
             record.end(summary)
     return summary
+
+
+def _finished_earlier(config: RunConfig) -> Summary | None:
+    """The summary of a finished run of `config`, told by its output and the weights' bytes: torch takes 10 s to load.
+
+    None also where a closer look is needed: named weights are known by loading them.
+    """
+    if config.resume_mode != "resume" or config.refresh or config.weights in prepare.NAMED_WEIGHTS:
+        return None
+    output = Folder(config.output, config.storage_options)
+    record = open_record(config, output)
+    manifest = record.manifest(config.input)
+    if manifest is None or _wants_more(config, manifest) or config.device not in ("auto", record.facts.get("device")):
+        return None
+    finished = record.finished(min(manifest.images, config.limit or manifest.images), config)
+    if finished is None or not record.is_of(config, prepare.weights_sha256(config)):
+        return None
+    pending = index.pending_shards(output, manifest, config.retry_failed, config.limit)
+    return finished if next(pending, None) is None else None
 
 
 def _until_complete(
@@ -201,8 +227,7 @@ def _list(recipe: Recipe, record: Record, output: Folder, observer: Observer) ->
             clear(output)
         record.begin_listing(config)
         return write_manifest(output, rows, shard_size, config.limit, input=config.input)
-    more = not manifest.complete and (config.limit is None or config.limit > manifest.images)
-    if not config.refresh and not more:
+    if not config.refresh and not _wants_more(config, manifest):
         return manifest
 
     def forget(shard: int, rows: Mapping[int, ManifestRow]) -> None:
@@ -224,6 +249,11 @@ def _list(recipe: Recipe, record: Record, output: Folder, observer: Observer) ->
         gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
         observer.note(f"Since the last listing: {changes.new} images are new, {changes.changed} changed{gone}.")
     return manifest
+
+
+def _wants_more(config: RunConfig, manifest: Manifest) -> bool:
+    """Whether the listing was cut at a limit that is now larger."""
+    return not manifest.complete and (config.limit is None or config.limit > manifest.images)
 
 
 def _is_surely_for_ray(config: RunConfig) -> bool:

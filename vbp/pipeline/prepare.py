@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,6 +132,14 @@ def load_network(config: RunConfig) -> Model:
                 f"use a checkpoint with one, or {option} {without}."
             )
     return model
+
+
+def weights_sha256(config: RunConfig) -> str:
+    """Of the checkpoint file, as ``Model.sha256`` has it; empty where it cannot be read, which loading it explains."""
+    try:
+        return hashlib.sha256(read_uri(config.weights, config.storage_options)).hexdigest()
+    except (OSError, StorageError):
+        return ""
 
 
 def weights_are_missing(config: RunConfig) -> bool:

@@ -75,12 +75,24 @@ class Record:
         """
         if self.facts.get("fingerprint") is None:
             return
+        changes = self._changes(fingerprint(recipe))
+        if changes:
+            self._refuse("; ".join(f"{name} was {before!r}, now {now!r}" for name, before, now in changes))
+
+    def is_of(self, config: RunConfig, weights_sha256: str) -> bool:
+        """Whether `config` asks for what the output was begun with; told without the network."""
+        if self.facts.get("fingerprint") is None:
+            return False
+        precision = self.facts["precision"] if config.precision == "auto" else config.precision
+        return not self._changes(_fingerprint(config, weights_sha256, precision))
+
+    def _changes(self, now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Name, old and new value of each field of the fingerprint that differs."""
         # What an older vbp did not ask for was done as the defaults are.
         defaults = RunConfig(input="photos", output="results").fingerprint()
-        before, now = defaults | self.facts["fingerprint"], fingerprint(recipe)
-        differing = [name for name in before | now if before.get(name) != now.get(name)]
-        if differing:
-            self._refuse("; ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in differing))
+        before = defaults | self.facts["fingerprint"]
+        names = [name for name in before | now if before.get(name) != now.get(name)]
+        return [(name, before.get(name), now.get(name)) for name in names]
 
     def refuse_other_classes(self, recipe: Recipe) -> None:
         """A folder stands for one class in all rows.
@@ -151,13 +163,12 @@ def clear(output: Folder) -> None:
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """All on which the written results depend, by name."""
-    return {
-        **recipe.config.fingerprint(),
-        "input": recipe.config.input,
-        "weights": recipe.weights_sha256,
-        "precision": recipe.precision,
-        "method": METHOD_VERSION,
-    }
+    return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision)
+
+
+def _fingerprint(config: RunConfig, weights_sha256: str, precision: str) -> dict[str, Any]:
+    own = {"input": config.input, "weights": weights_sha256, "precision": precision, "method": METHOD_VERSION}
+    return config.fingerprint() | own
 
 
 def _versions() -> dict[str, str]:
