@@ -190,7 +190,8 @@ def test_a_server_that_is_away_for_a_while(photos, network_file, tmp_path_factor
                 break
             except InterruptedRunError:  # it was away for longer than is waited for
                 timers[0].join()
-                time.sleep(1)
+                if server.process.poll() is not None:  # a busy machine may take longer than a start may
+                    server.start()
         assert (summary.ok, summary.error, summary.succeeded) == (22, 0, True)
         keys = keys_of(folder.child("out"))
         assert len(keys) == len(set(keys)) == 22
