@@ -17,6 +17,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+STARTS = 3
+
 
 @contextmanager
 def connected() -> Iterator[None]:
@@ -38,8 +40,7 @@ def connected() -> Iterator[None]:
     main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     with _held_back_stderr():
-        address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        _init(os.environ.get("RAY_ADDRESS", "local"))
     if main_thread:
         signal.signal(signal.SIGTERM, handler)
     _silence_ray_data()
@@ -47,6 +48,19 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str) -> None:
+    """Join or start; on a machine busy enough, a start takes longer than the 30 s that Ray gives itself."""
+    import ray
+
+    for tries_left in reversed(range(STARTS)):
+        try:
+            ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            return
+        except Exception as error:
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
 
 
 @contextmanager
