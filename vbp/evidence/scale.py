@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ ROWS_A_PART = 50
 BATCH = 8
 DRIVER_SECONDS = 60.0
 """How long shards are counted after the first."""
+CHECKPOINT = str(resources.files("vbp.demo") / "vgg16_demo.safetensors")
+"""A file as users have one: small, but named by its path."""
 MB = 1 << 20
 
 
@@ -76,7 +79,7 @@ def resume(folder: Path, images: int, place: str | None, options: Mapping[str, A
     where = "on a disk" if place is None else f"on {place.partition('://')[0]}"
     output = Folder(place or str(folder / "finished"), options)
     config = RunConfig(
-        input=str(folder / "few"), output=output.url, weights="demo", size=32, precision="float32", device="cpu",
+        input=str(folder / "few"), output=output.url, weights=CHECKPOINT, size=32, precision="float32", device="cpu",
         batch_size=BATCH, runner="local", storage_options=options,
     )  # fmt: skip
     _photos(folder / "few", 1)
