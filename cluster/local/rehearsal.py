@@ -137,11 +137,13 @@ def start_node(number: int, folder: Path) -> subprocess.Popen[bytes]:
     """A node, as on a host of its own; only here, on one machine, must its ports differ from those of the others."""
     if number == 1:
         role = f"--head --port={GCS} --num-cpus=0 --dashboard-host=127.0.0.1 --dashboard-port={JOBS}"
-        here = f"--ray-client-server-port={JOBS + 1} --temp-dir={folder}/ray"
+        here = f"--ray-client-server-port={JOBS + 1}"
     else:
         role = f"--address=127.0.0.1:{GCS} --num-cpus=1"
         here = ""
-    here += f" --dashboard-agent-listen-port={52300 + number} --min-worker-port={20000 + 1000 * number}"
+    # nodes that share a temporary folder take each other's working directories away
+    here += f" --temp-dir={folder}/{number} --dashboard-agent-listen-port={52300 + number}"
+    here += f" --min-worker-port={20000 + 1000 * number}"
     here += f" --max-worker-port={20999 + 1000 * number} --object-store-memory=100000000"
     return shell(f"ray start --block --node-ip-address=127.0.0.{number} {role} {here}", folder / f"node-{number}.log")
 
@@ -237,7 +239,9 @@ def alive() -> int:
 
 def holds_network(node: subprocess.Popen[bytes]) -> bool:
     """Whether one of the workers of our job runs there."""
-    return any("MapWorker" in " ".join(child.cmdline()) for child in psutil.Process(node.pid).children(recursive=True))
+    with suppress(psutil.Error):  # processes come and go while they are looked at
+        return any("MapWorker" in " ".join(one.cmdline()) for one in psutil.Process(node.pid).children(recursive=True))
+    return False
 
 
 def shell(command: str, log: Path | None = None) -> subprocess.Popen[bytes]:
