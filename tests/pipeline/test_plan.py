@@ -32,3 +32,20 @@ def test_each_unit_of_work_is_one_shard(ray_session, monkeypatch, block_bytes):
         blocks = source.map_batches(lambda batch: {"shards": [list(batch["shard"])]}, batch_size=None, num_cpus=0.5)
         found = sorted(list(row["shards"]) for row in blocks.iter_rows())
     assert found == [[shard] for shard in range(10)]
+
+
+def test_workers_that_hold_all_cpus_do_not_starve_the_listing(ray_session, monkeypatch):
+    """As after the loss of nodes, whose workers crowd those that are left."""
+
+    class Chain:
+        def __init__(self, recipe):
+            pass
+
+        def __call__(self, batch):
+            return {"shard": batch["shard"]}
+
+    monkeypatch.setattr(module, "Chain", Chain)
+    monkeypatch.setattr(module, "IDLE_SECONDS", 60)
+    given = module.Resources(workers=4, num_cpus=1, num_gpus=0, threads=1)
+    reports = module.plan(None, range(60), given, spread=False)
+    assert sorted(row["shard"] for row in reports.iter_rows()) == list(range(60))

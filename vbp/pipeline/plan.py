@@ -39,6 +39,8 @@ INIT_DEATHS = 3
 """So many workers in a row may be killed while they load the network."""
 READ_TASKS = 1000
 """Tasks that list the shards, at most."""
+READERS = 2
+"""How many of them at once."""
 BLOCK_BYTES = 32 * 2**20
 """About 220 decoded images: what a killed node loses, and the rows of one part."""
 
@@ -79,7 +81,7 @@ def resources(device: str, workers: int | None) -> Resources:
     count = min(workers or cpus, cpus)
     largest_node = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
     share = min(cpus / count, largest_node)
-    # half of a worker's share is claimed, so that the tasks that list shards always find room beside the actors
+    # half of a worker's share is claimed, so that the workers of a lost node find room on the others
     return Resources(workers=count, num_cpus=share / 2, num_gpus=0, threads=max(1, int(share)))
 
 
@@ -121,7 +123,10 @@ def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: boo
     # in the fused shape only reports leave the actor: each is a block of its own, so that progress is seen at once
     context.target_max_block_size = BLOCK_BYTES if spread else 1
     with DataContext.current(context):
-        source = ray.data.read_datasource(Shards(shards), num_cpus=0.25, override_num_blocks=len(shards))
+        # No CPU is claimed for listing: after nodes are lost, their workers may hold all that is left.
+        source = ray.data.read_datasource(
+            Shards(shards), num_cpus=0, concurrency=READERS, override_num_blocks=len(shards)
+        )
         return _spread(source, recipe, given) if spread else _fused(source, recipe, given, len(shards))
 
 
