@@ -54,12 +54,14 @@ class FaultProxy:
 
     Attributes:
         faults: the first that fits a request is what happens to it.
+        delay: seconds before each request is looked at, as if the server were far away.
         counts: requests by method, and what befell them by ``kind`` and by ``kind method``.
     """
 
     def __init__(self, upstream: str, seed: int = 0):
         self.upstream, self.seed = upstream, seed
         self.faults: list[Fault] = []
+        self.delay = 0.0
         self.counts: Counter[str] = Counter()
         self.port = 0
         self._seen: Counter[tuple[str, ...]] = Counter()
@@ -115,6 +117,7 @@ class FaultProxy:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         method, path = _what(request)
+        await asyncio.sleep(self.delay)
         kind = self._chosen(method, path)
         self.counts[method] += 1
         if kind:

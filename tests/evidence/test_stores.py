@@ -1,6 +1,6 @@
 """The comparison of obstore and fsspec: what is measured, and that nothing stays behind."""
 
-from vbp.evidence.stores import compare
+from vbp.evidence.stores import compare, compare_listings
 from vbp.storage.files import Folder
 from vbp.storage.objects import ObjectStore
 from vbp.storage.remote import RemoteStore
@@ -16,6 +16,13 @@ def test_both_are_measured_and_nothing_stays(s3_server, monkeypatch):
     assert set(rates) == {f"{verb} by {name}" for verb in work for name in ("obstore", "fsspec")}
     assert all(rate.median > 0 for rate in rates.values())
     assert used == {ObjectStore, RemoteStore}
+    assert Folder(url, s3_server.storage_options).list() == []
+
+
+def test_listings_are_measured_and_nothing_stays(s3_server):
+    url = s3_server.new_url()
+    rates = compare_listings(url, s3_server.storage_options, folders=3, objects=4, rounds=1)
+    assert {name: rate.median > 0 for name, rate in rates.items()} == {"page after page": True, "side by side": True}
     assert Folder(url, s3_server.storage_options).list() == []
 
 
