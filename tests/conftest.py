@@ -2,7 +2,16 @@
 
 import os
 
-from tests.servers import any_store, azure_server, careless_server, fault_proxy, gcs_server, s3_options, s3_server
+from tests.servers import (
+    any_store,
+    azure_server,
+    careless_server,
+    fault_proxy,
+    gcs_server,
+    s3_options,
+    s3_server,
+    sftp_server,
+)
 from tests.small import network_file, photos
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "photos",
     "s3_options",
     "s3_server",
+    "sftp_server",
 ]
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # before gcsfs is imported: it asks Google about buckets

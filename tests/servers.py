@@ -250,18 +250,61 @@ def careless_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
         yield server
 
 
-@pytest.fixture(params=["s3", "s3 by s3fs", "gs by gcsfs", "az", "az by adlfs", "careless s3"])
+@dataclass
+class SftpServer:
+    """OpenSSH's server, for whoever runs the tests and one key."""
+
+    server: Server
+    home: Path
+    """With ``.ssh``: the key, and the server's own among the known hosts."""
+    folder: Path
+    """Where tests may write."""
+
+    def new_url(self) -> str:
+        return f"sftp://127.0.0.1:{self.server.port}{self.folder}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def sftp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    pytest.importorskip("paramiko")
+    program, keygen = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin"), shutil.which("ssh-keygen")
+    if program is None or keygen is None:
+        pytest.skip("sshd is not installed (openssh-server)")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it there; its service would make it
+    port, folder = free_port(), tmp_path_factory.mktemp("sftp")
+    home, data, host_key = folder / "home", folder / "data", folder / "host_key"
+    (home / ".ssh").mkdir(parents=True)
+    data.mkdir()
+    for key in (host_key, home / ".ssh" / "id_ed25519"):
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}")
+    lines = [
+        f"ListenAddress 127.0.0.1:{port}", f"HostKey {host_key}", "PidFile none", "UsePAM no", "StrictModes no",
+        f"AuthorizedKeysFile {home}/.ssh/id_ed25519.pub", "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no", "MaxStartups 100", "ForceCommand internal-sftp",
+        "Subsystem sftp internal-sftp",
+    ]  # fmt: skip
+    (folder / "config").write_text("\n".join(lines) + "\n")
+    with Server([program, "-D", "-e", "-f", str(folder / "config")], port, folder / "log") as server:
+        yield SftpServer(server, home, data)
+
+
+@pytest.fixture(params=["s3", "s3 by s3fs", "gs by gcsfs", "az", "az by adlfs", "careless s3", "sftp"])
 def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A new folder on every kind of store, by every implementation; credentials stand in the environment."""
     family, _, rest = request.param.partition(" ")
-    fixture = {"s3": "s3_server", "gs": "gcs_server", "az": "azure_server", "careless": "careless_server"}[family]
-    server = request.getfixturevalue(fixture)
+    fixture = {"gs": "gcs", "az": "azure"}.get(family, family)
+    server = request.getfixturevalue(f"{fixture}_server")
     name = uuid.uuid4().hex
     if family == "s3":
         return Folder(server.new_url(), server.s3fs_options if rest else server.storage_options)
     if family == "careless":
         request.getfixturevalue("s3_server")  # sets the credentials
         return Folder(f"s3://{BUCKET}/{name}", {"s3://": {"endpoint_url": server.endpoint}})
+    if family == "sftp":
+        monkeypatch.setenv("HOME", str(server.home))
+        return Folder(server.new_url())
     if family == "gs":
         return Folder(f"gs://{BUCKET}/{name}", {"gs://": {"endpoint_url": server.endpoint, "anon": True}})
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT)

@@ -36,7 +36,7 @@ def test_the_longest_prefix_wins(url, region):
         ({"gs://": {"TOKEN": "k"}}, "GOOGLE_APPLICATION_CREDENTIALS"),
         ({"az://": {"sas_token": "k"}}, "AZURE_STORAGE_SAS_TOKEN"),
         ({"abfs://": {"a": {"b": {"sas": "k"}}}}, "AZURE_STORAGE_SAS_TOKEN"),
-        ({"sftp://host": {"password": "k"}}, "FSSPEC_SFTP_PASSWORD"),
+        ({"sftp://host": {"password": "k"}}, "ssh-agent"),
     ],
 )
 def test_secrets_are_refused(options, variable):

@@ -17,6 +17,7 @@ from vbp.storage.local import LocalStore, display, temporaries
 from vbp.storage.objects import open_objects
 from vbp.storage.options import check_options, options_for, protocol_of
 from vbp.storage.remote import open_store, quoted
+from vbp.storage.sftp import open_sftp
 from vbp.storage.store import File, Store
 
 __all__ = ["File", "Folder", "open_uri", "read_uri", "write_uri"]
@@ -270,7 +271,8 @@ def _open(base: str, settings: str, process: int) -> tuple[Store, str]:
     """The store, and the path of ``base`` in it, opened once in each process: the one place that chooses."""
     if not base:
         return LocalStore(), ""
-    return open_objects(base, json.loads(settings)) or open_store(base, json.loads(settings))
+    options = json.loads(settings)
+    return open_objects(base, options) or open_sftp(base, options) or open_store(base, options)
 
 
 def _absolute(path: str) -> str:

@@ -11,9 +11,10 @@ CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_CONNECTION_STRING",
     "hf": "HF_TOKEN",
+    "sftp": "a key in ~/.ssh, or ssh-agent",
 }
 """Where each kind of store looks for its credentials."""
-_FAMILIES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
+_FAMILIES = {"ssh": "sftp", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 
 def check_options(options: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,8 @@ _EXTRAS = {
     "az": "azure",
     "abfs": "azure",
     "abfss": "azure",
+    "sftp": "sftp",
+    "ssh": "sftp",
 }
 
 # Listings are never cached: other processes write there too. One GET a file: s3fs otherwise asks for the size
@@ -58,7 +60,7 @@ class RemoteStore:
     def walk(self, root: str) -> Iterator[File]:
         """Objects below ``root`` in byte order; markers of folders are left out.
 
-        Most file systems (HTTP, SFTP, WebDAV) are listed folder by folder, some folders ahead, and no more than these
+        Most file systems (HTTP, WebDAV) are listed folder by folder, some folders ahead, and no more than these
         is held in memory. A few list a whole tree in one call (the Hugging Face hub, archives, s3fs, gcsfs, adlfs),
         and then fsspec holds it all, about 1 GB for a million keys of s3fs.
         """
@@ -144,7 +146,7 @@ class RemoteStore:
 
         An answer may be lost after the store did its work, and the repeated request then finds our own
         object: so True also means that the object held exactly these bytes. Stores that ignore conditional
-        requests (rclone's server, SFTP) overwrite, and WebDAV cannot do it at all.
+        requests (rclone's server) overwrite, and WebDAV cannot do it at all.
         """
         _refuse_version(path)
         try:
