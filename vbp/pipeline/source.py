@@ -46,14 +46,17 @@ class Source:
                 f"{self._output.uri(MANIFEST)} is gone; restore it, or start over with --resume-mode overwrite."
             )
         files = self._output.list(f"{PARTS}/{shard:06d}")
-        rows = index.rows_left(
-            self._output,
-            self._manifest,
-            shard,
-            retry_failed=self._config.retry_failed,
-            limit=self._config.limit,
-            parts=parse_parts(path.removeprefix(f"{PARTS}/") for path in files),
-        )
+        try:
+            rows = index.rows_left(
+                self._output,
+                self._manifest,
+                shard,
+                retry_failed=self._config.retry_failed,
+                limit=self._config.limit,
+                parts=parse_parts(path.removeprefix(f"{PARTS}/") for path in files),
+            )
+        except OSError as error:  # Ray overwrites the name of the file in an OSError that leaves a worker
+            raise StorageError(str(error)) from error
         with Marks(self._output, shard, [PurePosixPath(path).name for path in files], rows.num_rows) as marks:
             yield Work(shard, rows, marks)
 
