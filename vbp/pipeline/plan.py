@@ -125,7 +125,7 @@ def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: boo
     with DataContext.current(context):
         # No CPU is claimed for listing: after nodes are lost, their workers may hold all that is left.
         source = ray.data.read_datasource(
-            Shards(shards), num_cpus=0, concurrency=READERS, override_num_blocks=len(shards)
+            Shards(shards), num_cpus=0, concurrency=min(READERS, len(shards)), override_num_blocks=len(shards)
         )
         return _spread(source, recipe, given) if spread else _fused(source, recipe, given, len(shards))
 
