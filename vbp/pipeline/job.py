@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,8 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
     observer = observer or Observer()
     config = prepare.absolute(config)
     prepare.check_input(config)
-    with _failures_as_sentences(before_work=True):
+    finished = None
+    with suppress(UsageError, StorageError, OSError):  # told below, where it is looked at again
         finished = _finished_earlier(config)
     if finished is not None:
         observer.note(NOTHING_LEFT)
