@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench rehearsal zoo chaos format lock clean
+.PHONY: help demo test slow check bench rehearsal zoo chaos format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -12,8 +12,11 @@ help: ## this list
 demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
 	$(BIN)/vbp demo vbp-demo
 
-test: .venv/ready .venv/azurite/ready ## all tests; needs no network, no GPU
-	$(BIN)/python -m pytest -q $(TESTS)
+test: .venv/ready .venv/azurite/ready ## the tests; needs no network, no GPU
+	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+
+slow: .venv/ready .venv/azurite/ready ## tests of over a minute whose ground a shorter one covers too
+	$(BIN)/python -m pytest -q -m slow $(TESTS)
 
 check: .venv/ready ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -87,7 +87,7 @@ def test_in_this_process_across_restarts_of_the_command(command, undisturbed, tm
     assert_isolated(tmp_path / "out", undisturbed)
 
 
-@pytest.mark.parametrize("shape", ["fused", "spread"])
+@pytest.mark.parametrize("shape", ["fused", pytest.param("spread", marks=pytest.mark.slow)])
 def test_in_workers_of_ray_within_one_run(command, undisturbed, tmp_path, shape):
     done = command("ray", shape)
     assert done.stdout.splitlines()[-1:] == ["22 1 True"], done.stderr

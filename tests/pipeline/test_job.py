@@ -519,6 +519,7 @@ def test_killed_and_resumed(photos, network_file, tmp_path, runner):
     assert {key: rows[key]["finished_at"] for key in finished} == finished
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_4_and_the_next_run_continues(photos, network_file, tmp_path):
     tree = tmp_path / "photos"
     for copy in range(4):

@@ -51,6 +51,7 @@ def test_bucket_to_bucket_equals_disk_to_disk(bucket, s3_server, photos, network
     assert (again.ok, again.computed) == (22, 0)
 
 
+@pytest.mark.slow
 def test_through_ray_on_the_command_line(bucket, s3_options, network_file):
     done = subprocess.run(
         [
