@@ -379,7 +379,7 @@ def test_a_smaller_limit_than_what_is_done_takes_nothing_back(local_run, photos,
 def test_a_trial_run_does_not_decide_batches_or_classes(photos, network_file, tmp_path):
     run(config(photos, tmp_path / "out", network_file, limit=1, batch_size=None))
     summary = run(config(photos, tmp_path / "out", network_file, batch_size=None))
-    assert summary.batch_size == 8
+    assert summary.batch_size == 2
     assert all(row["correct"] is not None for row in index_of(tmp_path / "out").values())
 
 

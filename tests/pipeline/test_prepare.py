@@ -27,10 +27,10 @@ def test_a_shard_size_that_was_asked_for():
 @pytest.mark.parametrize(
     ("asked", "before", "size"),
     [
-        (None, {}, 8),
-        (5, {"batch_size": 2, "device": "cpu"}, 5),
-        (None, {"batch_size": 2, "device": "cpu"}, 2),
-        (None, {"batch_size": 128, "device": "cuda"}, 8),
+        (None, {}, 2),
+        (5, {"batch_size": 8, "device": "cpu"}, 5),
+        (None, {"batch_size": 8, "device": "cpu"}, 8),
+        (None, {"batch_size": 128, "device": "cuda"}, 2),
     ],
 )
 def test_batch_size_as_asked_else_as_before_on_such_a_device_else_by_the_device(asked, before, size):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests import reference
-from vbp.errors import UsageError
+from vbp.errors import ImageError, UsageError
 from vbp.saliency import Explainer, VisualBackProp
 from vbp.saliency.models import Model
 
@@ -79,6 +79,39 @@ def test_choices_are_those_of_visual_back_prop(pixels_BHWC, settings):
     np.testing.assert_allclose(together.mask_BHW, expected, atol=1e-5)
     for i in range(3):
         np.testing.assert_array_equal(chosen(pixels_BHWC[i : i + 1]).mask_BHW[0], together.mask_BHW[i])
+
+
+def narrow(explainer, most, monkeypatch):
+    """Let an engine fail as on a GPU whose memory holds so many images and no more; lists what it tries."""
+    tried, explain = [], explainer._vbp.explain
+
+    def as_on_a_gpu(images, **settings):
+        tried.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return explain(images, **settings)
+
+    monkeypatch.setattr(explainer._vbp, "explain", as_on_a_gpu)
+    return tried
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_less_at_a_time_where_memory_runs_out(pixels_BHWC, batch_size, monkeypatch):
+    pixels = np.concatenate([pixels_BHWC] * 3)[:8]
+    expected = engine(batch_size=2)(pixels)
+    explainer = engine(batch_size=batch_size)
+    tried = narrow(explainer, 3, monkeypatch)
+    np.testing.assert_array_equal(explainer(pixels).mask_BHW, expected.mask_BHW)
+    assert tried == [8, 4, 2, 2, 2, 2]
+    explainer(pixels)
+    assert tried[6:] == [2, 2, 2, 2]
+
+
+def test_one_image_too_large_for_the_memory_is_told(pixels_BHWC, monkeypatch):
+    explainer = engine()
+    narrow(explainer, 0, monkeypatch)
+    with pytest.raises(ImageError, match="an image of 32x32 pixels needs more memory than the GPU has"):
+        explainer(pixels_BHWC)
 
 
 def test_target_needs_a_classifier():

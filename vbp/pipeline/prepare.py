@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
 """``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
 NAMED_WEIGHTS = ("imagenet", "demo", "random")
-BATCH_SIZE = {"cpu": 8, "cuda": 128}
-"""``--batch-size auto``: on a CPU the rate is flat above 8, and small batches keep what is in flight small."""
+BATCH_SIZE = {"cpu": 2, "cuda": 128}
+"""``--batch-size auto``: the maps of two images stay in a CPU's cache, and of larger batches every layer's comes from
+memory that the system has to clear first (DECISIONS, 2026-11-23)."""
 
 
 def absolute(config: RunConfig) -> RunConfig:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vbp.errors import UsageError
+from vbp.errors import ImageError, UsageError
 from vbp.saliency.models import Model, load_model
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
 
@@ -54,7 +54,8 @@ class Explainer:
         precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 where the device computes it natively).
             Averaged maps and masks are always float32.
         batch_size: run every batch at exactly this size, filled with black images where fewer came and cut where
-            more came, so that an image's mask never depends on how many images came with it.
+            more came, so that an image's mask never depends on how many images came with it. Halved for good where
+            the GPU runs out of memory, which may change last bits.
         seed: of random weights, and of the noise.
         stages: which maps are multiplied.
         pooling: the way down through pooling.
@@ -118,6 +119,8 @@ class Explainer:
             noise=noise,
             seed=seed,
         )
+        if self._device.type == "cpu":
+            self._vbp.pack()
         self._mean_1C11 = torch.tensor(self.model.mean, device=self._device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(self.model.std, device=self._device).view(1, -1, 1, 1)
 
@@ -131,13 +134,25 @@ class Explainer:
 
         Raises:
             UsageError: the pixels have another shape or type.
-            ImageError: the images are too small for the network.
+            ImageError: the images are too small for the network, or one alone too large for the GPU's memory.
         """
         pixels = torch.as_tensor(pixels_BHWC)
         if pixels.dtype is not torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) == 0:
             raise UsageError(f"pixels must be uint8 (B, H, W, 3) with B > 0, not {pixels.dtype} {tuple(pixels.shape)}.")
-        chunks = torch.split(pixels, self.batch_size or len(pixels))
-        return _join([self._explain(chunk) for chunk in chunks])
+        parts: list[Batch] = []
+        done = 0
+        while done < len(pixels):
+            size = self.batch_size or len(pixels)
+            try:
+                parts.append(self._explain(pixels[done : done + size]))
+                done += size
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    place = "x".join(map(str, pixels.shape[1:3]))
+                    raise ImageError(f"an image of {place} pixels needs more memory than the GPU has.") from error
+                self.batch_size = size // 2
+                torch.cuda.empty_cache()
+        return _join(parts)
 
     def _explain(self, pixels_BHWC: Tensor) -> Batch:
         count = len(pixels_BHWC)

@@ -13,10 +13,12 @@ from importlib import resources
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from vbp.errors import ModelError, WeightsError
+from vbp.saliency.vision import torchvision
 from vbp.saliency.weights import Checkpoint, read_checkpoint, tensors_sha256
 
 MEAN = (0.485, 0.456, 0.406)
@@ -128,9 +130,23 @@ def _build(name: str, device: str = "cpu") -> nn.Module:
 def _build_empty(name: str) -> nn.Module:
     """The network without memory for its tensors, where its constructor allows that."""
     try:
-        return _build(name, "meta")
+        with _Unfilled():
+            return _build(name, "meta")
     except NotImplementedError:
         return _build(name)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Draws no random numbers into tensors: in ones without memory that would load torch's compiler, for 4 s."""
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _fit(name: str, checkpoint: Checkpoint, weights: str) -> nn.Module:
@@ -140,7 +156,7 @@ def _fit(name: str, checkpoint: Checkpoint, weights: str) -> nn.Module:
     head = _head(network)
     if head and not any(key.startswith(f"{head}.") for key in tensors):
         setattr(network, head, nn.Identity())
-    _follow_widths(network, tensors)
+    other_widths = _follow_widths(network, tensors)
     expected = network.state_dict()
     for key in expected:
         # Only training reads this counter; files from before PyTorch 0.4.1 lack it.
@@ -148,9 +164,9 @@ def _fit(name: str, checkpoint: Checkpoint, weights: str) -> nn.Module:
             tensors.setdefault(key, torch.tensor(0))
     if difference := _first_difference(expected, tensors):
         raise WeightsError(f"weights {weights!r} do not fit {name}: {difference}. {_what_fits(checkpoint.tensors)}")
-    if difference := _check_chain(network):
-        raise WeightsError(f"weights {weights!r} do not fit {name}: {difference}.")
     network.load_state_dict(tensors, assign=True)
+    if other_widths and (difference := _check_chain(network)):
+        raise WeightsError(f"weights {weights!r} do not fit {name}: {difference}.")
     return network
 
 
@@ -168,8 +184,9 @@ def _num_classes(network: nn.Module) -> int | None:
     return widths[-1] if widths else None
 
 
-def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give layers the widths of their tensors, where only a width differs."""
+def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Give layers the widths of their tensors, where only a width differs; whether any did."""
+    followed = False
     for name, module in network.named_modules():
         weight = tensors.get(f"{name}.weight")
         own = getattr(module, "weight", None)
@@ -186,6 +203,8 @@ def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for key, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             new = tensors.get(f"{name}.{key}", old).to("meta")
             setattr(module, key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+        followed = True
+    return followed
 
 
 def _first_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -198,9 +217,10 @@ def _first_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
 
 
 def _check_chain(network: nn.Module) -> str | None:
-    """What is wrong with the widths from layer to layer, found by a forward pass without any data."""
+    """What is wrong with the widths from layer to layer, found by a forward pass."""
     try:
-        network.eval().to("meta")(torch.empty(1, 3, 224, 224, device="meta"))
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, 224, 224))
     except RuntimeError as error:
         return f"the widths of its layers do not chain for a batch of RGB images ({error})"
     return None

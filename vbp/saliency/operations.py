@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.fx import Node
 from torch.nn import functional as F
-from torchvision import ops
 
 from vbp.errors import ModelError
 from vbp.saliency.geometry import Pooling, Resampling, Window
+from vbp.saliency.vision import ops
 
 SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), False),

@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 from vbp.errors import ImageError, ModelError, UsageError
 from vbp.saliency.forward import AveragingInterpreter, channel_mean, evaluating, shortened
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
+from vbp.saliency.packing import can_pack, packed
 from vbp.saliency.smoothing import noisy_copies
 from vbp.saliency.target import Target, score_of, weighted_mean
 from vbp.saliency.trace import trace
@@ -260,10 +261,22 @@ class VisualBackProp:
         self.seed = seed
         found = trace(self.model).chosen(stages)
         self.stages = merged_pooling(found.stages) if pooling == "merged" else found.stages
+        self._runner = self.model
         self._graph = found.graph
         self._features = shortened(found.graph, found.taps[-1])
         self._signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
         self._poolings = max_poolings(found.stages) if pooling == "unpool" else {}
+
+    def pack(self) -> None:
+        """Prepare the feature part for many batches on this CPU, see `vbp.saliency.packing`; elsewhere do nothing.
+
+        The network stays as it is; changes of its convolutions and batch norms after this are not seen.
+        """
+        if can_pack():
+            last = next(reversed(self._signed_by_tap))
+            self._runner = packed(self.model, self._graph, last)
+            self._graph = self._runner.graph
+            self._features = shortened(self._graph, last)
 
     def __call__(self, images_BCHW: Tensor, *, target: Target | None = None) -> Tensor:
         """The masks, float32 (B, 1, H, W) in [0, 1]; without a target only the network's feature part is run.
@@ -314,7 +327,7 @@ class VisualBackProp:
         input_size = self._check_size(images_BCHW)
         graph = self._graph if whole else self._features
         weighted = target is not None
-        interpreter = AveragingInterpreter(self.model, graph, self._signed_by_tap, self._poolings, weighted)
+        interpreter = AveragingInterpreter(self._runner, graph, self._signed_by_tap, self._poolings, weighted)
         # In inference mode nothing could be differentiated, not even with what was made in it before.
         with torch.inference_mode(torch.is_inference_mode_enabled() and not weighted), torch.no_grad():
             if weighted and images_BCHW.is_inference():

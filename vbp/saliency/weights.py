@@ -15,11 +15,11 @@ from urllib.parse import urlparse
 
 import safetensors.torch
 import torch
-import torchvision
 from safetensors import SafetensorError
 from torch import Tensor
 
 from vbp.errors import WeightsError
+from vbp.saliency.vision import torchvision
 from vbp.storage.files import read_uri
 
 NESTS = ("state_dict", "model", "net", "model_state_dict")

@@ -1,0 +1,131 @@
+"""Packed convolutions: the same masks, the same nodes, and nothing packed that may not be."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from vbp.saliency import VisualBackProp
+from vbp.saliency.packing import PackedConvolution, can_pack, packed
+from vbp.saliency.trace import trace
+
+from .conftest import randomise, small_vgg
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch or processor lacks oneDNN's fused convolution")
+
+
+def packed_copy(model, **settings):
+    vbp = VisualBackProp(model, **settings)
+    vbp.pack()
+    return vbp
+
+
+def packed_layers(vbp):
+    return [module for module in vbp._runner.modules() if isinstance(module, PackedConvolution)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_batch_norm_every_bit_stays(dtype):
+    network = torchvision.models.vgg16(weights=None).features.to(dtype, memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)).to(dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    plain, fast = VisualBackProp(network), packed_copy(network)
+    assert len(packed_layers(fast)) == 13
+    with torch.inference_mode():
+        expected, found = plain.explain(images.clone()), fast.explain(images.clone())
+    for name in ("mask", "log10_max", "output"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "googlenet", "densenet121", "squeezenet1_1", "convnext_tiny", "vgg11_bn"]
+)
+def test_masks_of_other_networks_are_the_same(name):
+    settings = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    network = randomise(torchvision.models.get_model(name, weights=None, **settings))
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(4))
+    plain, fast = VisualBackProp(network), packed_copy(network)
+    with torch.inference_mode():
+        expected, found = plain.explain(images.clone()), fast.explain(images.clone())
+    assert packed_layers(fast)
+    np.testing.assert_allclose(found.mask, expected.mask, atol=1e-4)
+    np.testing.assert_allclose(found.log10_max, expected.log10_max, atol=1e-4)
+    spread = expected.output.std().item()
+    np.testing.assert_allclose(found.output, expected.output, atol=1e-4 * spread, rtol=1e-3)
+
+
+def test_batch_norm_folded_loses_nothing_in_bfloat16():
+    network = small_vgg(norm=True)
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    exact = VisualBackProp(network)(images)
+    rough = network.to(torch.bfloat16)
+    for module in rough.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    with torch.inference_mode():
+        unpacked = VisualBackProp(rough)(images.bfloat16())
+        folded = packed_copy(rough)(images.bfloat16())
+    assert (folded - exact).abs().mean() < 1.5 * (unpacked - exact).abs().mean()
+
+
+class Odd(nn.Module):
+    """Convolutions that others read, too, that pad by reflection, by name, or are of a class of the user's."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Conv2d(3, 8, 3, padding=1)
+        self.mirrored = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.named = nn.Conv2d(8, 8, 3, padding="same")
+        self.own = type("Own", (nn.Conv2d,), {})(8, 8, 1)
+        self.last = nn.Conv2d(8, 8, 3, bias=False)
+
+    def forward(self, images):
+        x = self.shared(images)
+        x = F.relu(x) + x
+        x = F.relu(self.mirrored(x))
+        x = F.relu(self.named(x))
+        x = F.relu(self.own(x))
+        return torch.relu(self.last(x))
+
+
+def test_what_cannot_be_packed_is_left_alone():
+    network = randomise(Odd())
+    images = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(6))
+    plain, fast = VisualBackProp(network), packed_copy(network)
+    assert [layer._activation for layer in packed_layers(fast)] == ["none", "relu"]
+    with torch.inference_mode():
+        np.testing.assert_allclose(fast(images), plain(images), atol=1e-6)
+
+
+def test_the_network_is_not_changed_and_its_hooks_run():
+    network = small_vgg(norm=True)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    seen = []
+    network[3].register_forward_hook(lambda *_: seen.append("convolution"))
+    network[2].register_forward_hook(lambda *_: seen.append("relu"))
+    fast = packed_copy(network)
+    assert len(packed_layers(fast)) == 3
+    with torch.inference_mode():
+        fast(torch.ones(1, 3, 32, 32))
+    assert seen == ["relu", "convolution"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not any(isinstance(module, PackedConvolution) for module in network.modules())
+
+
+def test_gradients_flow_behind_the_last_stage():
+    network = randomise(torchvision.models.squeezenet1_1(weights=None))
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(7))
+    expected = VisualBackProp(network, stages="last")(images, target=3)
+    found = packed_copy(network, stages="last")(images, target=3)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_names_of_nodes_that_are_read_stay():
+    network = small_vgg(norm=True)
+    found = trace(network)
+    graph = packed(network, found.graph, found.taps[-1]).graph
+    names = [node.name for node in graph.nodes]
+    assert set(found.taps) <= set(names)
+    assert len(names) == len(list(found.graph.nodes)) - 8  # 4 convolutions and 4 batch norms went into 4 ReLUs
