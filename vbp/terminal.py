@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -165,22 +165,6 @@ def print_summary(summary: Summary) -> None:
     elif not summary.succeeded:
         table.add_row("", f"more than {summary.failures_allowed} failed (--max-failures): no _SUCCESS")
     Console(highlight=False, soft_wrap=True).print(table)
-
-
-def print_figures(figures: Mapping[str, Any]) -> None:
-    """What ``vbp benchmark`` measured: rates, then ratios beside their targets."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()))
-    rates = Table("part", "case", "images/s", "least", "greatest", box=None)
-    for rate in figures["rates"]:
-        numbers = (f"{rate[name]:.1f}" for name in ("images_per_second", "least", "greatest"))
-        rates.add_row(rate["part"], rate["name"], *numbers)
-    console.print(rates)
-    ratios = Table("figure", "ratio", "least", "greatest", "target", "", box=None)
-    for each in figures["ratios"]:
-        numbers = (f"{each[name]:.2f}" for name in ("ratio", "least", "greatest", "target"))
-        ratios.add_row(each["name"], *numbers, "reached" if each["reached"] else "falls short")
-    console.print(ratios)
 
 
 def duration(seconds: float) -> str:

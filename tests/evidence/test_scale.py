@@ -2,10 +2,8 @@
 
 import json
 
-import pytest
-
 from vbp.evidence import scale
-from vbp.evidence.scale import Figure, markdown
+from vbp.evidence.scale import markdown
 from vbp.pipeline import RunConfig
 
 
@@ -16,30 +14,16 @@ def test_listing(tmp_path, monkeypatch):
     assert (record["images"], record["labels"]) == (50, ["class00000", "class00001", "class00002"])
     assert listed.name == "50 files listed to the manifest"
     assert memory.reached
-    assert " MB" in again.value
+    assert again.unit == "s"
+    assert again.detail.endswith(" MB")
 
 
 def test_resume(tmp_path):
     pending, progress, command = scale.resume(tmp_path, 30, None, {})
     assert pending.name == "pending_shards of 30 finished images on a disk"
-    assert progress.target == ""
-    assert command.target == "10 s"
+    assert progress.target is None
+    assert (command.target, command.at_most) == (10, True)
     assert (tmp_path / "finished" / "_SUCCESS").exists()
-
-
-def test_memory_is_what_a_process_has_to_itself():
-    found = scale._measured(_hold, 50)
-    assert found.value == 50 << 20
-    assert 50 < found.own < 1000
-    assert found.workers == 0
-
-
-def _hold(megabytes):
-    import time
-
-    held = b"\1" * (megabytes << 20)
-    time.sleep(1)
-    return len(held)
 
 
 def test_flags_are_what_differs_from_the_defaults():
@@ -47,7 +31,10 @@ def test_flags_are_what_differs_from_the_defaults():
     assert scale._flags(config) == ["--size", "32", "--storage-options", '{"s3://b": {"anon": true}}']
 
 
-@pytest.mark.parametrize(("reached", "word"), [(True, "reached"), (False, "falls short"), (None, "")])
-def test_the_table(reached, word):
-    line = markdown([Figure("resume", "3 s", "10 s", reached)]).splitlines()[-1]
-    assert line == f"| resume | 3 s | 10 s | {word} |"
+def test_the_table():
+    figures = [scale._figure("resume", 3, "s", 10, "1 s of CPU"), scale._figure("memory", 1.2, "", 1.1)]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(figures).splitlines()[-2:]]
+    assert lines == [
+        ["resume", "3.00 s", "", "", "at most 10.0 s", "reached", "1 s of CPU"],
+        ["memory", "1.20", "", "", "at most 1.10", "falls short", ""],
+    ]

@@ -1,29 +1,36 @@
-"""What our engine is measured against.
+"""What our engine is measured against; who comes from a library says ``ImportError`` where that is not installed.
+
+Each takes a network (or its feature part) and returns a function of a batch of normalised images.
 
 Shapes: N images, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CLASS = 0
+"""What the class-specific methods explain; to look up the predicted class would cost them more."""
 
-def bare_forward(network: nn.Module) -> Callable[[Tensor], Tensor]:
+
+def bare_forward(features: nn.Module) -> Callable[[Tensor], Tensor]:
     """The feature part of the network and nothing else: the limit of every method that needs a forward pass."""
 
     def run(images_NCHW: Tensor) -> Tensor:
         with torch.inference_mode():
-            output: Tensor = network.features(images_NCHW)  # type: ignore[operator]
+            output: Tensor = features(images_NCHW)
         return output
 
     return run
 
 
-def reference_algorithm(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def reference_algorithm(features: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
     """The algorithm of devansh20la/VisualBackprop as it is written there: float32, eager, one layer after another.
 
     Every ReLU's map is cloned whole and summed; all-ones transposed convolutions (3x3/1/1 at one size, 4x4/2/1 across
@@ -35,7 +42,7 @@ def reference_algorithm(network: nn.Module) -> Callable[[Tensor], Tensor]:
         kept: list[Tensor] = []
         with torch.no_grad():
             value = images_NCHW
-            for layer in network.features:  # type: ignore[union-attr]
+            for layer in features:
                 value = layer(value)
                 if isinstance(layer, nn.ReLU):
                     kept.append(value.clone().detach().sum(1, keepdim=True))
@@ -52,3 +59,77 @@ def reference_algorithm(network: nn.Module) -> Callable[[Tensor], Tensor]:
         return mask
 
     return run
+
+
+def grad_cam(network: Any) -> Callable[[Tensor], Any]:
+    """Grad-CAM of the last feature map by pytorch-grad-cam: masks (N, H, W)."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def run(images_NCHW: Tensor) -> Any:
+        with GradCAM(model=network, target_layers=[network.features[-1]]) as cam:
+            return cam(images_NCHW, [ClassifierOutputTarget(CLASS)] * len(images_NCHW))
+
+    return run
+
+
+def eigen_cam(network: Any) -> Callable[[Tensor], Any]:
+    """EigenCAM by pytorch-grad-cam, the other method that needs no gradients: masks (N, H, W)."""
+    from pytorch_grad_cam import EigenCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def run(images_NCHW: Tensor) -> Any:
+        with torch.no_grad(), EigenCAM(model=network, target_layers=[network.features[-1]]) as cam:
+            return cam(images_NCHW, [ClassifierOutputTarget(CLASS)] * len(images_NCHW))
+
+    return run
+
+
+def guided_backprop(network: Any) -> Callable[[Tensor], Tensor]:
+    """Guided backpropagation by captum: attributions of the images' shape."""
+    from captum.attr import GuidedBackprop
+
+    method = GuidedBackprop(network)
+
+    def run(images_NCHW: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # it announces its hooks on every call
+            warnings.simplefilter("ignore", UserWarning)
+            attributions: Tensor = method.attribute(images_NCHW.detach().clone(), target=CLASS)
+        return attributions
+
+    return run
+
+
+def lrp(network: Any) -> Callable[[Tensor], Tensor]:
+    """Layer-wise relevance propagation by zennit, by the rules of its first example: relevance of the images' shape."""
+    from zennit.attribution import Gradient
+    from zennit.composites import EpsilonPlusFlat
+
+    method = Gradient(network, EpsilonPlusFlat())
+
+    def one_class(output_NK: Tensor) -> Tensor:
+        relevance_NK = torch.zeros_like(output_NK)
+        relevance_NK[:, CLASS] = output_NK[:, CLASS].detach()
+        return relevance_NK
+
+    def run(images_NCHW: Tensor) -> Tensor:
+        relevance: Tensor = method(images_NCHW.detach().clone(), one_class)[1]
+        return relevance
+
+    return run
+
+
+RIVALS: dict[str, Callable[[nn.Module], Callable[[Tensor], Any]]] = {
+    "EigenCAM": eigen_cam,
+    "Grad-CAM": grad_cam,
+    "guided backprop": guided_backprop,
+    "LRP": lrp,
+}
+
+
+def out_of_place(network: nn.Module) -> nn.Module:
+    """The network with ReLUs that leave their input alone, as methods with backward hooks need them."""
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return network

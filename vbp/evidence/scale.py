@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import subprocess
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -29,6 +27,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from vbp.evidence.page import FIGURE_HEAD, figure_row, table
+from vbp.evidence.timing import Figure
+from vbp.evidence.watch import private, watched
 from vbp.pipeline import RunConfig, Summary, prepare, run
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record
@@ -47,31 +48,18 @@ DRIVER_SECONDS = 60.0
 """How long shards are counted after the first."""
 CHECKPOINT = str(resources.files("vbp.demo") / "vgg16_demo.safetensors")
 """A file as users have one: small, but named by its path."""
-MB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table."""
-
-    name: str
-    value: str
-    target: str = ""
-    reached: bool | None = None
-    """None where there is no target."""
 
 
 def listing(folder: Path, images: int) -> Iterator[Figure]:
     """A tree of empty files, listed to a manifest by a process that holds the network, as the driver does."""
     tree = folder / "tree"
     _touch(tree, images)
-    found = _measured(_list, str(tree), str(folder / "listed"))
-    yield Figure(f"{images:,} files listed to the manifest", f"{found.value:.0f} s, {found.cpu:.0f} s of CPU")
-    yield Figure("its memory, the network's included", f"{found.own:.0f} MB", "1,000 MB", found.own <= 1000)
-    found = _measured(_list_again, str(tree), str(folder / "listed"))
-    yield Figure(
-        "the same with --refresh, nothing new", f"{found.value:.0f} s, {found.cpu:.0f} s of CPU, {found.own:.0f} MB"
-    )
+    found = watched(_list, str(tree), str(folder / "listed"))
+    yield _figure(f"{images:,} files listed to the manifest", found.value, "s", detail=f"{found.cpu:.0f} s of CPU")
+    yield _figure("its memory, the network's included", found.own, "MB", 1000)
+    found = watched(_list_again, str(tree), str(folder / "listed"))
+    detail = f"{found.cpu:.0f} s of CPU, {found.own:.0f} MB"
+    yield _figure("the same with --refresh, nothing new", found.value, "s", detail=detail)
 
 
 def resume(folder: Path, images: int, place: str | None, options: Mapping[str, Any]) -> Iterator[Figure]:
@@ -89,15 +77,15 @@ def resume(folder: Path, images: int, place: str | None, options: Mapping[str, A
     for name, work in (("pending_shards", index.pending_shards), ("progress", index.progress)):
         started = time.perf_counter()
         list(work(output, manifest))
-        yield Figure(f"{name} of {images:,} finished images {where}", f"{time.perf_counter() - started:.1f} s")
+        yield _figure(f"{name} of {images:,} finished images {where}", time.perf_counter() - started, "s")
     started, cpu = time.perf_counter(), _children_cpu()
     command = ["explain", config.input, config.output, *_flags(config), "--json"]
     done = subprocess.run([sys.executable, "-m", "vbp.cli", *command], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - started
     summary = json.loads(done.stdout)
     assert (summary["images"], summary["computed"]) == (images, 0)
-    name = f"the whole command, to know that nothing is left, {where}"
-    yield Figure(name, f"{seconds:.1f} s, {_children_cpu() - cpu:.1f} s of CPU", "10 s", seconds <= 10)
+    name = f"the whole command, to know that nothing is left of {images:,} images, {where}"
+    yield _figure(name, seconds, "s", 10, f"{_children_cpu() - cpu:.1f} s of CPU")
 
 
 def memory(folder: Path, few: int, many: int, runner: str) -> Iterator[Figure]:
@@ -106,70 +94,31 @@ def memory(folder: Path, few: int, many: int, runner: str) -> Iterator[Figure]:
     for images in (few, many):
         photos = folder / f"photos-{images}"
         _photos(photos, images)
-        found[images] = _measured(_explain, str(photos), str(folder / f"out-{runner}-{images}"), runner)
+        found[images] = watched(_explain, str(photos), str(folder / f"out-{runner}-{images}"), runner)
     least, most = found[few], found[many]
     for who, one, other in (("driver", least.own, most.own), ("largest worker", least.workers, most.workers)):
         if one:
             name = f"{runner} runner: {who}'s memory, {many:,} images over {few:,}"
-            yield Figure(name, f"{other / one:.2f} ({other:.0f} over {one:.0f} MB)", "1.10", other / one <= 1.1)
-    yield Figure(f"{runner} runner: {many:,} images of 32x32", f"{most.value:.0f} s")
+            yield _figure(name, other / one, "", 1.1, f"{other:.0f} over {one:.0f} MB")
+    yield _figure(f"{runner} runner: {many:,} images of 32x32", most.value, "s")
 
 
 def driver(shards: int) -> Iterator[Figure]:
     """Ray's driver with a plan of so many shards whose work is nothing."""
-    found = _measured(_plan, shards)
+    found = watched(_plan, shards)
     first, rate, before = found.value
-    yield Figure(f"Ray, {shards:,} shards without work: first result after", f"{first:.0f} s")
-    yield Figure("shards a second from there on", f"{rate:.0f}")
-    yield Figure("driver's memory, and before the plan", f"{found.own:.0f} MB, {before:.0f} MB")
+    yield _figure(f"Ray, {shards:,} shards without work: first result after", first, "s")
+    yield _figure("shards a second from there on", rate, "shards/s")
+    yield _figure("driver's memory", found.own, "MB", detail=f"{before:.0f} MB before the plan")
 
 
-@dataclass(frozen=True)
-class _Measured:
-    value: Any
-    """What the function returned."""
-    cpu: float
-    """Seconds of CPU that its process took, starting up included."""
-    own: float
-    """Peak memory of its process, MB."""
-    workers: float
-    """The same of the largest of the processes that it started, 0 without."""
-
-
-def _measured(function: Callable[..., Any], *arguments: Any) -> _Measured:
-    """Call the function in a fresh process and watch it and all that it starts."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_call, args=(theirs, function, arguments))
-    process.start()
-    theirs.close()
-    peaks: dict[int, float] = {}
-    watched = psutil.Process(process.pid)
-    while not ours.poll(0.2):
-        for each in [watched, *watched.children(recursive=True)]:
-            peaks[each.pid] = max(peaks.get(each.pid, 0.0), _private(each))
-    value, cpu = ours.recv()  # EOFError where the process has died; it has said why
-    process.join()
-    own = peaks.pop(watched.pid)
-    return _Measured(value, cpu, own, max(peaks.values(), default=0.0))
-
-
-def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    value = function(*arguments)
-    pipe.send((value, time.process_time()))
+def _figure(name: str, value: float, unit: str, most: float | None = None, detail: str = "") -> Figure:
+    return Figure("scaling", name, [value], unit, most, at_most=True, detail=detail)
 
 
 def _children_cpu() -> float:
     times = os.times()
     return times.children_user + times.children_system
-
-
-def _private(process: psutil.Process) -> float:
-    try:
-        told = process.memory_info()
-    except psutil.Error:
-        return 0.0
-    return float(told.rss - getattr(told, "shared", 0)) / MB
 
 
 def _touch(tree: Path, files: int) -> None:
@@ -318,7 +267,7 @@ def _plan(shards: int) -> tuple[float, float, float]:
     recipe = _Nothing(config=config, run_id="r", device="cpu", precision="float32", batch_size=8, weights_sha256="none")
     with connected():
         given = resources("cpu", None)
-        before = _private(psutil.Process())
+        before = private(psutil.Process())
         started = time.perf_counter()
         first, done = 0.0, 0
         for _ in plan(recipe, range(shards), given).iter_rows():
@@ -337,12 +286,9 @@ def markdown(figures: list[Figure]) -> str:
         "Made by `python -m vbp.evidence.scale benchmarks/scale.md`. Memory is what a process has to itself.",
         f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}; the machine was shared "
         "with other work, so times\nare upper bounds.\n",
-        "| figure | measured | target | |",
-        "|---|---|---|---|",
     ]
-    words = {True: "reached", False: "falls short", None: ""}
-    lines += [f"| {each.name} | {each.value} | {each.target} | {words[each.reached]} |" for each in figures]
-    return "\n".join(lines) + "\n"
+    rows = [figure_row(figure.as_json()) for figure in figures]
+    return "\n".join(lines) + "\n" + table(FIGURE_HEAD, rows) + "\n"
 
 
 def main() -> None:
@@ -371,7 +317,7 @@ def main() -> None:
             for work in parts[part]:
                 for figure in work():
                     figures.append(figure)
-                    print(f"{figure.name}: {figure.value}", flush=True)  # noqa: T201
+                    print(*figure_row(figure.as_json()), flush=True)  # noqa: T201
                     options.file.parent.mkdir(parents=True, exist_ok=True)
                     options.file.write_text(markdown(figures))
 

@@ -50,8 +50,9 @@ def compare(url: str, options: Mapping[str, Any], objects: int, rounds: int) -> 
         "fsspec": Folder(f"{home}/f", {prefix: plain | BY_FSSPEC[protocol]}),
     }
     try:
-        cases = [case for name, folder in folders.items() for case in _cases(name, folder, objects)]
-        return measure(sorted(cases, key=lambda case: case.part, reverse=True), rounds, lambda line: None)
+        found = [case for name, folder in folders.items() for case in cases(name, folder, objects)]
+        side_by_side = sorted(found, key=lambda case: case.name.partition(" ")[0], reverse=True)
+        return measure(side_by_side, rounds, lambda line: None)
     finally:
         with ThreadPoolExecutor(THREADS) as pool:
             for folder in folders.values():
@@ -78,25 +79,30 @@ def compare_listings(url: str, options: Mapping[str, Any], folders: int, objects
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             list(pool.map(lambda name: home.write(name, b"."), names))
-            cases = [
-                Case("list", "page after page", clocked(lambda: list(in_byte_order(store.listed(root))), len(names))),
-                Case("list", "side by side", clocked(lambda: list(store.walk(root)), len(names))),
+            found = [
+                _case("page after page", lambda: list(in_byte_order(store.listed(root))), len(names)),
+                _case("side by side", lambda: list(store.walk(root)), len(names)),
             ]
-            return measure(cases, rounds, lambda line: None)
+            return measure(found, rounds, lambda line: None)
         finally:
             list(pool.map(home.delete, names))
 
 
-def _cases(name: str, folder: Folder, objects: int) -> Iterator[Case]:
+def cases(name: str, folder: Folder, objects: int) -> Iterator[Case]:
+    """Writing, reading and listing so many small objects, in this order; they stay in `folder`."""
     names, data = [f"{number // 100:03d}/{number:06d}.png" for number in range(objects)], os.urandom(BYTES)
 
     def in_threads(work: Callable[[str], Any]) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(work, names))
 
-    yield Case("write", f"write by {name}", clocked(lambda: in_threads(lambda path: folder.write(path, data)), objects))
-    yield Case("read", f"read by {name}", clocked(partial(in_threads, folder.read), objects))
-    yield Case("list", f"list by {name}", clocked(lambda: folder.list(), objects))
+    yield _case(f"write by {name}", lambda: in_threads(lambda path: folder.write(path, data)), objects)
+    yield _case(f"read by {name}", partial(in_threads, folder.read), objects)
+    yield _case(f"list by {name}", lambda: folder.list(), objects)
+
+
+def _case(name: str, work: Callable[[], Any], objects: int) -> Case:
+    return Case("storage", name, clocked(work, objects), "objects/s")
 
 
 def main() -> None:

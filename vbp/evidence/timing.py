@@ -1,4 +1,4 @@
-"""Rates of several pieces of work, measured side by side: warm-up, interleaved rounds, median and spread."""
+"""The words of every measurement: cases, timed side by side in rounds, their rates, and figures beside targets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,36 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+PACKAGES = (
+    "vbp", "torch", "torchvision", "ray", "numpy", "pillow", "captum", "grad-cam", "zennit", "simplejpeg",
+    "opencv-python-headless", "imagecodecs", "obstore",
+)  # fmt: skip
+"""What a figure may depend on; those that are installed are recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How everything is measured."""
+
+    batch_size: int
+    """Images in one forward pass."""
+    rounds: int
+    """How often each case is timed."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    precisions: Sequence[str]
+    """Of the network: float32 first, what ``auto`` chooses on this device last."""
+    place: str | None = None
+    """A folder or URL whose storage is measured; None: a temporary folder."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    """Non-secret options by URL prefix."""
+    report: Callable[[str], None] = lambda line: None
+    """Gets a line now and then."""
 
 
 @dataclass(frozen=True)
@@ -18,22 +44,24 @@ class Case:
 
     part: str
     name: str
-    work: Callable[[], tuple[int, float]]
-    """Does it once; returns how many images that were and how many seconds they took (see `clocked`)."""
+    work: Callable[[], tuple[float, float]]
+    """Does it once; returns how many images (or what `unit` counts) that were, and in how many seconds."""
+    unit: str = "images/s"
 
 
 @dataclass
 class Rate:
-    """What was measured of a case, in images per second."""
+    """What was measured of a case."""
 
     part: str
     name: str
+    unit: str = "images/s"
     rates: list[float] = field(default_factory=list)
     """One a round."""
 
     @property
     def median(self) -> float:
-        """The figure to quote."""
+        """The one to quote."""
         return statistics.median(self.rates)
 
     def as_json(self) -> dict[str, Any]:
@@ -41,43 +69,77 @@ class Rate:
         return {
             "part": self.part,
             "name": self.name,
-            "images_per_second": round(self.median, 2),
-            "least": round(min(self.rates), 2),
-            "greatest": round(max(self.rates), 2),
-            "rounds": [round(rate, 2) for rate in self.rates],
+            "unit": self.unit,
+            **_spread(self.rates),
+            "rounds": [round(rate, 3) for rate in self.rates],
         }
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """One case over another, round by round, so that a machine that slows down for both changes nothing."""
+class Figure:
+    """What was found out, beside what it should be."""
 
+    part: str
     name: str
     values: Sequence[float]
-    target: float
-    """The least that the ratio should be."""
+    """One a round, so that a machine that slows down for both sides of a ratio changes nothing."""
+    unit: str = ""
+    """None for a ratio."""
+    target: float | None = None
+    at_most: bool = False
+    """Whether the target is the most that the figure may be, or the least."""
+    detail: str = ""
+    """What else is to be said of it."""
 
     @property
     def median(self) -> float:
-        """The figure to quote."""
+        """The one to quote."""
         return statistics.median(self.values)
 
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if self.target is None:
+            return None
+        return self.median <= self.target if self.at_most else self.median >= self.target
+
     def as_json(self) -> dict[str, Any]:
-        """Median, spread and target."""
+        """Median, spread, target and verdict."""
         return {
+            "part": self.part,
             "name": self.name,
-            "ratio": round(self.median, 3),
-            "least": round(min(self.values), 3),
-            "greatest": round(max(self.values), 3),
-            "target": self.target,
-            "reached": self.median >= self.target,
+            "unit": self.unit,
+            **_spread(self.values),
+            "target": None if self.target is None else round(self.target, 3),
+            "at_most": self.at_most,
+            "reached": self.reached,
+            "detail": self.detail,
         }
 
 
-def clocked(work: Callable[[], Any], images: int) -> Callable[[], tuple[int, float]]:
+@dataclass
+class Findings:
+    """What a part of the benchmark brings home."""
+
+    rates: list[Rate] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was not measured, and why."""
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "median": round(statistics.median(ordered), 3),
+        "least": round(ordered[0], 3),
+        "greatest": round(ordered[-1], 3),
+    }
+
+
+def clocked(work: Callable[[], Any], images: float) -> Callable[[], tuple[float, float]]:
     """`work` under a clock; it must have come to its end when it returns."""
 
-    def once() -> tuple[int, float]:
+    def once() -> tuple[float, float]:
         started = time.perf_counter()
         work()
         return images, time.perf_counter() - started
@@ -85,39 +147,64 @@ def clocked(work: Callable[[], Any], images: int) -> Callable[[], tuple[int, flo
     return once
 
 
-def measure(cases: Sequence[Case], rounds: int, report: Callable[[str], None]) -> dict[str, Rate]:
+def measure(
+    cases: Sequence[Case], rounds: int, report: Callable[[str], None], *, warm_up: bool = True
+) -> dict[str, Rate]:
     """Run every case once to warm up, then all of them in turn, `rounds` times.
 
     Args:
         cases: distinct by name.
         rounds: how often each is timed.
         report: gets a line after each round.
+        warm_up: whether to; a case that starts a process of its own gains nothing by it.
+
+    Returns:
+        The rates by the names of the cases.
     """
-    rates = {case.name: Rate(case.part, case.name) for case in cases}
-    for case in cases:
+    rates = {case.name: Rate(case.part, case.name, case.unit) for case in cases}
+    for case in cases if warm_up else ():
         case.work()
     for number in range(rounds):
         for case in cases:
-            images, seconds = case.work()
-            rates[case.name].rates.append(images / seconds)
-        report(f"round {number + 1} of {rounds}")
+            count, seconds = case.work()
+            rates[case.name].rates.append(count / seconds)
+        report(f"{cases[0].part}: round {number + 1} of {rounds}")
     return rates
 
 
-def ratio(name: str, above: Rate, below: Rate, target: float) -> Ratio:
+def over(above: Rate, below: Rate) -> list[float]:
     """`above` over `below`, round by round."""
-    return Ratio(name, [a / b for a, b in zip(above.rates, below.rates, strict=True)], target)
+    return [one / other for one, other in zip(above.rates, below.rates, strict=True)]
+
+
+def ratio(name: str, above: Rate, below: Rate, target: float | None = None) -> Figure:
+    """`above` over `below` as a figure of the part that `above` belongs to."""
+    return Figure(above.part, name, over(above, below), target=target)
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """What the figures were measured on.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
     names = {"cpu": _processor()}
     if device != "cpu":
         import torch
 
         names["gpu"] = torch.cuda.get_device_name()
-    versions = {name: version(name) for name in ("vbp", "torch", "torchvision", "pillow", "numpy")}
-    return {**names, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), **versions}
+    cores = len(os.sched_getaffinity(0))
+    return {**names, "cores": cores, "python": platform.python_version(), **_versions()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _processor() -> str:

@@ -1,0 +1,125 @@
+"""A function called in a process of its own, which is watched from outside: memory, processor and GPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+MB = 1 << 20
+LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen at one moment."""
+
+    at: float
+    """By ``time.monotonic``, which all processes share."""
+    cpu: float
+    """Seconds of CPU that the process and all that it started had taken."""
+    gpu: float | None
+    """Percent of the time that the GPUs were busy; None without."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What came of it."""
+
+    value: Any
+    """What the function returned."""
+    cpu: float
+    """Seconds of CPU that its process took, starting up included."""
+    own: float
+    """Peak memory of its process, MB: what it has to itself."""
+    workers: float
+    """The same of the largest of the processes that it started, 0 without."""
+    looks: list[Look]
+
+    def cores(self, start: float, end: float) -> float:
+        """How many cores were busy on average from `start` to `end`."""
+        times = [look.at for look in self.looks]
+        first, last = (self.looks[min(bisect_left(times, at), len(times) - 1)] for at in (start, end))
+        return (last.cpu - first.cpu) / max(last.at - first.at, 1e-9)
+
+    def gpu(self, start: float, end: float) -> float | None:
+        """Percent of the time that the GPUs were busy from `start` to `end`; None without."""
+        seen = [look.gpu for look in self.looks if start <= look.at <= end and look.gpu is not None]
+        return statistics.mean(seen) if seen else None
+
+
+def watched(function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> Watched:
+    """Call the function in a fresh process and watch it and all that it starts.
+
+    Args:
+        function: of a module, as processes can send it to each other.
+        arguments: its own.
+        environment: variables that its process has beside ours.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_call, args=(theirs, function, arguments, dict(environment or {})))
+    process.start()
+    theirs.close()
+    peaks: dict[int, float] = {}
+    cpu: dict[int, float] = {}
+    looks: list[Look] = []
+    root = psutil.Process(process.pid)
+    while not ours.poll(LOOK_SECONDS):
+        for each in _with_children(root):
+            peaks[each.pid] = max(peaks.get(each.pid, 0.0), private(each))
+            cpu[each.pid] = max(cpu.get(each.pid, 0.0), _cpu(each))
+        looks.append(Look(time.monotonic(), sum(cpu.values()), _gpu_use()))
+    value, seconds = ours.recv()  # EOFError where the process has died; it has said why
+    process.join()
+    own = peaks.pop(root.pid, 0.0)
+    return Watched(value, seconds, own, max(peaks.values(), default=0.0), looks)
+
+
+def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...], environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    value = function(*arguments)
+    pipe.send((value, time.process_time()))
+
+
+def private(process: psutil.Process) -> float:
+    """Memory that a process has to itself, MB: without Ray's object store and libraries; 0 where it is gone."""
+    try:
+        told = process.memory_info()
+    except psutil.Error:
+        return 0.0
+    return float(told.rss - getattr(told, "shared", 0)) / MB
+
+
+def _with_children(root: psutil.Process) -> Iterable[psutil.Process]:
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return [root]
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def _gpu_use() -> float | None:
+    """By NVIDIA's own command, where it is installed and finds a GPU."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    asked = [command, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    return statistics.mean(map(float, told)) if told else None
