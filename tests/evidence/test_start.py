@@ -10,8 +10,14 @@ def test_the_help_is_timed():
 
 
 def test_only_the_help_has_a_target():
-    figures = _figures({"vbp --help": [0.4, 0.6, 0.5], "first mask of 10 images, local runner": [9.0]})
-    assert [(figure.median, figure.target, figure.reached) for figure in figures] == [(0.5, 0.5, True), (9, None, None)]
+    seconds = {"vbp --help": [0.4, 0.6, 0.5]}
+    for images in (10, 100):
+        seconds[f"first mask of {images} images, local runner"] = [9.0]
+        seconds[f"first mask of {images} images, ray runner"] = [18.0]
+    help_, *masks = _figures(seconds)
+    assert (help_.median, help_.target, help_.reached) == (0.5, 0.5, True)
+    assert [each.reached for each in masks] == [None] * 6
+    assert [each.median for each in masks] == [9, 18, 9, 18, 2, 2]
 
 
 def test_a_command_that_fails_is_told(tmp_path):

@@ -215,8 +215,7 @@ def _opencv() -> Library:
     settings = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, *full_colour]
 
     def decoded(data: bytes) -> NDArray[np.uint8]:
-        pixels_HWC: NDArray[np.uint8] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        return pixels_HWC
+        return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
 
     def jpeg(pixels_HWC: NDArray[np.uint8]) -> bytes:
         return bytes(cv2.imencode(".jpg", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR), settings)[1])
@@ -235,8 +234,10 @@ def _imagecodecs() -> Library:
         "imagecodecs",
         {"JPEG": imagecodecs.jpeg8_decode, "PNG": imagecodecs.png_decode, "WEBP": imagecodecs.webp_decode},
         {
-            "mask PNG": lambda mask_HW: imagecodecs.png_encode(_grey(mask_HW), level=1),
-            "overlay JPEG": partial(imagecodecs.jpeg8_encode, level=QUALITY, subsampling="444"),
+            "mask PNG": lambda mask_HW: bytes(imagecodecs.png_encode(_grey(mask_HW), level=1)),
+            "overlay JPEG": lambda pixels_HWC: bytes(
+                imagecodecs.jpeg8_encode(pixels_HWC, level=QUALITY, subsampling="444")
+            ),
         },
     )
 

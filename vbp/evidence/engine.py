@@ -163,7 +163,7 @@ class _Bench:
 
     def _copied(self, network: nn.Module, precision: str, layout: str) -> nn.Module:
         copy: nn.Module = deepcopy(network).to(self._setup.device, PRECISIONS[precision])
-        return copy.to(memory_format=FORMATS[layout])  # type: ignore[call-overload, no-any-return]
+        return copy.to(memory_format=FORMATS[layout])
 
     def _images(self, precision: str, layout: str) -> Tensor:
         return self._images_BCHW.to(PRECISIONS[precision]).contiguous(memory_format=FORMATS[layout])

@@ -51,7 +51,12 @@ def start(setup: Setup, weights: Path | None = None) -> Findings:
 
 def _figures(seconds: Mapping[str, list[float]]) -> list[Figure]:
     targets = {"vbp --help": HELP_SECONDS}
-    return [Figure("start", name, values, "s", targets.get(name), at_most=True) for name, values in seconds.items()]
+    figures = [Figure("start", name, values, "s", targets.get(name), at_most=True) for name, values in seconds.items()]
+    for images in IMAGES:
+        local, ray = (seconds[f"first mask of {images} images, {runner} runner"] for runner in ("local", "ray"))
+        longer = [one / other for one, other in zip(ray, local, strict=True)]
+        figures.append(Figure("start", f"first mask of {images} images, ray over local runner", longer))
+    return figures
 
 
 def _help() -> float:
