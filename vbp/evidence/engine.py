@@ -7,6 +7,7 @@ them compute), and as users run them, with the network as torchvision gives it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vbp.evidence.rivals import RIVALS, bare_forward, out_of_place, reference_algorithm
+from vbp.evidence.rivals import RIVALS, bare_forward, out_of_place, reference_algorithm, without_tf32
 from vbp.evidence.roofline import forward_work, images_per_second, mean_work
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, over, ratio
 from vbp.saliency.engine import PRECISIONS, Explainer
@@ -68,7 +69,7 @@ class _Bench:
             explainer = Explainer(self._model, device=self._setup.device, precision=precision, classify=False)
             yield self._case(f"vbp, {precision}", explainer, self._pixels_BHWC)
         rival = reference_algorithm(self._features("float32", "contiguous"))
-        yield self._case("reference algorithm, float32", rival, self._images_BCHW)
+        yield self._case("reference algorithm, float32", rival, self._images_BCHW, tf32=True)
 
     def rival_cases(self) -> Iterator[Case]:
         """Other people's methods, as far as they are installed."""
@@ -77,7 +78,8 @@ class _Bench:
             images_BCHW = self._images("float32", layout)
             for name, method in RIVALS.items():
                 try:
-                    yield self._case(f"{name}, float32, {layout}", method(network), images_BCHW)
+                    work = method(network)
+                    yield self._case(f"{name}, float32, {layout}", work, images_BCHW, tf32=layout != OURS)
                 except ImportError as error:
                     if layout == OURS:
                         self.notes.append(f"{name} is left out: {error}. pip install 'vbp[bench]' brings it.")
@@ -149,10 +151,20 @@ class _Bench:
         yield figure("bare forward over the roofline", [rate / roof for rate in measured])
 
     def _case(
-        self, name: str, work: Callable[[Any], Any], argument: Any, count: float | None = None, unit: str = "images/s"
+        self,
+        name: str,
+        work: Callable[[Any], Any],
+        argument: Any,
+        count: float | None = None,
+        unit: str = "images/s",
+        *,
+        tf32: bool = False,
     ) -> Case:
+        """With `tf32` a GPU may round float32 as torch does by default; we do not."""
+
         def whole() -> None:
-            work(argument)
+            with nullcontext() if tf32 else without_tf32():
+                work(argument)
             if self._setup.device == "cuda":
                 torch.cuda.synchronize()
 
