@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
 import vbp
 from vbp.errors import InterruptedRunError, UsageError, VBPError
 from vbp.pipeline.config import RunConfig
+
+if TYPE_CHECKING:
+    from vbp.pipeline.sweepfile import Sweep
 
 EXIT_CRASHED, EXIT_USAGE, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 3, 4
 WATCH_SECONDS = 5
@@ -196,6 +199,39 @@ def _run(config: RunConfig, as_json: bool) -> int:
         click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
         print_summary(summary)
+    return summary.exit_code
+
+
+@main.command()
+@click.argument("sweep_file", metavar="SWEEP")
+@click.option("--plan", "only_plan", is_flag=True, help="What would be done: images, time, cost; writes nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
+    r"""Do many runs as one: all combinations of inputs and settings that the YAML file SWEEP names.
+
+    \b
+      output: sweep
+      inputs: photos
+      grid: {weights: [model.safetensors, random], preset: [paper, reference]}
+    """
+    with _translated():
+        from vbp.pipeline.sweepfile import read_sweep
+
+        asked = read_sweep(sweep_file)
+        sys.exit(_sweep(asked, as_json))
+
+
+def _sweep(asked: Sweep, as_json: bool) -> int:
+    """Do the runs, print how they ended; as `_run` does for one."""
+    from vbp.pipeline.sweep import sweep
+    from vbp.terminal import print_sweep, watching
+
+    with watching() as observer:
+        summary = sweep(asked, observer)
+    if as_json:
+        _print_json(summary.as_json())
+    else:
+        print_sweep(summary)
     return summary.exit_code
 
 

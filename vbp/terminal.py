@@ -17,6 +17,7 @@ from vbp.pipeline.observer import Observer
 
 if TYPE_CHECKING:
     from vbp.pipeline.summary import Summary
+    from vbp.pipeline.sweep import SweepSummary
 
 LINE_SECONDS = 10.0
 """Between two progress lines where there is no terminal."""
@@ -165,6 +166,24 @@ def print_summary(summary: Summary) -> None:
     elif not summary.succeeded:
         table.add_row("", f"more than {summary.failures_allowed} failed (--max-failures): no _SUCCESS")
     Console(highlight=False, soft_wrap=True).print(table)
+
+
+def print_sweep(summary: SweepSummary) -> None:
+    """How each run of a sweep ended, on standard output."""
+    table = Table("run", "images", "failed", "by this command", "", box=None, pad_edge=False)
+    for outcome in summary.outcomes:
+        ended = outcome.summary
+        if ended is None:
+            table.add_row(outcome.run.name, "", "", "", outcome.reason)
+            continue
+        own = f"{ended.computed} in {duration(ended.seconds)}" if ended.computed else "none: done before"
+        state = "" if ended.succeeded else f"more than {ended.failures_allowed} failed (max_failures): no _SUCCESS"
+        table.add_row(outcome.run.name, str(ended.images), str(ended.error), own, state)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(table)
+    cost = "" if summary.cost is None else f", {summary.cost:.2f} at the price given"
+    console.print(f"\nwork in all: {duration(3600 * summary.hours)}{cost}")
+    console.print(f"results: {summary.output} (index/ holds the rows of all runs, runs/ their outputs)")
 
 
 def duration(seconds: float) -> str:

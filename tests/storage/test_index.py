@@ -274,7 +274,7 @@ def test_compact_again_writes_the_same(folder, monkeypatch):
     manifest = write_manifest(folder, listing(40), 4)
     for shard in range(10):
         write_part(folder, rows(shard, ok(0, 1, 2, 3)), shard, "a")
-    monkeypatch.setattr(module, "_INDEX_FILE_BYTES", 1)
+    monkeypatch.setattr(module, "INDEX_FILE_BYTES", 1)
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
     totals = compact(folder, manifest)
     assert totals == Totals(40, 40, 0, {})
@@ -407,7 +407,7 @@ def test_compaction_killed_half_way_is_made_again(tmp_path, monkeypatch):
     """Killed before any of its writes and deletions: the next one gives what an undisturbed one gives."""
     folder = Folder(tmp_path)
     manifest = write_manifest(folder, listing(40), 4)
-    monkeypatch.setattr(module, "_INDEX_FILE_BYTES", 1)
+    monkeypatch.setattr(module, "INDEX_FILE_BYTES", 1)
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
     for shard in range(10):
         write_part(folder, rows(shard, ok(0, 1, 2, 3)), shard, "a")

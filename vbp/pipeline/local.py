@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.shared import Recipes, UnitWork
 from vbp.pipeline.source import Work
 from vbp.pipeline.steps import Batch
 
@@ -34,7 +35,7 @@ class Chain:
         recipe: what to do.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe | Recipes) -> None:
         self._source = recipe.source()
         self._rows = recipe.config.batch_size or max(recipe.batch_size, LEAST_ROWS)
         self._fetch, self._decode = recipe.fetch(), recipe.decode()
@@ -49,11 +50,11 @@ class Chain:
                 yield from self._singly(work)
                 yield from self._overlapped(work)
 
-    def _singly(self, work: Work) -> Iterator[Batch]:
+    def _singly(self, work: Work | UnitWork) -> Iterator[Batch]:
         for batch in work.singles():
             yield self._write(self._encode(self._explain(self._decode(self._fetch(batch)))))
 
-    def _overlapped(self, work: Work) -> Iterator[Batch]:
+    def _overlapped(self, work: Work | UnitWork) -> Iterator[Batch]:
         read = (self._decode(self._fetch(batch)) for batch in work.batches(self._rows))
         explained = map(self._explain, ahead(self._reading, read))
         encoded = map(self._encode, ahead(self._computing, explained))
@@ -90,7 +91,7 @@ def joined(batches: list[Batch]) -> Batch:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def reports(recipe: Recipe, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
+def reports(recipe: Recipe | Recipes, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Work on `shards` here and now; yields a report for every part that was committed."""
     chain = Chain(recipe)
     for shard in shards:

@@ -27,7 +27,8 @@ from ray.data.block import BlockMetadata
 from vbp.errors import UsageError
 from vbp.pipeline.local import Chain
 from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.steps import Batch, Explain
+from vbp.pipeline.shared import Recipes
+from vbp.pipeline.steps import Batch
 
 CHUNK_ROWS = 64
 """Rows that a decoding task holds at once."""
@@ -99,7 +100,7 @@ def shortage(given: Resources) -> str:
     )
 
 
-def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
+def plan(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
     """A dataset whose rows are the reports of committed parts; nothing runs before it is consumed.
 
     Args:
@@ -130,7 +131,7 @@ def plan(recipe: Recipe, shards: Sequence[int], given: Resources, *, spread: boo
         return _spread(source, recipe, given) if spread else _fused(source, recipe, given, len(shards))
 
 
-def _fused(source: Dataset, recipe: Recipe, given: Resources, shards: int) -> Dataset:
+def _fused(source: Dataset, recipe: Recipe | Recipes, given: Resources, shards: int) -> Dataset:
     return source.map_batches(
         Chain,
         fn_constructor_args=(recipe,),
@@ -140,13 +141,13 @@ def _fused(source: Dataset, recipe: Recipe, given: Resources, shards: int) -> Da
     )
 
 
-def _spread(source: Dataset, recipe: Recipe, given: Resources) -> Dataset:
+def _spread(source: Dataset, recipe: Recipe | Recipes, given: Resources) -> Dataset:
     engine: dict[str, Any] = {"num_gpus": given.num_gpus} if given.num_gpus else {"num_cpus": given.num_cpus}
     return (
         source.map_batches(fetch_and_decode, fn_args=(recipe,), batch_size=1, num_cpus=0.5)
         .map_batches(
-            Explain,
-            fn_constructor_kwargs=recipe.explain_arguments(),
+            Explainer,
+            fn_constructor_args=(recipe,),
             batch_size=recipe.batch_size,
             compute=ActorPoolStrategy(size=given.workers),
             **engine,
@@ -155,7 +156,7 @@ def _spread(source: Dataset, recipe: Recipe, given: Resources) -> Dataset:
     )
 
 
-def fetch_and_decode(shards: Batch, recipe: Recipe) -> Iterator[Batch]:
+def fetch_and_decode(shards: Batch, recipe: Recipe | Recipes) -> Iterator[Batch]:
     """Shard numbers -> decoded rows, in chunks."""
     source, fetch, decode = recipe.source(), recipe.fetch(), recipe.decode()
     for shard in shards["shard"]:
@@ -164,7 +165,18 @@ def fetch_and_decode(shards: Batch, recipe: Recipe) -> Iterator[Batch]:
                 yield decode(fetch(batch))
 
 
-def encode_and_write(batch: Batch, recipe: Recipe) -> Batch:
+class Explainer:
+    """The third step, built where the accelerator is."""
+
+    def __init__(self, recipe: Recipe | Recipes) -> None:
+        self._explain = recipe.explain()
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Decoded rows -> explained rows."""
+        return self._explain(batch)
+
+
+def encode_and_write(batch: Batch, recipe: Recipe | Recipes) -> Batch:
     """Explained rows -> objects in storage and a committed part."""
     return recipe.write()(recipe.encode()(batch))
 

@@ -114,12 +114,19 @@ def load_network(config: RunConfig) -> Model:
         WeightsError: the checkpoint cannot be read or does not fit.
         UsageError: the configuration asks for a classifier that is not there.
     """
-    import torch
-
     from vbp.saliency.models import load_model
-    from vbp.saliency.visualbackprop import VisualBackProp
 
     model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
+    check_network(config, model)
+    return model
+
+
+def check_network(config: RunConfig, model: Model) -> None:
+    """Try the network as `config` wants it; errors as for `load_network`."""
+    import torch
+
+    from vbp.saliency.visualbackprop import VisualBackProp
+
     vbp = VisualBackProp(model.network, **config.method())
     if config.fit != "original":
         try:
@@ -132,7 +139,6 @@ def load_network(config: RunConfig) -> Model:
                 f"{option} {value} needs predictions, and --weights (={config.weights}) has no classifier; "
                 f"use a checkpoint with one, or {option} {without}."
             )
-    return model
 
 
 def weights_sha256(config: RunConfig) -> str:
@@ -171,17 +177,19 @@ def class_names(config: RunConfig, model: Model) -> Sequence[str] | None:
     return [line.strip() for line in lines if line.strip()]
 
 
-def choose_classes(config: RunConfig, model: Model, names: Sequence[str] | None, manifest: Manifest) -> ClassMap | None:
-    """How folders and outputs match; None without a classifier.
+def choose_classes(
+    config: RunConfig, num_classes: int | None, names: Sequence[str] | None, manifest: Manifest
+) -> ClassMap | None:
+    """How folders and outputs match; None without a classifier (`num_classes` is None).
 
     Raises:
         UsageError: no rule fits, and `config.select` needs one.
     """
     from vbp.saliency.models import imagenet_wnids
 
-    if model.num_classes is None:
+    if num_classes is None:
         return None
-    chosen = map_classes(_class_folders(config, manifest), model.num_classes, names, imagenet_wnids())
+    chosen = map_classes(_class_folders(config, manifest), num_classes, names, imagenet_wnids())
     if config.select != "all" and not chosen.index:
         raise UsageError(f"--select {config.select} needs the class of each image: {chosen.rule}.")
     return chosen

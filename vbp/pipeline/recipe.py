@@ -7,7 +7,7 @@ everything that cannot travel: file systems, the network.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vbp.pipeline.classes import ClassMap
@@ -37,6 +37,10 @@ class Recipe:
     """CPU threads of one worker's network; 0 leaves the default."""
     network: Any = field(default=None, compare=False, repr=False)
     """The loaded model, for a worker in this very process; None elsewhere."""
+
+    def with_network(self, network: Any) -> Recipe:
+        """The same for a worker in a process where the network is loaded already."""
+        return replace(self, network=network)
 
     def source(self) -> Source:
         """Shard numbers -> rows that are not done yet."""

@@ -18,8 +18,9 @@ import numpy as np
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline import prepare
+from vbp.pipeline.attempt import open_record
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.job import LOCAL_IMAGES, open_record
+from vbp.pipeline.job import LOCAL_IMAGES
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record
 from vbp.pipeline.steps import Batch, good_rows, objects

@@ -55,10 +55,10 @@ __all__ = [
     "write_part",
 ]
 
-_INDEX = "index"
+INDEX = "index"
 _THREADS = 16
 _ROWS_AT_ONCE = 65_536
-_INDEX_FILE_BYTES = 128_000_000
+INDEX_FILE_BYTES = 128_000_000
 
 
 class PendingShard(NamedTuple):
@@ -185,7 +185,7 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
     Raises:
         StorageError: there is such a file, and no list to take it.
     """
-    for path in output.list(_INDEX):
+    for path in output.list(INDEX):
         if not path.endswith(".parquet"):
             continue
         try:
@@ -207,7 +207,7 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     Repeated, it writes the same files. It may be killed at any time: the index is promised only while ``_SUCCESS``
     exists, which the caller writes when ``ok + error == images``.
     """
-    writer = RollingParquet(output, _INDEX, INDEX_SCHEMA)
+    writer = RollingParquet(output, INDEX, INDEX_SCHEMA)
     images, statuses, reasons = 0, Counter[str](), Counter[str]()
     damaged: list[Part] = []
     for batch in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
@@ -219,7 +219,7 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
         reasons.update(_reasons(rows))
         if rows.num_rows:
             writer.add(rows.select(INDEX_SCHEMA.names))
-        if writer.bytes >= _INDEX_FILE_BYTES:
+        if writer.bytes >= INDEX_FILE_BYTES:
             writer.roll()
     if not statuses:
         writer.add(INDEX_SCHEMA.empty_table())

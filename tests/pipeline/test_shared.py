@@ -1,0 +1,119 @@
+"""Workers that many runs share: each row by its own run's step, each network once."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from vbp.errors import StorageError
+from vbp.pipeline import RunConfig
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.shared import UNITS_A_RUN, ByRun, Networks, RunFailedError, network_key, shape, unit
+from vbp.pipeline.steps import objects
+from vbp.storage.manifest import MAX_SHARDS
+
+
+def config(**changes):
+    return RunConfig(**{"input": "photos", "output": "out"} | changes)
+
+
+def recipe(**changes):
+    return Recipe(
+        config=config(**changes), run_id="a", device="cpu", precision="float32", batch_size=8, weights_sha256="0"
+    )
+
+
+def test_units_are_distinct():
+    assert UNITS_A_RUN > MAX_SHARDS
+    assert divmod(unit(3, 17), UNITS_A_RUN) == (3, 17)
+
+
+def test_each_row_goes_through_the_step_of_its_run():
+    made = []
+
+    def make(run):
+        made.append(run)
+        return lambda batch: batch | {"value": batch["value"] * 10**run}
+
+    step = ByRun(make)
+    mixed = {"run": np.array([1, 0, 1, 2]), "value": np.array([1, 2, 3, 4])}
+    done = step(mixed)
+    assert sorted(zip(done["run"].tolist(), done["value"].tolist(), strict=True)) == [
+        (0, 2),
+        (1, 10),
+        (1, 30),
+        (2, 400),
+    ]
+    step({"run": np.array([2]), "value": np.array([1])})
+    assert sorted(made) == [0, 1, 2]
+
+
+def test_only_the_newest_steps_are_kept():
+    made = []
+    step = ByRun(lambda run: made.append(run) or dict, 2)
+    for run in (0, 1, 0, 1, 2, 1, 0):
+        step({"run": np.array([run])})
+    assert made == [0, 1, 2, 0]
+
+
+def test_masks_of_two_sizes_stay_whole():
+    step = ByRun(lambda run: lambda batch: batch | {"mask": np.ones((len(batch["run"]), 2 + run, 2))})
+    masks = step({"run": np.array([0, 1, 0])})["mask"]
+    assert sorted(mask.shape for mask in masks) == [(2, 2), (2, 2), (3, 2)]
+    ragged = ByRun(lambda run: lambda batch: {"mask": objects([np.ones((1, 1))]) if run else np.ones((1, 4, 4))})
+    assert [mask.shape for mask in ragged({"run": np.array([0, 1])})["mask"]] == [(4, 4), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_crash", "said"),
+    [
+        (StorageError("the disk is full"), False, "the disk is full"),
+        (PermissionError("no"), False, "no"),
+        (RuntimeError("out of memory"), True, "RuntimeError: out of memory"),
+    ],
+)
+def test_a_failure_names_its_run_also_after_travelling(cause, is_crash, said):
+    def failing(batch):
+        raise cause
+
+    with pytest.raises(RunFailedError) as raised:
+        ByRun(lambda run: failing)({"run": np.array([7, 7])})
+    for error in (raised.value, pickle.loads(pickle.dumps(raised.value)), RunFailedError.of(9, raised.value)):
+        assert (error.run, error.is_crash, str(error)) == (7, is_crash, said)
+
+
+def test_a_network_is_loaded_once_and_does_not_travel():
+    networks = Networks()
+    first = networks.load(config(weights="demo", preset="paper"))
+    assert networks.load(config(weights="demo", preset="reference", seed=1)) is first
+    assert len(pickle.dumps(networks)) < 200
+    assert networks.load(config(weights="random", model="squeezenet1_1")).name == "squeezenet1_1"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ({"seed": 1}, {"seed": 2}, True),
+        ({"preset": "paper"}, {"preset": "reference"}, True),
+        ({"weights": "random", "seed": 1}, {"weights": "random", "seed": 2}, False),
+        ({"weights": "demo"}, {"weights": "imagenet"}, False),
+        ({"model": "vgg16"}, {"model": "vgg19"}, False),
+    ],
+)
+def test_which_runs_share_a_network(one, other, equal):
+    assert (network_key(config(**one)) == network_key(config(**other))) is equal
+
+
+@pytest.mark.parametrize(
+    ("changes", "equal"),
+    [
+        ({"preset": "reference", "weights": "demo", "model": "vgg11"}, True),
+        ({"size": 64}, False),
+        ({"frame": "image"}, False),
+        ({"outputs": ("mask",)}, False),
+        ({"layout": "none"}, False),
+    ],
+)
+def test_which_rows_have_one_shape(changes, equal):
+    assert (shape(recipe()) == shape(recipe(**changes))) is equal
+    assert shape(recipe(outputs=("maps",))) != shape(recipe(outputs=("maps",), model="vgg11"))

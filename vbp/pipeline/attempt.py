@@ -1,0 +1,311 @@
+"""Attempt: one run at work on its output, from the lease to the promise.
+
+``run`` makes one; a sweep makes one for each of its runs and takes them through these steps side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vbp.errors import InterruptedRunError, StorageError, UsageError
+from vbp.pipeline import prepare
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.layouts import INDEXED
+from vbp.pipeline.observer import Observer
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.record import Record, clear
+from vbp.pipeline.summary import Summary
+from vbp.storage import index
+from vbp.storage.files import Folder
+from vbp.storage.lease import Holder, Lease, check
+from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.refresh import refresh_manifest
+from vbp.storage.shards import remove_orphans
+
+if TYPE_CHECKING:
+    from vbp.pipeline.plan import Resources
+    from vbp.saliency.models import Model
+
+
+class Attempt:
+    """One attempt at a run; the methods are called in the order in which they stand here.
+
+    Args:
+        config: what to do, its places absolute.
+
+    Attributes:
+        record: what earlier runs left, after `open`.
+        recipe: how the results are made, after `check`.
+        manifest: the images, after `list_images`.
+        pending: the shards that have work left, after `settle`.
+        spent: seconds by stage, and the number of ``images``, of this attempt.
+    """
+
+    record: Record
+    recipe: Recipe
+    manifest: Manifest
+    pending: list[index.PendingShard]
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.output = Folder(config.output, config.storage_options)
+        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        self.spent: dict[str, float] = defaultdict(float)
+        self._missing: int | None = None
+
+    @contextmanager
+    def leased(self, observer: Observer) -> Iterator[None]:
+        """Hold the output; everything else happens within.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        with leased(self.output, self.run_id, observer):
+            yield
+
+    def open(self) -> None:
+        """Read the record of earlier runs; errors as for `open_record`."""
+        self.record = open_record(self.config, self.output)
+
+    def check(self, model: Model, given: Resources | None) -> None:
+        """Refuse what cannot be carried out; nothing is removed or written.
+
+        Args:
+            model: the network.
+            given: of Ray; None for work in this process.
+
+        Raises:
+            UsageError: the output holds results of another configuration, or the classes cannot be read.
+        """
+        device = prepare.choose_device(self.config) if given is None else "cuda" if given.num_gpus else "cpu"
+        self.recipe = Recipe(
+            config=self.config,
+            run_id=self.run_id,
+            device=device,
+            precision=prepare.choose_precision(self.config, device, self.record.facts),
+            batch_size=prepare.choose_batch_size(self.config, device, self.record.facts),
+            weights_sha256=model.sha256,
+        )
+        self.record.refuse_other(self.recipe)
+        self._names = prepare.class_names(self.config, model)
+        self._num_classes = model.num_classes
+
+    def list_images(self, observer: Observer, rows: Iterator[ManifestRow] | None = None) -> None:
+        """The manifest: read where there is one of this input, else made; brought up to date where that is wanted.
+
+        Args:
+            observer: is told how the listing goes.
+            rows: the images, where they are known already.
+        """
+        manifest = self.record.manifest(self.config.input)
+        if manifest is None:
+            listing = rows or prepare.list_input(self.config, observer.listed)
+            shard_size, listing = prepare.choose_shard_size(self.config, listing)
+            if self.config.resume_mode == "overwrite":
+                clear(self.output)
+            self.record.begin_listing(self.config)
+            manifest = write_manifest(self.output, listing, shard_size, self.config.limit, input=self.config.input)
+        elif self.config.refresh or wants_more(self.config, manifest):
+            manifest = self._refreshed(manifest, observer)
+        self.manifest = manifest
+
+    @property
+    def images(self) -> int:
+        """Listed, up to ``limit``."""
+        return min(self.manifest.images, self.config.limit or self.manifest.images)
+
+    @property
+    def left(self) -> int:
+        """Images without a row when it was last looked."""
+        return sum(shard.images for shard in self.pending)
+
+    def settle(self, given: Resources | None, network: Model | None = None) -> None:
+        """What the listing decides: how folders and classes match, and what is left to do.
+
+        Args:
+            given: of Ray; None for work in this process.
+            network: the loaded one, for work in this process; workers load their own.
+
+        Raises:
+            UsageError: ``select`` needs classes that nobody knows, or folders now stand for other classes.
+        """
+        classes = prepare.choose_classes(self.config, self._num_classes, self._names, self.manifest)
+        threads = given.threads if given else 0
+        self.recipe = dataclasses.replace(self.recipe, classes=classes, network=network, threads=threads)
+        self.record.refuse_other_classes(self.recipe)
+        self.look(retry_failed=self.config.retry_failed)
+
+    def look(self, *, retry_failed: bool = False) -> None:
+        """Find out what is left to do."""
+        self.pending = list(index.pending_shards(self.output, self.manifest, retry_failed, self.config.limit))
+
+    def finished(self) -> Summary | None:
+        """The summary of an earlier run that left nothing to do, if there was one."""
+        return None if self.pending else self.record.finished(self.images, self.config)
+
+    def begin(self) -> None:
+        """Before the first image: the old promise is withdrawn, the configuration put down."""
+        self.record.begin(self.recipe)
+
+    def count(self, report: Mapping[str, Any]) -> tuple[int, int]:
+        """A part was committed: its images without and with an error."""
+        ok, error = int(report["ok"]), int(report["error"])
+        self.spent["images"] += ok + error
+        for name, value in report.items():
+            if name.startswith("seconds_"):
+                self.spent[name.removeprefix("seconds_")] += float(value)
+        return ok, error
+
+    def compact(self, observer: Observer) -> index.Totals:
+        """Make the index; where images have no row in it, `pending` is what is to be done once more.
+
+        Rows are lost where a part of the ledger is damaged, or where Ray repeats a task that was half done already.
+
+        Raises:
+            InterruptedRunError: as many images are without a row as the last time.
+        """
+        check(self.output, self.run_id)
+        totals = index.compact(self.output, self.manifest, limit=self.config.limit)
+        for path in totals.damaged:
+            observer.note(f"{self.output.uri(path)} is damaged and was removed; its images are done again.")
+        if totals.missing and totals.missing == self._missing:
+            raise InterruptedRunError(
+                f"{totals.missing} of {totals.images} images have no row in {self.output.uri('index')}, also after a "
+                "second try; run the same command again."
+            )
+        self._missing = totals.missing
+        if totals.missing:
+            self.look()
+        return totals
+
+    def end(self, totals: index.Totals, given: Resources | None, observer: Observer) -> Summary:
+        """After the index: totals, and the promise if it holds."""
+        summary = Summary(
+            run_id=self.run_id,
+            output=self.output.url,
+            images=totals.images,
+            ok=totals.ok,
+            error=totals.error,
+            reasons=totals.by_reason,
+            computed=int(self.spent.get("images", 0)),
+            failures_allowed=self.config.failures_allowed(totals.images),
+            seconds=self.spent["wall"],
+            stage_seconds={n: round(value, 3) for n, value in self.spent.items() if n not in ("images", "wall")},
+            runner="local" if given is None else "ray",
+            device=self.recipe.device,
+            precision=self.recipe.precision,
+            batch_size=self.recipe.batch_size,
+            workers=given.workers if given else 1,
+            classes=self.recipe.classes.rule if self.recipe.classes else None,
+        )
+        check(self.output, self.run_id)
+        self._remove_orphans(observer)
+        self.record.end(summary)
+        return summary
+
+    def _refreshed(self, manifest: Manifest, observer: Observer) -> Manifest:
+        config = self.config
+
+        def forget(shard: int, rows: Mapping[int, ManifestRow]) -> None:
+            index.forget(self.output, shard, rows)
+            # what comes instead may be an error row or one without a mask, and leave these behind
+            for row in rows.values():
+                for path in self.recipe.files_of(row.key):
+                    self.output.delete(path)
+
+        manifest, changes = refresh_manifest(
+            self.output,
+            manifest,
+            prepare.list_input(config, observer.listed),
+            config.limit,
+            forget=forget if config.refresh else None,
+            before_change=lambda: self.record.begin_listing(config),
+        )
+        if config.refresh:
+            gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
+            observer.note(f"Since the last listing: {changes.new} images are new, {changes.changed} changed{gone}.")
+        return manifest
+
+    def _remove_orphans(self, observer: Observer) -> None:
+        """Tars of commits that were cut off; without masks and overlays no row tells which those are."""
+        if self.config.layout == "webdataset" and set(INDEXED) & set(self.config.outputs):
+            removed = remove_orphans(self.output)
+            if removed:
+                observer.note(f"Removed {removed} tar file(s) of commits that were cut off.")
+
+
+def open_record(config: RunConfig, output: Folder) -> Record:
+    """What earlier runs left, as far as ``resume_mode`` lets it count.
+
+    Raises:
+        UsageError: there is a run, and ``resume_mode`` is fail; or the record is damaged.
+    """
+    if config.resume_mode == "overwrite":
+        return Record(output, {})
+    record = Record.load(output)
+    if record.facts and config.resume_mode == "fail":
+        raise UsageError(
+            f"OUTPUT (={config.output}) holds run {record.facts['run_id']}; "
+            "choose another OUTPUT, or --resume-mode resume or overwrite."
+        )
+    return record
+
+
+def wants_more(config: RunConfig, manifest: Manifest) -> bool:
+    """Whether the listing was cut at a limit that is now larger."""
+    return not manifest.complete and (config.limit is None or config.limit > manifest.images)
+
+
+@contextmanager
+def leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
+    """Hold the output for the time of the run.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    told: list[str] = []
+
+    def waiting(holder: Holder | None, seconds: float) -> None:
+        if not told:
+            told.append(str(holder))
+            observer.note(f"Waiting for {holder or 'another run'}; if it is gone, taking over in {seconds:.0f} s.")
+
+    lease = Lease(output, run_id)
+    try:
+        lease.acquire(waiting)
+    except StorageError as error:
+        raise UsageError(f"OUTPUT cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+@contextmanager
+def failures_as_sentences(*, before_work: bool) -> Iterator[None]:
+    """Failures of storage as errors that say whether the same command may help.
+
+    Raises:
+        UsageError: before any work, a place cannot be used as it is.
+        InterruptedRunError: a store stopped answering, or does not take what is written.
+    """
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        causes = (error, error.__cause__)
+        if before_work and any(isinstance(cause, OSError) and not _may_pass(cause) for cause in causes):
+            raise UsageError(str(error)) from error
+        sentence = str(error).rstrip(".")
+        raise InterruptedRunError(f"{sentence}. What was finished is kept; run the same command again.") from error
+
+
+def _may_pass(error: OSError) -> bool:
+    """Whether the same request may go through later: unlike a missing, forbidden or misnamed file."""
+    lasting = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    return not isinstance(error, lasting)

@@ -1,0 +1,224 @@
+"""Workers that runs share: the steps of many recipes behind the face of one, each network loaded once a process.
+
+``Recipes`` stands where a ``Recipe`` does.  It numbers the shards of all runs in one row of units, and its batches
+have a column ``run``, by which each step finds the recipe to follow.  So one set of workers, on Ray or in this
+process, goes from run to run and keeps what it has loaded; units that come in the order of their networks make it
+load each of them once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vbp.errors import VBPError
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.source import Source, Work
+from vbp.pipeline.steps import Batch, objects
+
+if TYPE_CHECKING:
+    from vbp.saliency.models import Model
+
+UNITS_A_RUN = 1_000_000
+"""More than a run can have shards."""
+NETWORKS_AT_WORK = 2
+"""Ready on the device at once: where runs meet, batches of both come in turns."""
+
+
+class RunFailedError(VBPError):
+    """One of several runs cannot go on; the others can.
+
+    Attributes:
+        run: its number.
+        is_crash: whether the cause is none that is raised on purpose.
+    """
+
+    run: int
+    is_crash: bool
+
+    @classmethod
+    def of(cls, run: int, cause: Exception) -> RunFailedError:
+        """A failure of run number `run`."""
+        if isinstance(cause, cls):
+            return cause
+        foreseen = isinstance(cause, (VBPError, OSError))
+        error = cls(str(cause) if foreseen else f"{type(cause).__name__}: {cause}")
+        error.run, error.is_crash = run, not foreseen
+        return error
+
+
+@contextmanager
+def _on_behalf_of(run: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise RunFailedError.of(run, error) from error
+
+
+class Networks:
+    """The loaded network of the run at hand, on this machine's CPU; one at a time, and none that travels."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[str, Model] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Networks, ()
+
+    def load(self, config: RunConfig) -> Model:
+        """The network that `config` names; errors as for ``load_model``."""
+        from vbp.saliency.models import load_model
+
+        key = network_key(config)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # the old one makes room first
+            model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
+            self._loaded = key, model
+        return self._loaded[1]
+
+
+def network_key(config: RunConfig) -> str:
+    """Equal for runs that can share a network."""
+    seed = config.seed if config.weights == "random" else None
+    return json.dumps([config.model, config.weights, seed])
+
+
+class Recipes:
+    """The recipes of many runs, by their number, behind the methods of one.
+
+    Args:
+        recipes: of runs that share device and threads; those of a run with accelerators have rows of one `shape`.
+        networks: where networks are loaded; each process but this one has its own.
+    """
+
+    def __init__(self, recipes: Sequence[Recipe], networks: Networks) -> None:
+        self._recipes, self._networks = recipes, networks
+
+    @property
+    def batch_size(self) -> int:
+        """The largest; each step works with that of its run."""
+        return max(recipe.batch_size for recipe in self._recipes)
+
+    def source(self) -> Sources:
+        """Units -> rows that are not done yet."""
+        return Sources(self._recipes)
+
+    def fetch(self) -> ByRun:
+        """The first step."""
+        return ByRun(lambda run: self._recipes[run].fetch())
+
+    def decode(self) -> ByRun:
+        """The second step."""
+        return ByRun(lambda run: self._recipes[run].decode())
+
+    def explain(self) -> ByRun:
+        """The third step."""
+        return ByRun(self._explain, NETWORKS_AT_WORK)
+
+    def encode(self) -> ByRun:
+        """The fourth step."""
+        return ByRun(lambda run: self._recipes[run].encode())
+
+    def write(self) -> ByRun:
+        """The last step; its reports say of which ``run`` they are."""
+        return ByRun(self._write)
+
+    def _explain(self, run: int) -> Callable[[Batch], Batch]:
+        return self._recipes[run].with_network(self._networks.load(self._recipes[run].config)).explain()
+
+    def _write(self, run: int) -> Callable[[Batch], Batch]:
+        write = self._recipes[run].write()
+
+        def with_run(batch: Batch) -> Batch:
+            report = write(batch)
+            return report | {"run": np.full(len(report["shard"]), run)} if report else report
+
+        return with_run
+
+
+class ByRun:
+    """One step of many runs: each row goes through that of its ``run``.
+
+    Args:
+        make: the step of a run.
+        most: so many steps are kept; None for all.
+
+    Raises:
+        RunFailedError: a step raised an exception.
+    """
+
+    def __init__(self, make: Callable[[int], Callable[[Batch], Batch]], most: int | None = None) -> None:
+        self._step = lru_cache(most)(make)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """All rows, those of one run together."""
+        runs = np.asarray(batch["run"])
+        return _joined([self._one(int(run), batch, runs == run) for run in np.unique(runs)])
+
+    def _one(self, run: int, batch: Batch, own: np.ndarray) -> Batch:
+        with _on_behalf_of(run):
+            return self._step(run)(batch if own.all() else {name: values[own] for name, values in batch.items()})
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """One batch with the rows of all; images and masks of different sizes as objects."""
+    if len(batches) == 1:
+        return batches[0]
+    return {name: _concatenated([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _concatenated(columns: list[np.ndarray]) -> np.ndarray:
+    if len({column.shape[1:] for column in columns}) == 1:
+        return np.concatenate(columns)
+    return objects([value for column in columns for value in column])
+
+
+class Sources:
+    """Opens the units of many runs; as ``Source``."""
+
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
+        self._recipes = recipes
+        self._source: Callable[[int], Source] = lru_cache(None)(lambda run: recipes[run].source())
+
+    @contextmanager
+    def open(self, number: int) -> Iterator[UnitWork]:
+        """The images of a unit that are not done yet."""
+        run, shard = divmod(number, UNITS_A_RUN)
+        with _on_behalf_of(run), self._source(run).open(shard) as work:
+            yield UnitWork(work, run, self._recipes[run].batch_size)
+
+
+class UnitWork:
+    """As ``Work``, the batches with the number of their run, and of its batch size."""
+
+    def __init__(self, work: Work, run: int, batch_size: int) -> None:
+        self._work, self._run, self._batch_size = work, run, batch_size
+
+    def singles(self) -> Iterator[Batch]:
+        """As ``Work.singles``."""
+        return map(self._with_run, self._work.singles())
+
+    def batches(self, rows: int) -> Iterator[Batch]:
+        """As ``Work.batches``; a batch is at most what the run's network takes at once."""
+        return map(self._with_run, self._work.batches(min(rows, self._batch_size)))
+
+    def _with_run(self, batch: Batch) -> Batch:
+        return batch | {"run": np.full(len(batch["key"]), self._run, np.int32)}
+
+
+def unit(run: int, shard: int) -> int:
+    """The number of a run's shard among all units."""
+    return run * UNITS_A_RUN + shard
+
+
+def shape(recipe: Recipe) -> tuple[object, ...]:
+    """Equal for runs whose rows have the same columns and sizes, so that Ray may put them into one block."""
+    config = recipe.config
+    maps = (network_key(config), config.stages) if "maps" in config.outputs else ()
+    side = None if config.fit == "original" else config.size
+    return (config.fit, side, config.frame, config.outputs, config.layout == "none", maps)
