@@ -218,20 +218,38 @@ def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
         from vbp.pipeline.sweepfile import read_sweep
 
         asked = read_sweep(sweep_file)
-        sys.exit(_sweep(asked, as_json))
+        if not only_plan:
+            sys.exit(_sweep(asked, as_json))
+        from vbp.review.sweepplan import plan_sweep
+        from vbp.tables import print_sweep_plan
+
+        found = plan_sweep(asked, lambda name: click.echo(f"Planning {name}.", err=True))
+        if as_json:
+            _print_json(found.as_json())
+        else:
+            print_sweep_plan(found)
 
 
 def _sweep(asked: Sweep, as_json: bool) -> int:
-    """Do the runs, print how they ended; as `_run` does for one."""
+    """Do the runs, compare them once there is an index of all, and print how they ended."""
     from vbp.pipeline.sweep import sweep
+    from vbp.tables import print_comparison
     from vbp.terminal import print_sweep, watching
 
     with watching() as observer:
         summary = sweep(asked, observer)
+        found = None
+        if summary.is_combined:
+            from vbp.review.compare import compare, save
+
+            found = compare(summary.output, asked.storage_options)
+            save(found, asked.storage_options)
     if as_json:
-        _print_json(summary.as_json())
-    else:
-        print_sweep(summary)
+        _print_json(summary.as_json() | {"comparison": found and found.as_json()})
+        return summary.exit_code
+    print_sweep(summary)
+    if found is not None:
+        print_comparison(found)
     return summary.exit_code
 
 

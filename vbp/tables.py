@@ -13,11 +13,15 @@ from vbp.review.validate import FAULTS
 from vbp.terminal import duration
 
 if TYPE_CHECKING:
+    from vbp.review.compare import Comparison
     from vbp.review.failures import Failures
     from vbp.review.plan import Plan
     from vbp.review.status import Status
+    from vbp.review.sweepplan import SweepPlan
     from vbp.review.validate import Validation
 
+_PAIRS = 30
+"""Of a comparison that are shown."""
 _LOG_WIDTH = 160
 """Characters in a line where there is no terminal to fit."""
 MEANING = {
@@ -119,6 +123,53 @@ def print_plan(plan: Plan) -> None:
     for note in plan.notes:
         table.add_row("note", plain(note))
     _print(table)
+
+
+def print_sweep_plan(plan: SweepPlan) -> None:
+    """What each run of a sweep would do, and all together."""
+    table = Table("run", "images", "done", "left", "images/s", "time", "cost", box=None, pad_edge=False)
+    for run, each in plan.runs:
+        rate = "" if each.images_per_second is None else f"{each.images_per_second:.1f}"
+        table.add_row(run.name, str(each.images), str(each.done), str(each.left), rate, *_price(each))
+    done = plan.images - plan.left
+    table.add_row("all together", str(plan.images), str(done), str(plan.left), "", *_price(plan))
+    _print(table)
+    for note in dict.fromkeys(f"{note}" for _, each in plan.runs for note in each.notes):
+        _print(plain(f"\n{note}"))
+    if plan.budget.hours is not None:
+        reach = {True: "it will not suffice", False: "it suffices", None: "whether it suffices is unknown"}
+        spent = f", {plan.hours_spent:.2f} of them spent" if plan.hours_spent else ""
+        _print(f"\nThe budget is {plan.budget.hours:g} hours of work{spent}: {reach[plan.exceeds_budget]}.")
+
+
+def _price(plan: Plan | SweepPlan) -> tuple[str, str]:
+    """Time and cost."""
+    seconds = "unknown" if plan.seconds is None else duration(plan.seconds)
+    return seconds, "" if plan.cost is None else f"{plan.cost:.2f}"
+
+
+def print_comparison(found: Comparison) -> None:
+    """How the runs of a sweep agree."""
+    if not found.pairs:
+        return
+    table = Table("runs", "differ in", "images", "correlation", "by rank", "overlap", "peaks apart", "other class",
+                  "least alike", box=None, pad_edge=False)  # fmt: skip
+    for pair in found.pairs[:_PAIRS]:
+        shares = (pair.overlap, pair.peak_distance, pair.predictions_changed)
+        table.add_row(
+            f"{pair.run}\n{pair.other}",
+            ", ".join(pair.differ),
+            str(pair.images),
+            *("" if value is None else f"{value:.3f}" for value in (pair.correlation, pair.rank_correlation)),
+            *("" if share is None else f"{100 * share:.1f} %" for share in shares),
+            plain(pair.least_alike or ""),
+        )
+    _print("", table)
+    more = f"; {len(found.pairs)} pairs in all" if len(found.pairs) > _PAIRS else ""
+    _print(
+        f"\nMeans over at most {found.sample} images of each input. Overlap: of the brightest twentieth of the pixels. "
+        f"Peaks apart: of the diagonal. All in {found.output}/comparison.parquet{more}."
+    )
 
 
 def plain(text: str) -> Text:

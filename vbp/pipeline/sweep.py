@@ -32,7 +32,7 @@ from vbp.pipeline.preflight import preflight, preflight_on_a_worker
 from vbp.pipeline.shared import Networks, Recipes, RunFailedError, network_key, shape, unit
 from vbp.pipeline.summary import Summary
 from vbp.pipeline.sweepfile import Budget, Sweep, SweepRun
-from vbp.storage.combined import combine
+from vbp.storage.combined import RUN, combine
 from vbp.storage.files import Folder
 from vbp.storage.listing import ManifestRow
 from vbp.storage.manifest import Manifest
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from vbp.pipeline.plan import Resources
 
 SWEEP = "_run/sweep.json"
-COLUMN = "run"
-"""Of the combined index: the run's name; begins the names of the columns of what varies."""
 SAVED_SECONDS = 10.0
 """Between two times that the spent part of the budget is put down."""
 
@@ -87,12 +85,17 @@ class SweepSummary:
         codes = {outcome.exit_code for outcome in self.outcomes}
         return next((code for code in (1, 4, 3) if code in codes), 0)
 
+    @property
+    def is_combined(self) -> bool:
+        """Whether the index of all runs is there: each is at its end."""
+        return self.exit_code in (0, 3)
+
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
         runs = [
             {
                 "run": outcome.run.name,
-                **{f"{COLUMN}_{name}": value for name, value in outcome.run.varied.items()},
+                **{f"{RUN}_{name}": value for name, value in outcome.run.varied.items()},
                 "exit_code": outcome.exit_code,
                 "reason": outcome.reason,
                 "summary": outcome.summary and outcome.summary.as_json(),
@@ -140,26 +143,20 @@ class _Sweep:
 
     def sweep(self) -> SweepSummary:
         """See `sweep`."""
-        for run in self._asked.runs:
-            with _named(run):
-                prepare.check_input(self._configs[run.name])
-        for run in self._asked.runs:
-            finished = job.finished_earlier(self._configs[run.name])
-            if finished is not None:
-                self._outcomes[run.name] = Outcome(run=run, summary=finished)
-        self._spent = _Spent(self._asked.budget, self._output)
-        if len(self._outcomes) < len(self._asked.runs):
-            self._spent.check()
-        elif self._is_combined():
-            self._observer.note(job.NOTHING_LEFT)
-            return self._summary()
-        preflights = {config.input: config for config in self._configs.values()}
-        for config in preflights.values():
-            preflight(config.input, self._output.url, config.storage_options, "from this process")
+        with failures_as_sentences(before_work=True):
+            self._look_back()
+            if self._is_combined():
+                return self._nothing_left()
+            for config in {config.input: config for config in self._configs.values()}.values():
+                preflight(config.input, self._output.url, config.storage_options, "from this process")
         with ExitStack() as stack:
             stack.enter_context(leased(self._output, f"sweep-{uuid.uuid4().hex[:8]}", self._observer))
             with failures_as_sentences(before_work=True):
                 working, given = self._prepare(stack)
+                if self._is_combined():
+                    return self._nothing_left()
+                if working:
+                    self._spent.check()
             with failures_as_sentences(before_work=False):
                 mark_incomplete(self._output)
                 self._spent.save({run.name: self._configs[run.name].as_json() for run in self._asked.runs})
@@ -168,6 +165,10 @@ class _Sweep:
                 finally:
                     self._spent.save()
                 self._combine()
+        return self._summary()
+
+    def _nothing_left(self) -> SweepSummary:
+        self._observer.note(job.NOTHING_LEFT)
         return self._summary()
 
     def _summary(self) -> SweepSummary:
@@ -179,6 +180,17 @@ class _Sweep:
         )
 
     # Before any work
+
+    def _look_back(self) -> None:
+        """What earlier sweeps have finished and spent, as far as a quick look tells."""
+        self._spent = _Spent(self._asked.budget, self._output)
+        for run in self._asked.runs:
+            config = self._configs[run.name]
+            with _named(run):
+                prepare.check_input(config)
+            finished = job.finished_earlier(config)
+            if finished is not None:
+                self._outcomes[run.name] = Outcome(run=run, summary=finished)
 
     def _prepare(self, stack: ExitStack) -> tuple[list[_Working], Resources | None]:
         """All runs that have work left, listed and found possible; those of one network stand together."""
@@ -209,7 +221,8 @@ class _Sweep:
                 each.attempt.settle(given)
                 each.expect()
             if finished := each.attempt.finished():
-                self._end(each, Outcome(run=each.run, summary=finished))
+                self._outcomes[each.run.name] = Outcome(run=each.run, summary=finished)
+                each.stack.close()
         return [each for each in working if each.run.name not in self._outcomes], given
 
     def _connect(self, config: RunConfig, stack: ExitStack) -> Resources:
@@ -307,8 +320,8 @@ class _Sweep:
 
     def _combine(self) -> None:
         """The index of all runs, once each has one; the promise, once each has made its own."""
-        code = self._summary().exit_code
-        if code not in (0, 3):
+        summary = self._summary()
+        if not summary.is_combined:
             return
         indexes = (
             (Folder(config.output, config.storage_options), _constants(run))
@@ -316,17 +329,24 @@ class _Sweep:
             for config in [self._configs[run.name]]
         )
         combine(self._output, indexes, columns_of(self._asked))
-        if code == 0:
+        if summary.exit_code == 0:
             self._spent.save(index=self._run_ids())
             mark_complete(self._output)
 
     def _is_combined(self) -> bool:
         """Whether the index of all runs is of the very results that are there now."""
-        record = load_record(self._output, SWEEP) or {}
-        return record.get("index") == self._run_ids() and is_complete(self._output)
+        if len(self._outcomes) < len(self._asked.runs):
+            return False
+        return self._spent.index == self._run_ids() and is_complete(self._output)
 
     def _run_ids(self) -> dict[str, str]:
         return {name: outcome.summary.run_id for name, outcome in self._outcomes.items() if outcome.summary}
+
+
+def hours_spent(asked: Sweep) -> float:
+    """That earlier attempts at a sweep have worked."""
+    record = load_record(Folder(asked.output, asked.storage_options), SWEEP) or {}
+    return float(record.get("seconds", 0.0)) / 3600
 
 
 class _BudgetSpentError(InterruptedRunError):
@@ -342,6 +362,11 @@ class _Spent:
         self._before = float(self._record.get("seconds", 0.0))
         self._started: float | None = None
         self._saved = 0.0
+
+    @property
+    def index(self) -> Mapping[str, str] | None:
+        """The run ids of the rows in the index of all runs, if there is one."""
+        return self._record.get("index")
 
     @property
     def hours(self) -> float:
@@ -416,10 +441,10 @@ def _rows(manifest: Manifest) -> Iterator[ManifestRow]:
 
 def columns_of(asked: Sweep) -> pa.Schema:
     """What leads the rows of the combined index: the run, and all that varies, as text where types differ."""
-    fields = [pa.field(COLUMN, pa.string(), nullable=False)]
+    fields = [pa.field(RUN, pa.string(), nullable=False)]
     for name in dict.fromkeys(name for run in asked.runs for name in run.varied):
         kinds = {type(run.varied[name]) for run in asked.runs}
-        fields.append(pa.field(f"{COLUMN}_{name}", _ARROW[kinds.pop()] if len(kinds) == 1 else pa.string()))
+        fields.append(pa.field(f"{RUN}_{name}", _ARROW[kinds.pop()] if len(kinds) == 1 else pa.string()))
     return pa.schema(fields)
 
 
@@ -427,4 +452,4 @@ _ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string
 
 
 def _constants(run: SweepRun) -> dict[str, Any]:
-    return {COLUMN: run.name} | {f"{COLUMN}_{name}": value for name, value in run.varied.items()}
+    return {RUN: run.name} | {f"{RUN}_{name}": value for name, value in run.varied.items()}

@@ -1,13 +1,17 @@
 """One index of several outputs: all their rows, each with what tells its output from the others."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vbp.storage.files import Folder
 from vbp.storage.index import INDEX, INDEX_FILE_BYTES, read_index
 from vbp.storage.parquet import RollingParquet
 from vbp.storage.parts import INDEX_SCHEMA
+
+RUN = "run"
+"""The column that names the output that a row comes from; begins the names of those that tell the outputs apart."""
 
 
 def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]]], columns: pa.Schema) -> int:
@@ -40,3 +44,20 @@ def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]
     writer.roll()
     writer.remove_later_files()
     return count
+
+
+def read_combined(output: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of a combined index, some at a time, those of one table of one run.
+
+    Args:
+        output: where the index lies.
+        columns: of ``INDEX_SCHEMA``; what leads the rows comes always.
+    """
+    for path in output.list(INDEX):
+        with output.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            leading = [name for name in parquet.schema_arrow.names if name not in INDEX_SCHEMA.names]
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, [*leading, *columns])
+                if table.num_rows:
+                    yield table

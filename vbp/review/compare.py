@@ -1,0 +1,313 @@
+"""How the runs of a sweep agree: each two of one input, image by image, over an even sample.
+
+Runs may differ in size, fit and frame.  So all masks of an image are brought to the part of the picture that every
+one of them covers, at the smallest of their sizes, and compared there.
+
+Shape legend: R = runs, P = pixels of that part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vbp.errors import ImageError, StorageError
+from vbp.pipeline.layouts import INDEXED
+from vbp.storage.combined import RUN, read_combined
+from vbp.storage.files import Folder
+from vbp.storage.results import read_result
+
+COMPARISON = "comparison.parquet"
+SAMPLE, SEED = 200, 500
+TOP = 0.05
+"""Of the pixels: the brightest, whose overlap is measured."""
+MEASURES = ("correlation", "rank_correlation", "overlap", "peak_distance")
+
+_THREADS = 8
+_BOX = ("frame_left", "frame_top", "frame_right", "frame_bottom")
+_PLACE = tuple(f"{INDEXED[0]}_{name}" for name in ("uri", "offset", "length"))
+_COLUMNS = ("key", "width", "height", "mask_mean", "prediction", *_PLACE, *_BOX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two runs of one input; the measures are means over images, None where there is nothing to measure."""
+
+    run: str
+    other: str
+    differ: tuple[str, ...]
+    """In what: input, variant or settings."""
+    images: int
+    """With a mask of both, in the sample."""
+    correlation: float | None
+    """Pearson's, of the pixels: in [-1, 1], ruled by the brightest."""
+    rank_correlation: float | None
+    """Spearman's: in [-1, 1], all pixels alike."""
+    overlap: float | None
+    """Of the brightest twentieth of the pixels of each: intersection over union, in [0, 1]."""
+    peak_distance: float | None
+    """Between the maxima, as a share of the diagonal: in [0, 1]."""
+    predictions_changed: float | None
+    """Share of the images that have a prediction of both."""
+    least_alike: str | None
+    """Key of the image with the lowest correlation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` found."""
+
+    output: str
+    sample: int
+    """Images of each input, at most."""
+    pairs: tuple[Pair, ...]
+    """Those that differ in least things first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+
+def compare(
+    url: str, options: Mapping[str, Any] | None = None, *, sample: int = SAMPLE, seed: int = SEED
+) -> Comparison:
+    """Compare the runs of a sweep that has its combined index; only results are read.
+
+    Args:
+        url: of the sweep's output.
+        options: as for ``Folder``.
+        sample: images of each input, at most.
+        seed: another one chooses others.
+    """
+    output = Folder(url, options)
+    rows, varied = _sampled(output, sample, seed)
+    pairs: list[Pair] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for runs in _by_input(rows, varied):
+            names = list(runs)
+            if len(names) < 2:
+                continue
+            keys = sorted(set().union(*runs.values()))
+            images = [[runs[name].get(key) for name in names] for key in keys]
+            agreements = list(pool.map(lambda image: _agreement(image, options), images))
+            for one, other in combinations(range(len(names)), 2):
+                facts = _facts(keys, images, agreements, one, other)
+                differ = tuple(
+                    name for name in varied[names[one]] if varied[names[one]][name] != varied[names[other]].get(name)
+                )
+                pairs.append(Pair(run=names[one], other=names[other], differ=differ, **facts))
+    pairs.sort(key=lambda pair: (len(pair.differ), pair.differ))
+    return Comparison(output=output.url, sample=sample, pairs=tuple(pairs))
+
+
+def save(found: Comparison, options: Mapping[str, Any] | None = None) -> None:
+    """Write it as ``OUTPUT/comparison.parquet``, a row a pair."""
+    sink = io.BytesIO()
+    rows = [dataclasses.asdict(pair) for pair in found.pairs]
+    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
+    Folder(found.output, options).write(COMPARISON, sink.getvalue())
+
+
+_SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("other", pa.string()),
+        ("differ", pa.list_(pa.string())),
+        ("images", pa.int64()),
+        *((name, pa.float64()) for name in (*MEASURES, "predictions_changed")),
+        ("least_alike", pa.string()),
+    ]
+)
+
+_Row = Mapping[str, Any]
+_Rows = Mapping[str, Mapping[str, _Row]]
+
+
+def _sampled(output: Folder, sample: int, seed: int) -> tuple[dict[str, dict[str, _Row]], dict[str, dict[str, Any]]]:
+    """By run and key the rows of an even choice of images, and by run what varies; in one pass over the index.
+
+    The first run of an input chooses, the others follow: so that they share as many images as they can.
+    """
+    keys: dict[Any, _EvenKeys] = {}
+    rows: dict[str, dict[str, _Row]] = {}
+    varied: dict[str, dict[str, Any]] = {}
+    leaders: dict[Any, str] = {}
+    for table in read_combined(output, _COLUMNS):
+        first = table.slice(0, 1).to_pylist()[0]
+        run = first[RUN]
+        varied[run] = {name.removeprefix(f"{RUN}_"): first[name] for name in first if name.startswith(f"{RUN}_")}
+        source = varied[run].get("input")
+        chosen = keys.setdefault(source, _EvenKeys(sample, seed))
+        explained = table.filter(pc.is_valid(table["mask_mean"]))
+        if leaders.setdefault(source, run) == run:
+            chosen.offer(explained)
+        else:
+            explained = explained.filter(pc.is_in(explained["key"], chosen.keys))
+            rows.setdefault(run, {}).update({row["key"]: row for row in explained.to_pylist()})
+    own = {leaders[source]: {row["key"]: row for row in chosen.rows.to_pylist()} for source, chosen in keys.items()}
+    return {run: own.get(run, rows.get(run, {})) for run in varied}, varied
+
+
+class _EvenKeys:
+    """Keeps the rows that drew the smallest random numbers."""
+
+    def __init__(self, most: int, seed: int) -> None:
+        self._most, self._random = most, np.random.default_rng(seed)
+        self._drawn = np.empty(0)
+        self.rows: pa.Table = pa.table({"key": pa.array([], pa.string())})
+
+    def offer(self, rows: pa.Table) -> None:
+        """Consider these."""
+        drawn = np.concatenate([self._drawn, self._random.random(rows.num_rows)])
+        rows = pa.concat_tables([self.rows, rows]) if self.rows.num_rows else rows
+        kept = np.sort(np.argsort(drawn, kind="stable")[: self._most])
+        self._drawn, self.rows = drawn[kept], rows.take(pa.array(kept))
+
+    @property
+    def keys(self) -> pa.Array:
+        """Of the rows that are kept."""
+        return self.rows["key"].combine_chunks()
+
+
+def _by_input(rows: _Rows, varied: Mapping[str, Mapping[str, Any]]) -> Iterator[_Rows]:
+    for source in dict.fromkeys(varied[run].get("input") for run in rows):
+        yield {run: rows[run] for run in rows if varied[run].get("input") == source}
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """Of the masks of one image: R x R for each measure, NaN where one has no mask or it is flat."""
+
+    has_mask_R: np.ndarray
+    measures: Mapping[str, np.ndarray]
+
+
+def _agreement(image: Sequence[_Row | None], options: Mapping[str, Any] | None) -> _Agreement:
+    """Of one image's masks, one row a run."""
+    masks = [None if row is None else _mask(row, options) for row in image]
+    present = [number for number, mask in enumerate(masks) if mask is not None]
+    measures = {name: np.full((len(image), len(image)), np.nan) for name in MEASURES}
+    views = _views(
+        [(mask, _box(row, mask)) for row, mask in zip(image, masks, strict=True) if row and mask is not None]
+    )
+    if views:
+        place = np.ix_(present, present)
+        for name, values_RR in measures_of(np.stack(views)).items():
+            measures[name][place] = values_RR
+    return _Agreement(np.isin(np.arange(len(image)), present), measures)
+
+
+def measures_of(masks_RHW: np.ndarray) -> dict[str, np.ndarray]:
+    """How each two of the masks of one image agree; each measure R x R, correlations NaN where a mask is flat."""
+    count, height, width = masks_RHW.shape
+    pixels_RP = masks_RHW.reshape(count, -1).astype(np.float64)
+    top_RP = np.stack([_top(pixels_P) for pixels_P in pixels_RP]).astype(np.float64)
+    both_RR = top_RP @ top_RP.T
+    either_RR = top_RP.sum(1)[:, None] + top_RP.sum(1)[None] - both_RR
+    peaks_R2 = np.stack(np.unravel_index(pixels_RP.argmax(1), (height, width)), axis=1)
+    distance_RR = np.linalg.norm(peaks_R2[:, None] - peaks_R2[None], axis=2) / np.hypot(height, width)
+    return {
+        "correlation": _correlation(pixels_RP),
+        "rank_correlation": _correlation(np.stack([_ranks(pixels_P) for pixels_P in pixels_RP])),
+        "overlap": np.divide(both_RR, either_RR, out=np.full_like(both_RR, np.nan), where=either_RR > 0),
+        "peak_distance": distance_RR,
+    }
+
+
+def _correlation(values_RP: np.ndarray) -> np.ndarray:
+    centred_RP = values_RP - values_RP.mean(1, keepdims=True)
+    norm_R = np.linalg.norm(centred_RP, axis=1)
+    norm_R[norm_R == 0] = np.nan
+    products_RR: np.ndarray = (centred_RP / norm_R[:, None]) @ (centred_RP / norm_R[:, None]).T
+    return products_RR.clip(-1, 1)
+
+
+def _ranks(values_P: np.ndarray) -> np.ndarray:
+    """Places in order, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values_P, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def _top(values_P: np.ndarray) -> np.ndarray:
+    """The brightest pixels, and those as bright as the last of them; black ones never."""
+    place = min(len(values_P) - 1, int(TOP * len(values_P)))
+    least = np.partition(values_P, -1 - place)[-1 - place]
+    top_P: np.ndarray = (values_P >= least) & (values_P > 0)
+    return top_P
+
+
+def _mask(row: _Row, options: Mapping[str, Any] | None) -> np.ndarray | None:
+    """None where it cannot be had."""
+    from vbp.images.encode import decode_mask
+
+    try:
+        return decode_mask(read_result(row, options=options))
+    except (ImageError, StorageError, OSError):
+        return None
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _box(row: _Row, mask_HW: np.ndarray) -> _Box:
+    """What the mask covers, in pixels of the picture: the frame, or with ``--frame image`` all of it."""
+    if mask_HW.shape == (row["height"], row["width"]):
+        return 0.0, 0.0, float(row["width"]), float(row["height"])
+    left, top, right, bottom = (float(row[name]) for name in _BOX)
+    return left, top, right, bottom
+
+
+def _views(masks: Sequence[tuple[np.ndarray, _Box]]) -> list[np.ndarray]:
+    """Of each mask the part that all cover, at the smallest of their sizes."""
+    from PIL import Image
+
+    if len({(mask.shape, box) for mask, box in masks}) <= 1:
+        return [mask for mask, _ in masks]
+    left, top = (max(box[side] for _, box in masks) for side in (0, 1))
+    right, bottom = (min(box[side] for _, box in masks) for side in (2, 3))
+    if left >= right or top >= bottom:
+        return []
+    parts = []
+    for mask_HW, box in masks:
+        x, y = mask_HW.shape[1] / (box[2] - box[0]), mask_HW.shape[0] / (box[3] - box[1])
+        own = ((left - box[0]) * x, (top - box[1]) * y, (right - box[0]) * x, (bottom - box[1]) * y)
+        parts.append((mask_HW, tuple(np.clip(own, 0, [*mask_HW.shape[::-1]] * 2).tolist())))
+    size = (
+        max(1, round(min(own[2] - own[0] for _, own in parts))),
+        max(1, round(min(own[3] - own[1] for _, own in parts))),
+    )
+    return [
+        np.asarray(Image.fromarray(mask_HW).resize(size, Image.Resampling.BILINEAR, box=own)) for mask_HW, own in parts
+    ]
+
+
+def _facts(
+    keys: Sequence[str], images: Sequence[Sequence[_Row | None]], agreements: Sequence[_Agreement], one: int, other: int
+) -> dict[str, Any]:
+    """The fields of one `Pair`, but for its names."""
+    both = [number for number, found in enumerate(agreements) if found.has_mask_R[one] and found.has_mask_R[other]]
+    values = {name: np.array([agreements[n].measures[name][one, other] for n in both]) for name in MEASURES}
+    changed = [
+        rows[one]["prediction"] != rows[other]["prediction"]  # type: ignore[index]
+        for rows in images
+        if all(row is not None and row["prediction"] is not None for row in (rows[one], rows[other]))
+    ]
+    known = np.isfinite(values["correlation"])
+    least = int(np.where(known, values["correlation"], np.inf).argmin()) if known.any() else None
+    return {
+        "images": len(both),
+        **{name: float(np.nanmean(each)) if np.isfinite(each).any() else None for name, each in values.items()},
+        "predictions_changed": sum(changed) / len(changed) if changed else None,
+        "least_alike": None if least is None else keys[both[least]],
+    }

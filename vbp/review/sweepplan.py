@@ -1,0 +1,88 @@
+"""What a sweep would do: each of its runs planned as one, and all of them against the budget; writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vbp.errors import UsageError
+from vbp.pipeline.sweep import hours_spent
+from vbp.pipeline.sweepfile import Budget, Sweep, SweepRun
+from vbp.review.plan import Plan, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What a sweep would do."""
+
+    output: str
+    budget: Budget
+    hours_spent: float
+    """By earlier attempts."""
+    runs: tuple[tuple[SweepRun, Plan], ...]
+
+    @property
+    def images(self) -> int:
+        """Of all runs: an image of two runs counts twice."""
+        return sum(planned.images for _, planned in self.runs)
+
+    @property
+    def left(self) -> int:
+        """To be done."""
+        return sum(planned.left for _, planned in self.runs)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of work on images; None where the rate of a run is unknown."""
+        total = 0.0
+        for _, planned in self.runs:
+            if planned.seconds is None:
+                return None
+            total += planned.seconds
+        return total
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of the price."""
+        if self.budget.price_per_hour is None or self.seconds is None:
+            return None
+        return self.budget.price_per_hour * self.seconds / 3600
+
+    @property
+    def exceeds_budget(self) -> bool | None:
+        """Whether what is left takes more than what is left of the budget; None where one of both is unknown."""
+        if self.budget.hours is None or self.seconds is None:
+            return None
+        return self.hours_spent + self.seconds / 3600 > self.budget.hours
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, derived ones included."""
+        names = ("output", "images", "left", "seconds", "cost", "hours_spent", "exceeds_budget")
+        derived = {name: getattr(self, name) for name in names}
+        return {
+            **derived,
+            "budget": dataclasses.asdict(self.budget),
+            "runs": [{"run": r.name} | p.as_json() for r, p in self.runs],
+        }
+
+
+def plan_sweep(asked: Sweep, on_plan: Callable[[str], None] = lambda name: None) -> SweepPlan:
+    """Plan each run, in the order of the sweep file.
+
+    Args:
+        asked: the runs.
+        on_plan: is told which run comes next.
+
+    Raises:
+        UsageError: one of them would be refused; says which.
+    """
+    planned = []
+    for run in asked.runs:
+        on_plan(run.name)
+        try:
+            planned.append((run, plan(run.config, price_per_hour=asked.budget.price_per_hour)))
+        except UsageError as error:
+            raise UsageError(f"run {run.name}: {error}") from error
+    return SweepPlan(output=asked.output, budget=asked.budget, hours_spent=hours_spent(asked), runs=tuple(planned))
