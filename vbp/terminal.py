@@ -170,17 +170,24 @@ def print_summary(summary: Summary) -> None:
 
 def print_sweep(summary: SweepSummary) -> None:
     """How each run of a sweep ended, on standard output."""
-    table = Table("run", "images", "failed", "by this command", "", box=None, pad_edge=False)
+    table = Table("run", "", "images", "failed", "by this command", box=None, pad_edge=False)
+    reasons: dict[str, list[str]] = {}
     for outcome in summary.outcomes:
-        ended = outcome.summary
-        if ended is None:
-            table.add_row(outcome.run.name, "", "", "", outcome.reason)
+        state = {0: "finished", 1: "crashed", 3: "failed", 4: "interrupted"}[outcome.exit_code]
+        if outcome.summary is None:
+            table.add_row(outcome.run.name, state)
+            reasons.setdefault(outcome.reason, []).append(outcome.run.name)
             continue
+        ended = outcome.summary
         own = f"{ended.computed} in {duration(ended.seconds)}" if ended.computed else "none: done before"
-        state = "" if ended.succeeded else f"more than {ended.failures_allowed} failed (max_failures): no _SUCCESS"
-        table.add_row(outcome.run.name, str(ended.images), str(ended.error), own, state)
+        table.add_row(outcome.run.name, state, str(ended.images), str(ended.error), own)
+        if not ended.succeeded:
+            failed = f"more than {ended.failures_allowed} images failed (max_failures): no _SUCCESS"
+            reasons.setdefault(failed, []).append(outcome.run.name)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
+    for reason, runs in reasons.items():
+        console.print(f"\n{', '.join(runs)}: {reason}")
     cost = "" if summary.cost is None else f", {summary.cost:.2f} at the price given"
     console.print(f"\nwork in all: {duration(3600 * summary.hours)}{cost}")
     console.print(f"results: {summary.output} (index/ holds the rows of all runs, runs/ their outputs)")

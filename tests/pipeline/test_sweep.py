@@ -3,7 +3,9 @@
 import io
 import json
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.dataset as pads
@@ -219,7 +221,8 @@ def test_an_input_is_listed_once_also_for_runs_that_come_later(asked, photos, tm
 def test_the_budget_ends_the_sweep_and_counts_all_attempts(asked, tmp_path, monkeypatch):
     made = asked(budget="{max_cost: 0.001, price_per_hour: 3.6}")  # one second
     moments = iter(range(10**6))
-    monkeypatch.setattr("vbp.pipeline.sweep.time.monotonic", lambda: next(moments) / 10)
+    clock = SimpleNamespace(monotonic=lambda: next(moments) / 10, perf_counter=time.perf_counter)
+    monkeypatch.setattr("vbp.pipeline.sweep.time", clock)
     summary = sweep(made)
     assert summary.exit_code == 4
     reasons = {outcome.reason for outcome in summary.outcomes if outcome.summary is None}

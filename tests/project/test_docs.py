@@ -1,12 +1,16 @@
 """README, changelog and lock say what is true."""
 
 import dataclasses
+import json
 import re
 import shlex
 import shutil
 import tomllib
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 from click.testing import CliRunner
 
 import vbp
@@ -92,3 +96,35 @@ def test_constraints_are_what_the_lock_pins():
     lock = (ROOT / "requirements.lock").read_text()
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert re.search(rf"^{re.escape(line)} ", lock, re.MULTILINE), line
+
+
+def test_the_example_of_the_section_sweep(photos, network_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "photos")
+    shutil.copy(network_file, "model.safetensors")
+    section = re.search(r"^## Sweep\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)[1]
+    file, commands = re.findall(r"^```\w*\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    Path("sweep.yaml").write_text(file.replace("size: 224", "size: 32"))
+    plan, sweep, status = [shlex.split(line, comments=True)[1:] for line in commands.splitlines()]
+    planned = CliRunner().invoke(main, plan)
+    assert planned.exit_code == 0, planned.output
+    assert re.search(r"all together +66 +0 +66", planned.stdout)
+    assert "The budget is 6.66667 hours of work: it suffices." in planned.stdout
+    assert not Path("sweep").exists()
+    done = CliRunner().invoke(main, sweep)
+    assert done.exit_code == 0, done.output
+    for text in ("weights-random--preset-paper       finished  22", "preset  ", "correlation", "comparison.parquet"):
+        assert text in done.stdout
+    seen = CliRunner().invoke(main, status)
+    assert "finished: every image has its row" in seen.stdout
+    rows = pads.dataset("sweep/index").to_table(columns=["run_weights", "run_preset"]).to_pylist()
+    assert Counter(map(tuple, map(dict.values, rows))) == dict.fromkeys(
+        [("trained", "paper"), ("trained", "reference"), ("random", "paper")], 22
+    )
+    whole = CliRunner().invoke(main, ["status", "sweep"])
+    assert (whole.exit_code, "a sweep's, of 3 runs; give " in whole.stderr) == (2, True)
+    again = CliRunner().invoke(main, [*sweep, "--json"])
+    told = json.loads(again.stdout)
+    assert [run["summary"]["computed"] for run in told["runs"]] == [0, 0, 0]
+    assert len(told["comparison"]["pairs"]) == 3
+    assert pq.read_table("sweep/comparison.parquet").num_rows == 3

@@ -74,18 +74,22 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             return attempt.end(totals, given, observer)
 
 
-def finished_earlier(config: RunConfig) -> Summary | None:
+def finished_earlier(config: RunConfig, digests: dict[str, str] | None = None) -> Summary | None:
     """The summary of a finished run of `config`, told by its output and the weights' bytes: torch takes 10 s to load.
 
     None also where a closer look is needed: named weights are known by loading them, and what hinders this look is
     told by that one.
+
+    Args:
+        config: the run.
+        digests: of weights that were read already, by their place; takes that of these.
     """
     with suppress(UsageError, StorageError, OSError):
-        return _finished_earlier(config)
+        return _finished_earlier(config, {} if digests is None else digests)
     return None
 
 
-def _finished_earlier(config: RunConfig) -> Summary | None:
+def _finished_earlier(config: RunConfig, digests: dict[str, str]) -> Summary | None:
     if config.resume_mode != "resume" or config.refresh or config.weights in prepare.NAMED_WEIGHTS:
         return None
     output = Folder(config.output, config.storage_options)
@@ -94,7 +98,10 @@ def _finished_earlier(config: RunConfig) -> Summary | None:
     if manifest is None or wants_more(config, manifest) or config.device not in ("auto", record.facts.get("device")):
         return None
     finished = record.finished(min(manifest.images, config.limit or manifest.images), config)
-    if finished is None or not record.is_of(config, prepare.weights_sha256(config)):
+    if finished is None:
+        return None
+    digest = digests[config.weights] = digests.get(config.weights) or prepare.weights_sha256(config)
+    if not record.is_of(config, digest):
         return None
     pending = index.pending_shards(output, manifest, config.retry_failed, config.limit)
     return finished if next(pending, None) is None else None

@@ -92,7 +92,7 @@ class Recipes:
     """The recipes of many runs, by their number, behind the methods of one.
 
     Args:
-        recipes: of runs that share device and threads; those of a run with accelerators have rows of one `shape`.
+        recipes: of runs that share device and threads; where the steps are spread over workers, also the `shape`.
         networks: where networks are loaded; each process but this one has its own.
     """
 

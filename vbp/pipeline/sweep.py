@@ -36,12 +36,11 @@ from vbp.storage.combined import RUN, combine
 from vbp.storage.files import Folder
 from vbp.storage.listing import ManifestRow
 from vbp.storage.manifest import Manifest
-from vbp.storage.record import is_complete, load_record, mark_complete, mark_incomplete, save_record
+from vbp.storage.record import SWEEP, is_complete, load_record, mark_complete, mark_incomplete, save_record
 
 if TYPE_CHECKING:
     from vbp.pipeline.plan import Resources
 
-SWEEP = "_run/sweep.json"
 SAVED_SECONDS = 10.0
 """Between two times that the spent part of the budget is put down."""
 
@@ -155,7 +154,7 @@ class _Sweep:
                 working, given = self._prepare(stack)
                 if self._is_combined():
                     return self._nothing_left()
-                if working:
+                if any(each.left for each in working):
                     self._spent.check()
             with failures_as_sentences(before_work=False):
                 mark_incomplete(self._output)
@@ -184,11 +183,12 @@ class _Sweep:
     def _look_back(self) -> None:
         """What earlier sweeps have finished and spent, as far as a quick look tells."""
         self._spent = _Spent(self._asked.budget, self._output)
+        digests: dict[str, str] = {}
         for run in self._asked.runs:
             config = self._configs[run.name]
             with _named(run):
                 prepare.check_input(config)
-            finished = job.finished_earlier(config)
+            finished = job.finished_earlier(config, digests)
             if finished is not None:
                 self._outcomes[run.name] = Outcome(run=run, summary=finished)
 

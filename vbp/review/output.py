@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vbp.errors import StorageError, UsageError
+from vbp.pipeline.sweepfile import RUNS
 from vbp.storage.files import Folder
 from vbp.storage.index import newest_rows, read_index
 from vbp.storage.manifest import Manifest
-from vbp.storage.record import RUN, is_complete, load_record
+from vbp.storage.record import RUN, SWEEP, is_complete, load_record
 
 _NEWEST_NEEDS = ["position", "status", "finished_at", "run_id"]
 
@@ -47,7 +48,10 @@ class Output:
         try:
             record = load_record(folder)
             if record is None:
-                raise UsageError(f"OUTPUT (={folder.url}) holds no run: there is no {RUN}; give the output of a run.")
+                runs = list((load_record(folder, SWEEP) or {}).get("runs", ()))
+                why = f"it is a sweep's, of {len(runs)} runs" if runs else f"there is no {RUN}"
+                which = folder.uri(f"{RUNS}/{runs[0]}") if runs else "the output of a run"
+                raise UsageError(f"OUTPUT (={folder.url}) holds no run: {why}; give {which}.")
             return cls(folder, record, Manifest.load(folder), is_complete(folder))
         except (StorageError, OSError) as error:
             raise UsageError(f"OUTPUT (={folder.url}) cannot be read: {error}") from error

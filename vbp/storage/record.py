@@ -1,4 +1,7 @@
-"""The small files that say how a run stands: ``_run/run.json``, and ``_SUCCESS``, which says that all is done."""
+"""The small files that say how a run stands: ``_run/run.json``, and ``_SUCCESS``, which says that all is done.
+
+Of a sweep the first is ``_run/sweep.json``.
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +11,7 @@ from vbp.errors import StorageError
 from vbp.storage.files import Folder
 
 RUN = "_run/run.json"
+SWEEP = "_run/sweep.json"
 SUCCESS = "_SUCCESS"
 
 
