@@ -208,43 +208,42 @@ def _agreement(image: Sequence[_Row | None], options: Mapping[str, Any] | None) 
 
 
 def measures_of(masks_RHW: np.ndarray) -> dict[str, np.ndarray]:
-    """How each two of the masks of one image agree; each measure R x R, correlations NaN where a mask is flat."""
+    """How each two of the masks of one image agree; each measure R x R, NaN where one of both is flat."""
     count, height, width = masks_RHW.shape
     pixels_RP = masks_RHW.reshape(count, -1).astype(np.float64)
-    top_RP = np.stack([_top(pixels_P) for pixels_P in pixels_RP]).astype(np.float64)
+    pixels_RP[np.ptp(pixels_RP, axis=1) == 0] = np.nan
+    top_RP = np.stack([_top(pixels_P) for pixels_P in pixels_RP])
     both_RR = top_RP @ top_RP.T
-    either_RR = top_RP.sum(1)[:, None] + top_RP.sum(1)[None] - both_RR
+    sizes_R = top_RP.sum(1)
     peaks_R2 = np.stack(np.unravel_index(pixels_RP.argmax(1), (height, width)), axis=1)
     distance_RR = np.linalg.norm(peaks_R2[:, None] - peaks_R2[None], axis=2) / np.hypot(height, width)
     return {
         "correlation": _correlation(pixels_RP),
         "rank_correlation": _correlation(np.stack([_ranks(pixels_P) for pixels_P in pixels_RP])),
-        "overlap": np.divide(both_RR, either_RR, out=np.full_like(both_RR, np.nan), where=either_RR > 0),
-        "peak_distance": distance_RR,
+        "overlap": both_RR / (sizes_R[:, None] + sizes_R[None] - both_RR),
+        "peak_distance": np.where(np.isnan(both_RR), np.nan, distance_RR),
     }
 
 
 def _correlation(values_RP: np.ndarray) -> np.ndarray:
     centred_RP = values_RP - values_RP.mean(1, keepdims=True)
-    norm_R = np.linalg.norm(centred_RP, axis=1)
-    norm_R[norm_R == 0] = np.nan
-    products_RR: np.ndarray = (centred_RP / norm_R[:, None]) @ (centred_RP / norm_R[:, None]).T
+    scaled_RP = centred_RP / np.linalg.norm(centred_RP, axis=1, keepdims=True)
+    products_RR: np.ndarray = scaled_RP @ scaled_RP.T
     return products_RR.clip(-1, 1)
 
 
 def _ranks(values_P: np.ndarray) -> np.ndarray:
     """Places in order, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values_P, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(values_P, return_inverse=True, return_counts=True, equal_nan=False)
     ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks
+    return np.where(np.isnan(values_P), np.nan, ranks)
 
 
 def _top(values_P: np.ndarray) -> np.ndarray:
-    """The brightest pixels, and those as bright as the last of them; black ones never."""
+    """1 for the brightest pixels, and those as bright as the last of them, black ones never; else 0."""
     place = min(len(values_P) - 1, int(TOP * len(values_P)))
     least = np.partition(values_P, -1 - place)[-1 - place]
-    top_P: np.ndarray = (values_P >= least) & (values_P > 0)
-    return top_P
+    return np.where(np.isnan(values_P), np.nan, (values_P >= least) & (values_P > 0))
 
 
 def _mask(row: _Row, options: Mapping[str, Any] | None) -> np.ndarray | None:
