@@ -139,7 +139,7 @@ def print_sweep_plan(plan: SweepPlan) -> None:
     if plan.budget.hours is not None:
         reach = {True: "it will not suffice", False: "it suffices", None: "whether it suffices is unknown"}
         spent = f", {plan.hours_spent:.2f} of them spent" if plan.hours_spent else ""
-        _print(f"\nThe budget is {plan.budget.hours:g} hours of work{spent}: {reach[plan.exceeds_budget]}.")
+        _print(f"\nThe budget is {plan.budget.hours:g} h of work{spent}: {reach[plan.exceeds_budget]}.")
 
 
 def _price(plan: Plan | SweepPlan) -> tuple[str, str]:

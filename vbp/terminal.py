@@ -190,7 +190,8 @@ def print_sweep(summary: SweepSummary) -> None:
         console.print(f"\n{', '.join(runs)}: {reason}")
     cost = "" if summary.cost is None else f", {summary.cost:.2f} at the price given"
     console.print(f"\nwork in all: {duration(3600 * summary.hours)}{cost}")
-    console.print(f"results: {summary.output} (index/ holds the rows of all runs, runs/ their outputs)")
+    index = "index/ holds the rows of all runs, " if summary.is_combined else ""
+    console.print(f"results: {summary.output} ({index}runs/ their outputs)")
 
 
 def duration(seconds: float) -> str:

@@ -109,7 +109,7 @@ def test_the_example_of_the_section_sweep(photos, network_file, tmp_path, monkey
     planned = CliRunner().invoke(main, plan)
     assert planned.exit_code == 0, planned.output
     assert re.search(r"all together +66 +0 +66", planned.stdout)
-    assert "The budget is 6.66667 hours of work: it suffices." in planned.stdout
+    assert "The budget is 6.66667 h of work: it suffices." in planned.stdout
     assert not Path("sweep").exists()
     done = CliRunner().invoke(main, sweep)
     assert done.exit_code == 0, done.output

@@ -221,8 +221,7 @@ class _Sweep:
                 each.attempt.settle(given)
                 each.expect()
             if finished := each.attempt.finished():
-                self._outcomes[each.run.name] = Outcome(run=each.run, summary=finished)
-                each.stack.close()
+                self._close(each, Outcome(run=each.run, summary=finished))
         return [each for each in working if each.run.name not in self._outcomes], given
 
     def _connect(self, config: RunConfig, stack: ExitStack) -> Resources:
@@ -263,9 +262,11 @@ class _Sweep:
             try:
                 self._round(_of_one_shape(left) if given and given.num_gpus else left, given)
             except _BudgetSpentError as error:
-                for each in left:
-                    if each.run.name not in self._outcomes:
-                        self._end(each, Outcome(run=each.run, reason=str(error)))
+                cut_off = [each for each in left if each.run.name not in self._outcomes]
+                for each in cut_off:
+                    self._close(each, Outcome(run=each.run, reason=str(error)))
+                if cut_off:
+                    self._observer.note(str(error))
 
     def _round(self, runs: Sequence[_Working], given: Resources | None) -> None:
         """Work on all that is pending in `runs`, up to the failure of one."""
@@ -310,9 +311,12 @@ class _Sweep:
         finally:
             self._since = time.perf_counter()
 
-    def _end(self, each: _Working, outcome: Outcome) -> None:
+    def _close(self, each: _Working, outcome: Outcome) -> None:
         self._outcomes[each.run.name] = outcome
         each.stack.close()
+
+    def _end(self, each: _Working, outcome: Outcome) -> None:
+        self._close(each, outcome)
         told = outcome.reason or "finished" if outcome.exit_code in (0, 1, 4) else "finished, with too many failures"
         self._observer.note(f"{each.run.name}: {told}")
 
