@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 import vbp.terminal
 from vbp.pipeline import Summary
-from vbp.terminal import Bar, Lines, print_summary
+from vbp.terminal import Bar, Lines, print_summary, watching
 
 
 @pytest.fixture
@@ -19,32 +20,57 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_line_every_ten_seconds_with_rate_failures_and_time_left(clock, capsys):
+def test_a_line_has_rate_failures_and_time_left(clock, capsys):
     lines = Lines()
     lines.started(1000, 200)
     clock[0] += 60  # starting up counts for nothing
     lines.wrote(50, 0)
-    for _ in range(20):
+    lines.show()
+    for _ in range(10):
         clock[0] += 1
         lines.wrote(9, 1)
+    lines.show()
     assert capsys.readouterr().err.splitlines() == [
         "1000 images, 200 done before",
         "250 of 1000 images, 0 failed",
         "350 of 1000 images, 10 failed, 10.0/s, 1 min 05 s left",
-        "450 of 1000 images, 20 failed, 10.0/s, 55.0 s left",
     ]
 
 
-def test_a_listing_shows_its_count_in_a_log(clock, capsys):
+def test_a_line_says_what_is_waited_for(clock, capsys):
     lines = Lines()
-    for images in range(1000, 31_000, 1000):
-        clock[0] += 1
-        lines.listed(images)
-    assert capsys.readouterr().err.splitlines() == [
-        "10000 images listed",
-        "20000 images listed",
-        "30000 images listed",
+    lines.show()
+    lines.listed(100)
+    lines.show()
+    lines.started(100, 0)
+    for step in (50, 15, 10, 30):
+        clock[0] += step
+        lines.show()
+        lines.wrote(5, 0) if step == 15 else None
+    lines.wrote(95, 0)
+    lines.show()
+    assert [line.split(" failed")[-1] for line in capsys.readouterr().err.splitlines()] == [
+        "starting",
+        "100 images listed",
+        "100 images, 0 done before",
+        ", waiting for the first results for 50.0 s",
+        ", waiting for the first results for 1 min 05 s",
+        "",
+        ", nothing new for 40.0 s",
+        ", 2.4/s, 0.0 s left, making the index",
     ]
+
+
+def test_lines_come_by_themselves_and_stop_with_the_run(monkeypatch, capsys):
+    monkeypatch.setattr(vbp.terminal, "LINE_SECONDS", 0.01)
+    before = threading.active_count()
+    with watching() as observer:
+        observer.started(10, 0)
+        shown = ""
+        while shown.count("waiting for the first results") < 3:
+            shown += capsys.readouterr().err
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
 
 
 def test_a_listing_shows_its_count_on_a_terminal():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0
 """Between two progress lines where there is no terminal."""
+QUIET_SECONDS = 20.0
+"""So long may nothing be finished before the line says so: CPU workers commit every 5 s."""
 
 
 @contextmanager
@@ -28,7 +31,9 @@ def watching() -> Iterator[Observer]:
     """An observer that shows the run on standard error: a bar on a terminal, else a line every 10 s."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines()
+        lines = Lines()
+        with _repeating(lines.show, LINE_SECONDS):
+            yield lines
         return
     with Progress(
         TextColumn("{task.description}"),
@@ -41,24 +46,44 @@ def watching() -> Iterator[Observer]:
         yield Bar(progress)
 
 
+@contextmanager
+def _repeating(show: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call `show` every so many seconds, in a thread of its own."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            show()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class _Counting(Observer):
     """Keeps the counts that both ways of showing need."""
 
     def __init__(self) -> None:
         self.images = self.done = self.errors = 0
         self._first: tuple[float, int] | None = None
+        self._newest: float | None = None
 
     @override
     def started(self, images: int, done: int) -> None:
         self.images, self.done, self.errors = images, done, 0
-        self._first = None
+        self._first, self._newest = None, time.monotonic()
 
     @override
     def wrote(self, ok: int, error: int) -> None:
         self.done += ok + error
         self.errors += error
+        self._newest = time.monotonic()
         if self._first is None:
-            self._first = time.monotonic(), self.done
+            self._first = self._newest, self.done
 
     @property
     def rate(self) -> float:
@@ -69,9 +94,17 @@ class _Counting(Observer):
         return (self.done - before) / max(time.monotonic() - since, 1e-9)
 
     def status(self) -> str:
-        """One line: done, rate, failures, time left."""
+        """One line: done, rate, failures, time left; and that nothing comes, where that is so."""
         pace = f", {self.rate:.1f}/s, {duration((self.images - self.done) / self.rate)} left" if self.rate else ""
-        return f"{self.done} of {self.images} images, {self.errors} failed{pace}"
+        return f"{self.done} of {self.images} images, {self.errors} failed{pace}{self._quiet()}"
+
+    def _quiet(self) -> str:
+        seconds = 0.0 if self._newest is None else time.monotonic() - self._newest
+        if self._first is None:
+            return f", waiting for the first results for {duration(seconds)}"
+        if self.done >= self.images:
+            return ", making the index"
+        return f", nothing new for {duration(seconds)}" if seconds >= QUIET_SECONDS else ""
 
 
 class Lines(_Counting):
@@ -79,7 +112,7 @@ class Lines(_Counting):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last = time.monotonic()
+        self._listed = 0
 
     @override
     def note(self, text: str) -> None:
@@ -87,24 +120,19 @@ class Lines(_Counting):
 
     @override
     def listed(self, images: int) -> None:
-        self._occasionally(f"{images} images listed")
+        self._listed = images
 
     @override
     def started(self, images: int, done: int) -> None:
         super().started(images, done)
         self._print(f"{images} images, {done} done before")
 
-    @override
-    def wrote(self, ok: int, error: int) -> None:
-        super().wrote(ok, error)
-        self._occasionally(self.status())
-
-    def _occasionally(self, text: str) -> None:
-        if time.monotonic() - self._last >= LINE_SECONDS:
-            self._print(text)
+    def show(self) -> None:
+        """Print where the run stands."""
+        listing = f"{self._listed} images listed" if self._listed else "starting"
+        self._print(listing if self._newest is None else self.status())
 
     def _print(self, text: str) -> None:
-        self._last = time.monotonic()
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""The dashboard asks for metrics that this Ray has, and every panel for some."""
+"""The dashboard asks for metrics that vbp and this Ray have, and every panel for some."""
 
 import importlib.resources
 import json
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vbp.pipeline import metrics
+
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
 PANELS = importlib.resources.files("ray.dashboard.modules.metrics.dashboards")
 KNOWN = {
@@ -16,6 +18,7 @@ KNOWN = {
     for name in re.findall(r"\b(?:ray|autoscaler)_[a-z_]+", (PANELS / part).read_text())
 }
 """The metrics that Ray's own dashboards ask for."""
+OURS = re.findall(r'(?:Counter|Gauge)\("(\w+)"', Path(metrics.__file__).read_text())
 
 
 def dashboard():
@@ -34,9 +37,9 @@ def faults(board):
             yield f"{panel['title']} asks for nothing"
         for target in panel["targets"]:
             expression = target["expr"]
-            metrics = re.findall(r"\b[a-z]+_[a-z_]+(?=\{)", expression)
-            if not metrics or not set(metrics) <= KNOWN:
-                yield f"{panel['title']}: Ray has no {metrics}"
+            asked = re.findall(r"\b[a-z]+_[a-z_]+(?=\{)", expression)
+            if not asked or not set(asked) <= KNOWN | {f"ray_{name}" for name in OURS}:
+                yield f"{panel['title']}: neither Ray nor vbp has {asked}"
             if any(expression.count(left) != expression.count(right) for left, right in ("()", "{}", "[]")):
                 yield f"{panel['title']}: {expression} is not closed"
             if not set(re.findall(r"\$(\w+)", expression)) <= {entry["name"] for entry in board["templating"]["list"]}:
@@ -53,7 +56,8 @@ def test_the_dashboard_is_sound():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("ray_data_output_rows", "ray_data_output_row"),
+        ("ray_data_num_tasks_running", "ray_data_num_task_running"),
+        ("ray_vbp_images_left", "ray_vbp_images_done"),
         ("$session", "$sesion"),
         ("[1m]))", "[1m])"),
         ('"x": 8', '"x": 7'),
@@ -64,6 +68,12 @@ def test_a_broken_dashboard_is_noticed(old, new):
     text = (FOLDER / "grafana.json").read_text()
     assert old in text
     assert [*faults(json.loads(text.replace(old, new, 1)))]
+
+
+def test_every_metric_of_ours_has_a_panel():
+    text = (FOLDER / "grafana.json").read_text()
+    assert OURS
+    assert [name for name in OURS if f"ray_{name}{{" not in text] == []
 
 
 def test_prometheus_looks_where_ray_lists_its_nodes():

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pyarrow.dataset as pads
@@ -22,6 +24,11 @@ ENVIRONMENT = os.environ | {
 }
 
 
+DISCOVERY = "prom_metrics_service_discovery.json"
+NOT_HERE = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_manager_unexpected_worker_failure_total"}
+"""What the dashboard asks for and a node without a GPU, where nothing dies, has not."""
+
+
 def free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
@@ -33,7 +40,13 @@ def free_ports(count):
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
+def ray_folder(tmp_path_factory):
+    """Where the head keeps its session, and the list of what Prometheus is to ask."""
+    return tmp_path_factory.mktemp("ray")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory, ray_folder):
     """A Ray head with a dashboard, on this machine alone; yields its address for jobs."""
     port, dashboard, client, agent = free_ports(4)
     log = (tmp_path_factory.mktemp("head") / "log").open("wb")
@@ -42,7 +55,7 @@ def head(tmp_path_factory):
             BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true",
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-            f"--temp-dir={tmp_path_factory.mktemp('ray')}",
+            f"--temp-dir={ray_folder}",
         ],
         env=ENVIRONMENT, stdout=log, stderr=log,
     )  # fmt: skip
@@ -103,7 +116,17 @@ def wait_for(jobs, submission, statuses, seconds=400):
     return info
 
 
-def test_exit_code_3_stands_in_the_jobs_info(head, arguments, photos, tmp_path):
+def exported(ray_folder):
+    """(name, labels, value) of all that Prometheus gets from the addresses that Ray lists for it."""
+    for each in json.loads((ray_folder / DISCOVERY).read_text()):
+        for target in each["targets"]:
+            with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
+                text = answer.read().decode()
+            for name, labels, value in re.findall(r"^(\w+)(?:{(.*)})? (\S+)$", text, re.MULTILINE):
+                yield name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)
+
+
+def test_exit_code_3_stands_in_the_jobs_info_and_what_happened_in_the_metrics(head, arguments, tmp_path, ray_folder):
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "bad.jpg").write_bytes(b"no image")
     jobs = JobSubmissionClient(head)
@@ -111,6 +134,21 @@ def test_exit_code_3_stands_in_the_jobs_info(head, arguments, photos, tmp_path):
     submission = jobs.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)})
     info = wait_for(jobs, submission, {JobStatus.FAILED, JobStatus.SUCCEEDED})
     assert info.driver_exit_code == 3, jobs.get_job_logs(submission)
+    metrics = list(exported(ray_folder))
+    ours = {
+        (name, labels.get("stage"), labels.get("type")): value
+        for name, labels, value in metrics
+        if name.startswith("ray_vbp_") and labels["WorkerId"].startswith(info.job_id)
+    }
+    assert ours.pop(("ray_vbp_images_total", None, None)) == 1
+    assert ours.pop(("ray_vbp_images_left", None, None)) == 0
+    assert ours.pop(("ray_vbp_failures_total", "decode", "NotAnImageError")) == 1
+    stages = ("fetch", "decode", "explain", "encode", "write")
+    assert set(ours) == {("ray_vbp_stage_seconds_total", stage, None) for stage in stages}
+    assert all(seconds > 0 for seconds in ours.values())
+    board = (ROOT / "cluster" / "monitoring" / "grafana.json").read_text()
+    asked = set(re.findall(r"\b(ray_(?:data|node|vbp)_[a-z_]+)(?={)", board))
+    assert asked - {name for name, _, _ in metrics} <= NOT_HERE
 
 
 def test_a_stopped_job_ends_with_4_and_is_resumed(head, arguments, photos, tmp_path):

@@ -61,7 +61,8 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "jobs": ({"vbp.cli", "vbp.demo"}, {"torch"}),
 }
 EXCEPTIONS = {("vbp.saliency.weights", "vbp.storage")}
-ONLY = {"ray": {"vbp.pipeline.plan", "vbp.pipeline.cluster", "vbp.pipeline.job", "vbp.pipeline.preflight"}}
+WITH_RAY = ("plan", "cluster", "job", "preflight", "metrics")
+ONLY = {"ray": {f"vbp.pipeline.{name}" for name in WITH_RAY}}
 
 
 def modules() -> list[str]:

@@ -111,7 +111,7 @@ def _until_complete(attempt: Attempt, given: Resources | None, observer: Observe
     """Work until every image has a row in the index: once, but for rows that got lost, which are made again."""
     while True:
         started = time.perf_counter()
-        for report in reports(attempt.recipe, [shard.shard for shard in attempt.pending], given):
+        for report in reports(attempt.recipe, [shard.shard for shard in attempt.pending], given, attempt.left):
             observer.wrote(*attempt.count(report))
         attempt.spent["wall"] += time.perf_counter() - started
         totals = attempt.compact(observer)
@@ -138,8 +138,10 @@ def connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resource
     return resources(config.device, config.workers)
 
 
-def reports(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources | None) -> Generator[dict[str, Any]]:
-    """Work on `shards`, here or on Ray; one report for each part that was committed."""
+def reports(
+    recipe: Recipe | Recipes, shards: Sequence[int], given: Resources | None, images: int
+) -> Generator[dict[str, Any]]:
+    """Work on `shards`, here or on Ray, with so many `images`; one report for each part that was committed."""
     if not shards:
         return
     if given is None:
@@ -147,17 +149,23 @@ def reports(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources | 
 
         yield from local.reports(recipe, shards)
     else:
-        yield from _ray_reports(recipe, shards, given)
+        yield from _ray_reports(recipe, shards, given, images)
 
 
-def _ray_reports(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources) -> Iterator[dict[str, Any]]:
+def _ray_reports(
+    recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, images: int
+) -> Iterator[dict[str, Any]]:
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
     from vbp.pipeline import plan
+    from vbp.pipeline.metrics import Metrics
 
+    metrics = Metrics(images)
     try:
-        yield from plan.plan(recipe, shards, given).iter_rows()
+        for report in plan.plan(recipe, shards, given).iter_rows():
+            metrics.add(report)
+            yield report
     except RayTaskError as error:
         raise _cause(error) from error
     except GetTimeoutError as error:

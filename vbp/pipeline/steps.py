@@ -15,8 +15,10 @@ Shape legend: B = batch, H, W = height and width of the network's frame, 3 = RGB
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -374,7 +376,8 @@ def _frame_of(batch: Batch, row: int) -> Frame:
 class Write(Step):
     """``file_*`` -> objects in storage, then one part of the index for each shard: the only commit record.
 
-    Returns one row a part: ``shard``, ``ok``, ``error`` and the seconds of each stage.
+    Returns one row a part: ``shard``, ``ok``, ``error``, ``reasons`` (JSON: errors by ``stage: type``) and the seconds
+    of each stage.
 
     Args:
         output: URL of the output.
@@ -446,8 +449,10 @@ class Write(Step):
 
     def _commit(self, shard: int, part: pa.Table) -> dict[str, Any]:
         write_part(self._folder, part, shard, self._attempt)
-        errors = part["status"].to_pylist().count("error")
-        return {"shard": shard, "ok": part.num_rows - errors, "error": errors}
+        causes = zip(part["error_stage"].to_pylist(), part["error_type"].to_pylist(), strict=True)
+        reasons = Counter(f"{stage}: {kind}" for stage, kind in causes if stage is not None)
+        errors = reasons.total()
+        return {"shard": shard, "ok": part.num_rows - errors, "error": errors, "reasons": json.dumps(reasons)}
 
 
 _WRITTEN = PART_SCHEMA.remove(PART_SCHEMA.get_field_index("shard"))  # write_part adds the shard itself

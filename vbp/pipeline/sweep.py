@@ -277,7 +277,7 @@ class _Sweep:
             if not each.left:
                 self._complete(at_work.pop(number), given)
         try:
-            with closing(job.reports(recipes, units, given)) as reports:
+            with closing(job.reports(recipes, units, given, sum(each.left for each in runs))) as reports:
                 for report in reports:
                     number = int(report["run"])
                     ok, error = runs[number].attempt.count(report)
