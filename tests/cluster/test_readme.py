@@ -105,14 +105,6 @@ def test_a_wrong_page_is_noticed(old, new):
     assert [*faults(TEXT.replace(old, new))]
 
 
-def test_the_rehearsal_types_what_the_page_says():
-    script = (FOLDER / "local" / "rehearsal.py").read_text()
-    for part in ("ray start", "--head", "--num-cpus=0", "--dashboard-host=127.0.0.1", "ray job submit --address",
-                 "--runtime-env cluster/runtime_env.yaml", "-- python -m jobs.explain"):  # fmt: skip
-        assert part in script
-        assert part in TEXT
-
-
 def test_the_runtime_environment_has_known_fields_and_leaves_the_job_its_code():
     import yaml
     from ray.runtime_env import RuntimeEnv
