@@ -94,11 +94,15 @@ class Host:
 
     def off(self) -> None:
         """Switch it off: all that runs there is gone at once."""
-        while found := list(self.processes()):
-            for process in found:
-                with suppress(psutil.Error):
-                    process.kill()
+        while list(self.processes()):
+            self._tell(signal.SIGKILL)
             time.sleep(0.05)
+
+    def _tell(self, number: signal.Signals) -> None:
+        """Send a signal to all processes."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.send_signal(number)
 
     def cut(self) -> None:
         """Take it off the network, which it is not told."""
@@ -123,16 +127,8 @@ class Namespaces(Host):
             stderr=subprocess.DEVNULL,
         )
         self._first = _only_child(self._outer.pid, "sleep")
-        enter = (
-            "nsenter",
-            f"--target={self._first.pid}",
-            "--net",
-            "--mount",
-            "--pid",
-            "--uts",
-            "env",
-            f"--chdir={ROOT}",
-        )
+        into = f"nsenter --target={self._first.pid} --net --mount --pid --uts env --chdir={shlex.quote(str(ROOT))}"
+        enter = tuple(shlex.split(into))
         super().__init__(name, f"10.77.0.{number}", home, enter=enter)
         _do(f"ip link add {self._link} type veth peer name eth0 netns {self._first.pid}")
         _do(f"ip link set {self._link} master vbp up")
@@ -177,13 +173,11 @@ class Address(Host):
 
     def cut(self) -> None:
         """Freeze it, which looks the same from outside."""
-        for process in self.processes():
-            process.send_signal(signal.SIGSTOP)
+        self._tell(signal.SIGSTOP)
 
     def heal(self) -> None:
         """Let it go on."""
-        for process in self.processes():
-            process.send_signal(signal.SIGCONT)
+        self._tell(signal.SIGCONT)
 
 
 def beside() -> str:

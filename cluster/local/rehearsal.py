@@ -65,9 +65,9 @@ def main() -> int:
     """Rehearse and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="one job that loses a worker")
-    parser.add_argument("--images", type=int, help="how many to generate (default: 400, or 48 for the short form)")
+    parser.add_argument("--images", type=int, help="how many to generate (default: 160, or 48 for the short form)")
     asked = parser.parse_args()
-    images = asked.images or (48 if asked.short else 400)
+    images = asked.images or (48 if asked.short else 160)
     enclose()
     os.environ.update(ENVIRONMENT)
     os.environ.pop("RAY_ADDRESS", None)
@@ -98,7 +98,9 @@ def short(folder: Path, images: int) -> bool:
     with cluster(folder / "a", [1, 1]) as hosts:
         finish(alone)
         job = submit(hosts, "one", "first")
-        switch_off(hosts, "worker1", job, "first", images)
+        until_a_tenth_is_done(job, "first", images)
+        busiest = max(hosts, key=lambda name: hosts[name].running(WORKER))
+        switch_off(hosts, busiest, "first", images)
         finish(job)
     return same("first", images)
 
@@ -108,7 +110,8 @@ def lose_a_worker(hosts: Hosts, images: int, folder: Path) -> bool:
     job = submit(hosts, "one", "first")
     until(lambda: bucket().list("first/_run/manifest") or over(job), "the job has counted its workers")
     join(hosts, "worker3", 1, folder)
-    switch_off(hosts, "worker1", job, "first", images)
+    until_a_tenth_is_done(job, "first", images)
+    switch_off(hosts, "worker1", "first", images)
     until(lambda: hosts["worker3"].running(WORKER) or over(job), "the newcomer holds a network")
     finish(job)
     return same("first", images)
@@ -117,7 +120,7 @@ def lose_a_worker(hosts: Hosts, images: int, folder: Path) -> bool:
 def cut_a_worker_off(hosts: Hosts, images: int) -> bool:
     """The job goes on without it; when it is back it finds itself replaced, and does no harm."""
     job = submit(hosts, "two", "second", by="python cluster/local/submit.py")
-    until(lambda: masks("second") > images / 10 or over(job), "a tenth of the masks is written")
+    until_a_tenth_is_done(job, "second", images)
     lost, other = hosts["worker2"], hosts["worker3"]
     workers = lost.running(WORKER) + other.running(WORKER)
     say(f"# worker2 is cut off, with {masks('second')} of {images} masks written; workers: {at_work(hosts)}")
@@ -133,14 +136,19 @@ def cut_a_worker_off(hosts: Hosts, images: int) -> bool:
 def lose_the_head(hosts: Hosts, images: int) -> None:
     """With the head the job's driver is gone; what was committed is not."""
     job = submit(hosts, "three", "third")
-    switch_off(hosts, "head", job, "third", images)
+    until_a_tenth_is_done(job, "third", images)
+    switch_off(hosts, "head", "third", images)
     job.kill()
     job.wait()
 
 
-def switch_off(hosts: Hosts, name: str, job: Job, output: str, images: int) -> None:
-    """Switch a host off when a tenth of the job is done."""
+def until_a_tenth_is_done(job: Job, output: str, images: int) -> None:
+    """Wait for the moment when all workers are at work."""
     until(lambda: masks(output) > images / 10 or over(job), "a tenth of the masks is written")
+
+
+def switch_off(hosts: Hosts, name: str, output: str, images: int) -> None:
+    """Switch a host off, and say what is lost."""
     say(f"# {name} is switched off, with {masks(output)} of {images} masks written; workers: {at_work(hosts)}")
     hosts[name].off()
 

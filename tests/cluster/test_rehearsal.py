@@ -23,9 +23,10 @@ def test_a_worker_is_switched_off_and_nothing_is_missing():
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=580)
     log = done.stdout + done.stderr
     assert done.returncode == 0, log
-    written = re.search(r"^# worker1 is switched off, with (\d+) of 48 masks written", log, re.MULTILINE)
-    assert written is not None, log
-    assert 4 < int(written[1]) < 48, log
+    lost = re.search(r"^# (\w+) is switched off, with (\d+) of 48 masks written; workers: (.*)", log, re.MULTILINE)
+    assert lost is not None, log
+    assert f"{lost[1]} 0" not in lost[3], log
+    assert 4 < int(lost[2]) < 48, log
     assert "# first: 96 files, 48 rows, as in the run of one process" in log
 
     typed = re.findall(r"^(?:head|worker\d)\$ (.*)", log, re.MULTILINE)
