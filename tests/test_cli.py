@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
-import vbp.pipeline
+import vbp.pipeline.job
 from vbp.cli import explain, main
 from vbp.errors import InterruptedRunError, StorageError
 
@@ -40,6 +40,19 @@ def test_json_is_all_that_stands_on_standard_output(photos, small, tmp_path):
     result = vbp_explain(photos, tmp_path / "out", *small, "--json")
     summary = json.loads(result.stdout)
     assert (summary["images"], summary["ok"], summary["succeeded"], summary["runner"]) == (22, 22, True, "local")
+
+
+def test_what_ray_prints_does_not_stand_there(photos, small, tmp_path, monkeypatch):
+    real = vbp.pipeline.job.run
+
+    def run(config, observer):
+        sys.stdout.write("(raylet) A worker died or was killed while executing a task\n")
+        return real(config, observer)
+
+    monkeypatch.setattr("vbp.pipeline.job.run", run)
+    result = vbp_explain(photos, tmp_path / "out", *small, "--json")
+    assert json.loads(result.stdout)["ok"] == 22
+    assert "(raylet)" in result.stderr
 
 
 def test_too_many_failures_exit_3(photos, small, tmp_path):

@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 import vbp.terminal
 from vbp.pipeline import Summary
-from vbp.terminal import Bar, Lines, print_summary, watching
+from vbp.terminal import Bar, JobLog, Lines, print_summary, watching
 
 
 @pytest.fixture
@@ -104,3 +104,17 @@ def test_the_table(capsys):
         "no _SUCCESS",
     ):
         assert text in shown
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_log_of_a_job_leaves_standard_output_to_the_summary_in_json(as_json, capsys):
+    log = JobLog(as_json)
+    for words in ("Joining Ray.\n22 ima", 'ges\n{"run_id": "r", ', '"images": 22}\n(raylet) {a worker} died', ""):
+        log.write(words)
+    log.end()
+    out, err = capsys.readouterr()
+    summary, others = '{"run_id": "r", "images": 22}', ["Joining Ray.", "22 images", "(raylet) {a worker} died"]
+    if as_json:
+        assert (out.splitlines(), err.splitlines()) == ([summary], others)
+    else:
+        assert (out.splitlines(), err) == ([*others[:2], summary, others[2]], "")

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -105,6 +105,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @main.command()
 @job_options
+@click.option("--address", metavar="URL", help="Run on the Ray cluster whose job API is at this URL: http://HEAD:8265.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @click.pass_context
 def explain(
@@ -113,6 +114,7 @@ def explain(
     input: str | None,
     output: str | None,
     directory: str | None,
+    address: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -124,7 +126,8 @@ def explain(
       vbp explain s3://bucket/photos s3://bucket/out --weights model.safetensors
     """
     with _translated():
-        sys.exit(_run(_config(ctx, input, output, directory, options), as_json))
+        config = _config(ctx, input, output, directory, options)
+        sys.exit(_run(config, as_json) if address is None else _submit(config, address, as_json))
 
 
 @main.command()
@@ -193,13 +196,25 @@ def _run(config: RunConfig, as_json: bool) -> int:
     from vbp.pipeline.job import run
     from vbp.terminal import print_summary, watching
 
-    with watching() as observer:
+    with watching() as observer, redirect_stdout(sys.stderr):  # Ray prints what becomes of its workers
         summary = run(config, observer)
     if as_json:
         click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
         print_summary(summary)
     return summary.exit_code
+
+
+def _submit(config: RunConfig, address: str, as_json: bool) -> int:
+    """Run on a cluster; its log goes to standard output, with ``--json`` all but the summary to standard error."""
+    from vbp.pipeline.submit import submit
+    from vbp.terminal import JobLog
+
+    log = JobLog(as_json)
+    try:
+        return submit(config, address, as_json=as_json, show=log.write)
+    finally:
+        log.end()
 
 
 @main.command()

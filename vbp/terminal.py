@@ -165,6 +165,34 @@ class Bar(_Counting):
         )
 
 
+class JobLog:
+    """Prints the log of a job as it comes: on standard output, or all but the summary in JSON on standard error."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._line = ""
+        self._summary: str | None = None
+
+    def write(self, words: str) -> None:
+        """Print the lines that are whole by now."""
+        *lines, self._line = (self._line + words).split("\n")
+        for line in lines:
+            self._print(line)
+
+    def end(self) -> None:
+        """Print what is left: the line that was begun, and the summary."""
+        if self._line:
+            self._print(self._line)
+        if self._summary is not None:
+            print(self._summary)  # noqa: T201
+
+    def _print(self, line: str) -> None:
+        if self._as_json and line.startswith('{"run_id": '):
+            self._summary = line
+        else:
+            print(line, file=sys.stderr if self._as_json else sys.stdout, flush=True)  # noqa: T201
+
+
 def print_summary(summary: Summary) -> None:
     """The table at the end, on standard output."""
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -1,9 +1,11 @@
-"""``ray job submit`` on a real head, as a user types it."""
+"""Jobs on a real head that asks for a token: by ``ray job submit`` and by ``--address``, as a user types them."""
 
+import contextlib
 import json
 import os
 import re
-import signal
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,14 +13,22 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pyarrow.dataset as pads
 import pytest
+from click.testing import CliRunner
 from ray.job_submission import JobStatus, JobSubmissionClient
+
+from vbp.cli import explain
+from vbp.pipeline import RunConfig, run
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+TOKEN = secrets.token_hex(32)
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 ENVIRONMENT = os.environ | {
-    "RAY_AUTH_MODE": "disabled",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": TOKEN,
     "RAY_USAGE_STATS_ENABLED": "0",
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the job's `python` is the head's
 }
@@ -65,27 +75,20 @@ def head(tmp_path_factory, ray_folder):
         while True:
             assert process.poll() is None, Path(log.name).read_text()
             try:
-                JobSubmissionClient(address).submit_job(entrypoint="true")  # refused before the node's agent is there
+                JobSubmissionClient(address, headers=HEADERS).submit_job(
+                    entrypoint="true"
+                )  # refused before the node's agent is there
                 break
             except Exception:
                 assert time.monotonic() < deadline, Path(log.name).read_text()
                 time.sleep(0.3)
         yield address
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):  # SIGTERM would drain for 30 s
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
         log.close()
-
-
-def submit(head, *arguments):
-    entrypoint = ["python", "-m", "jobs.explain", *arguments]
-    return subprocess.run(
-        [BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *entrypoint],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -93,27 +96,16 @@ def arguments(photos, network_file, tmp_path):
     return [str(photos), str(tmp_path / "out"), "--weights", network_file, "--size", "64", "--precision", "float32"]
 
 
-def test_the_main_job(head, arguments, tmp_path, network_file, photos):
-    done = submit(head, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ray runner" in done.stdout
-    assert pads.dataset(tmp_path / "out" / "index").count_rows() == 22
-    local = [*arguments[:1], str(tmp_path / "local"), *arguments[2:], "--runner", "local"]
-    subprocess.run([sys.executable, "-m", "jobs.explain", *local], cwd=ROOT, check=True, capture_output=True)
-    masks = [
-        {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out / "masks").rglob("*.png")}
-        for out in ("out", "local")
-    ]
-    assert len(masks[0]) == 22
-    assert masks[0] == masks[1]
+@pytest.fixture
+def submitted(head, monkeypatch):
+    """What ``python -m jobs.explain ARGUMENTS --address`` leads to, as from a laptop with the token."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # the address that is given counts
 
+    def submit(*arguments):
+        return CliRunner().invoke(explain, [*arguments, "--address", head])
 
-def wait_for(jobs, submission, statuses, seconds=400):
-    deadline = time.monotonic() + seconds
-    while (info := jobs.get_job_info(submission)).status not in statuses:
-        assert time.monotonic() < deadline, jobs.get_job_logs(submission)
-        time.sleep(0.2)
-    return info
+    return submit
 
 
 def exported(ray_folder):
@@ -126,21 +118,16 @@ def exported(ray_folder):
                 yield name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)
 
 
-def test_exit_code_3_stands_in_the_jobs_info_and_what_happened_in_the_metrics(head, arguments, tmp_path, ray_folder):
-    (tmp_path / "photos" / "cat").mkdir(parents=True)
-    (tmp_path / "photos" / "cat" / "bad.jpg").write_bytes(b"no image")
-    jobs = JobSubmissionClient(head)
-    command = " ".join(["python -m jobs.explain", str(tmp_path / "photos"), *arguments[1:]])
-    submission = jobs.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)})
-    info = wait_for(jobs, submission, {JobStatus.FAILED, JobStatus.SUCCEEDED})
-    assert info.driver_exit_code == 3, jobs.get_job_logs(submission)
+def check_metrics(head, ray_folder):
+    """What the last job told Prometheus, and that all that the dashboard asks for is there."""
+    job = max(JobSubmissionClient(head, headers=HEADERS).list_jobs(), key=lambda info: info.start_time).job_id
     metrics = list(exported(ray_folder))
     ours = {
         (name, labels.get("stage"), labels.get("type")): value
         for name, labels, value in metrics
-        if name.startswith("ray_vbp_") and labels["WorkerId"].startswith(info.job_id)
+        if name.startswith("ray_vbp_") and labels["WorkerId"].startswith(job)
     }
-    assert ours.pop(("ray_vbp_images_total", None, None)) == 1
+    assert ours.pop(("ray_vbp_images_total", None, None)) == 23
     assert ours.pop(("ray_vbp_images_left", None, None)) == 0
     assert ours.pop(("ray_vbp_failures_total", "decode", "NotAnImageError")) == 1
     stages = ("fetch", "decode", "explain", "encode", "write")
@@ -151,13 +138,70 @@ def test_exit_code_3_stands_in_the_jobs_info_and_what_happened_in_the_metrics(he
     assert asked - {name for name, _, _ in metrics} <= NOT_HERE
 
 
-def test_a_stopped_job_ends_with_4_and_is_resumed(head, arguments, photos, tmp_path):
+def test_the_main_job(head, submitted, ray_folder, photos, network_file, arguments, tmp_path):
+    tree, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(photos, tree)
+    (tree / "cat" / "bad.jpg").write_bytes(b"no image")
+    arguments[0] = str(tree)
+
+    done = submitted(*arguments, "--max-failures", "1", "--node-labels", "zone=!far", "--json")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)  # and nothing else
+    assert (summary["ok"], summary["error"], summary["computed"], summary["runner"]) == (22, 1, 23, "ray")
+    assert "Submitted to" in done.stderr
+    assert "Running on Ray: 2 worker(s) with 1 CPU thread(s) each, on nodes with zone=!far." in done.stderr
+    assert pads.dataset(out / "index").count_rows() == 23
+    check_metrics(head, ray_folder)
+
+    fields = {"weights": network_file, "size": 64, "precision": "float32", "runner": "local"}
+    run(RunConfig(input=str(tree), output=str(tmp_path / "local"), **fields))
+    masks = [
+        {path.relative_to(place / "masks"): path.read_bytes() for path in (place / "masks").rglob("*.png")}
+        for place in (out, tmp_path / "local")
+    ]
+    assert len(masks[0]) == 22
+    assert masks[0] == masks[1]
+
+    # what is finished is not done again, and ends with the exit code that it deserves now
+    done = submitted(*arguments, "--max-failures", "0")
+    assert done.exit_code == 3, done.output
+    assert "Nothing left to do" in done.stdout
+    assert "1 x decode: NotAnImageError" in done.stdout
+    entrypoint = ["python", "-m", "jobs.explain", *arguments, "--max-failures", "1"]
+    done = subprocess.run(
+        [BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *entrypoint],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing left to do" in done.stdout
+
+    done = submitted(str(tmp_path / "nowhere"), *arguments[1:])
+    assert done.exit_code == 2, done.output
+    assert f"INPUT (={tmp_path / 'nowhere'}) does not exist" in done.stdout
+
+
+def test_a_laptop_without_the_right_token(submitted, arguments, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    done = submitted(*arguments)
+    assert done.exit_code == 2
+    assert "refuses the token that is set here" in done.stderr
+
+
+def wait_for(jobs, submission, statuses, seconds=400):
+    deadline = time.monotonic() + seconds
+    while (info := jobs.get_job_info(submission)).status not in statuses:
+        assert time.monotonic() < deadline, jobs.get_job_logs(submission)
+        time.sleep(0.2)
+    return info
+
+
+def test_a_stopped_job_ends_with_4_and_is_resumed(head, arguments, photos, network_file, tmp_path):
     tree = tmp_path / "many"
     for number in range(10):
         (tree / str(number)).mkdir(parents=True)
         for path in photos.rglob("*.*"):
             (tree / str(number) / path.name).write_bytes(path.read_bytes())
-    jobs = JobSubmissionClient(head)
+    jobs = JobSubmissionClient(head, headers=HEADERS)
     command = " ".join(["python -m jobs.explain", str(tree), *arguments[1:], "--batch-size 2 --workers 1"])
     submission = jobs.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)})
     deadline = time.monotonic() + 240
@@ -170,9 +214,7 @@ def test_a_stopped_job_ends_with_4_and_is_resumed(head, arguments, photos, tmp_p
     logs = jobs.get_job_logs(submission)
     assert "Stopped by SIGTERM" in logs
     assert not (tmp_path / "out" / "_SUCCESS").exists()
-    again = [str(tree), *arguments[1:], "--batch-size", "2", "--runner", "local", "--json"]
-    done = subprocess.run([sys.executable, "-m", "jobs.explain", *again], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert summary["ok"] == 220
-    assert 0 < summary["computed"] < 220
+    fields = {"weights": network_file, "size": 64, "precision": "float32", "batch_size": 2, "runner": "local"}
+    summary = run(RunConfig(input=str(tree), output=str(tmp_path / "out"), **fields))
+    assert summary.ok == 220
+    assert 0 < summary.computed < 220

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vbp.cli import explain
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
 
@@ -102,3 +103,14 @@ def test_json_survives_a_round_trip():
     made = config(outputs=("mask",), storage_options={"s3://b": {"region": "eu-west-1"}})
     kept = json.loads(json.dumps(made.as_json()))
     assert RunConfig(**{**kept, "outputs": tuple(kept["outputs"])}) == made
+
+
+def test_the_command_line_of_a_configuration_asks_for_the_same():
+    assert config().arguments() == ["--", "photos", "out"]
+    changed = config(
+        input="-photos", output="out put", model="resnet50", stages="last", multiply_input=True, size=96, noise=0.25,
+        outputs=("mask", "maps"), max_failures="0", limit=1, seed=1, classes="a b'c.txt", retry_failed=True,
+        storage_options={"s3://b": {"endpoint_url": "http://h:1", "anon": True}},
+    )  # fmt: skip
+    given = explain.make_context("explain", changed.arguments()).params
+    assert RunConfig(**{name: given[name] for name in changed.as_json()}) == changed

@@ -1,8 +1,12 @@
 """The plan on Ray: few tasks that list the shards, one shard in each unit of work."""
 
+import math
+
 import pytest
+from ray.data import ActorPoolStrategy
 
 from vbp.pipeline import plan as module
+from vbp.pipeline.resources import Resources
 
 
 def shards_of(task):
@@ -46,6 +50,25 @@ def test_workers_that_hold_all_cpus_do_not_starve_the_listing(ray_session, monke
 
     monkeypatch.setattr(module, "Chain", Chain)
     monkeypatch.setattr(module, "IDLE_SECONDS", 60)
-    given = module.Resources(workers=4, num_cpus=1, num_gpus=0, threads=1)
+    given = Resources(workers=4, num_cpus=1, num_gpus=0, threads=1)
     reports = module.plan(None, range(60), given, spread=False)
     assert sorted(row["shard"] for row in reports.iter_rows()) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("workers", "at_most", "shards", "least", "most"),
+    [
+        (4, 0, math.inf, 4, 4),
+        (4, 0, 2, 2, 2),
+        (1, 8, math.inf, 1, 8),
+        (1, 8, 3, 1, 3),
+        (2, math.inf, math.inf, 2, None),
+    ],
+)
+def test_the_pool_of_workers_grows_as_far_as_it_may(workers, at_most, shards, least, most):
+    labels = {"zone": "a"} if most is None else {}
+    given = Resources(workers=workers, at_most=at_most, num_cpus=0, num_gpus=1, threads=0, labels=labels)
+    pool = module._pool(given, shards)
+    expected = ActorPoolStrategy(min_size=least, max_size=most)
+    assert (pool["compute"].min_size, pool["compute"].max_size) == (expected.min_size, expected.max_size)
+    assert pool.get("label_selector") == (labels or None)

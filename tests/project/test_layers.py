@@ -61,7 +61,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "jobs": ({"vbp.cli", "vbp.demo"}, {"torch"}),
 }
 EXCEPTIONS = {("vbp.saliency.weights", "vbp.storage")}
-WITH_RAY = ("plan", "cluster", "job", "preflight", "metrics")
+WITH_RAY = ("plan", "cluster", "job", "preflight", "metrics", "submit")
 ONLY = {"ray": {f"vbp.pipeline.{name}" for name in WITH_RAY}}
 
 

@@ -145,7 +145,7 @@ def test_on_a_real_store(config, s3_server, photos):
     before = folder.list()
     planned = plan(config(input=folder.uri("photos"), output=folder.uri("out"), storage_options=options, runner="auto"))
     assert (planned.images, planned.left, planned.runner, planned.sampled) == (3, 3, "ray", 3)
-    assert "a cluster has its own" in planned.notes[0]
+    assert "takes the rate of a cluster as" in planned.notes[0]
     assert folder.list() == before
 
 

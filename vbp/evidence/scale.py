@@ -33,6 +33,7 @@ from vbp.evidence.watch import private, watched
 from vbp.pipeline import RunConfig, Summary, prepare, run
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record
+from vbp.pipeline.resources import divide
 from vbp.pipeline.steps import Batch, as_table, objects
 from vbp.storage import index
 from vbp.storage.files import Folder
@@ -260,13 +261,13 @@ def _unchanged(batch: Batch) -> Batch:
 
 def _plan(shards: int) -> tuple[float, float, float]:
     """Seconds to the first report, reports a second from there on, and MB before."""
-    from vbp.pipeline.cluster import connected
-    from vbp.pipeline.plan import plan, resources
+    from vbp.pipeline.cluster import connected, nodes
+    from vbp.pipeline.plan import plan
 
     config = RunConfig(input="in", output="out", size=32)
     recipe = _Nothing(config=config, run_id="r", device="cpu", precision="float32", batch_size=8, weights_sha256="none")
     with connected():
-        given = resources("cpu", None)
+        given = divide(nodes(), "cpu", None)
         before = private(psutil.Process())
         started = time.perf_counter()
         first, done = 0.0, 0

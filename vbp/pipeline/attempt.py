@@ -29,7 +29,7 @@ from vbp.storage.refresh import refresh_manifest
 from vbp.storage.shards import remove_orphans
 
 if TYPE_CHECKING:
-    from vbp.pipeline.plan import Resources
+    from vbp.pipeline.resources import Resources
     from vbp.saliency.models import Model
 
 

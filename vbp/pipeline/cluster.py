@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
+
+from vbp.errors import InterruptedRunError, UsageError
+from vbp.pipeline.resources import Node
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -18,6 +25,12 @@ QUIET = {
 }
 
 STARTS = 3
+ANSWER_SECONDS = 10
+"""So long may a head take to take a connection."""
+TOKEN = (
+    "Set RAY_AUTH_MODE=token and put the cluster's token into RAY_AUTH_TOKEN, into the file that RAY_AUTH_TOKEN_PATH "
+    "names, or into ~/.ray/auth_token."
+)
 
 
 @contextmanager
@@ -26,6 +39,10 @@ def connected() -> Iterator[None]:
 
     A connection that exists already is used and left open.  Ray's ``init`` replaces the handler of SIGTERM; ours is
     put back, so that a stopped job ends with its own exit code.
+
+    Raises:
+        UsageError: the cluster cannot be joined; says why.
+        InterruptedRunError: Ray cannot be started here.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -39,8 +56,12 @@ def connected() -> Iterator[None]:
         return
     main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    with _held_back_stderr():
-        _init(os.environ.get("RAY_ADDRESS", "local"))
+    address = os.environ.get("RAY_ADDRESS", "local")
+    with _held_back_stderr() as said:
+        if address == "local":
+            _start()
+        else:
+            _join(address, said)
     if main_thread:
         signal.signal(signal.SIGTERM, handler)
     _silence_ray_data()
@@ -50,31 +71,117 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _init(address: str) -> None:
-    """Join or start; on a machine busy enough, a start takes longer than the 30 s that Ray gives itself."""
-    import ray
+def _start() -> None:
+    """On a machine busy enough, a start takes longer than the 30 s that Ray gives itself.
 
+    Raises:
+        InterruptedRunError: Ray cannot start its processes here.
+    """
     for tries_left in reversed(range(STARTS)):
         try:
-            ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            _init("local")
             return
         except Exception as error:
-            if not tries_left or "timed out during startup" not in str(error):
+            passes = isinstance(error, OSError) or "timed out during startup" in str(error)
+            if not passes:
                 raise
+            if not tries_left:
+                raise InterruptedRunError(
+                    f"Ray could not be started on this machine ({' '.join(str(error).split())}); is it very busy, or "
+                    "its temporary folder full? Run the same command again, or with --runner local."
+                ) from error
+
+
+def _join(address: str, said: Callable[[], str]) -> None:
+    _check_head(address)
+    try:
+        _init(address)
+    except Exception as error:
+        raise UsageError(_why_not_joined(address, str(error), said())) from error
+
+
+def _init(address: str) -> None:
+    import ray
+
+    ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _check_head(address: str) -> None:
+    """Refuse an address where no head answers: Ray would try for minutes, and say nothing.
+
+    Raises:
+        UsageError: nobody answers there, or it is not a head's port.
+    """
+    if address.startswith(("http://", "https://")):
+        raise UsageError(_is_for_jobs(address))
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if not parts.hostname or not parts.port:
+        return  # "auto", which Ray finds in its own files, or what Ray is to explain
+    try:
+        with socket.create_connection((parts.hostname, parts.port), ANSWER_SECONDS) as connection:
+            connection.sendall(b"GET /api/version HTTP/1.0\r\n\r\n")
+            connection.settimeout(ANSWER_SECONDS)
+            answer = b""
+            with suppress(OSError):  # a head closes the connection, since it speaks another protocol
+                answer = connection.recv(5)
+    except OSError as error:
+        raise UsageError(
+            f"RAY_ADDRESS (={address}) cannot be reached: {error}. Give the head's address and port (6379 unless it "
+            "was started with another), or unset RAY_ADDRESS to run on this machine."
+        ) from error
+    if answer == b"HTTP/":
+        raise UsageError(_is_for_jobs(f"http://{address}"))
+
+
+def _is_for_jobs(url: str) -> str:
+    return (
+        f"RAY_ADDRESS names {url}, where jobs are submitted, not the head's own port: unset RAY_ADDRESS and give "
+        f"--address {url}."
+    )
+
+
+def _why_not_joined(address: str, message: str, said: str) -> str:
+    """One sentence for a cluster that answers but is not joined.
+
+    Args:
+        address: ``RAY_ADDRESS``.
+        message: of Ray's exception.
+        said: what Ray's C++ core wrote on standard error.
+    """
+    if "InvalidAuthToken" in said + message or "authentication token" in message:
+        given = "this process has none" if "no authentication token was found" in message else "this is not it, or none"
+        return f"The cluster at RAY_ADDRESS (={address}) asks for a token, and {given}. {TOKEN}"
+    versions = re.findall(r"(Ray|Python): ([\w.+-]+)", message)
+    if "ersion mismatch" in message and len(versions) == 4:
+        theirs, ours = (" and ".join(" ".join(pair) for pair in pairs) for pairs in (versions[:2], versions[2:]))
+        return (
+            f"The cluster at RAY_ADDRESS (={address}) runs {theirs}, and this process {ours}: they must be the same. "
+            "Use the cluster's own environment, or submit with --address, which asks for less."
+        )
+    return f"The cluster at RAY_ADDRESS (={address}) cannot be joined: {' '.join(message.split())}"
 
 
 @contextmanager
-def _held_back_stderr() -> Iterator[None]:
-    """Keep Ray's C++ core from announcing its log level on the terminal; what it says is shown if all fails."""
+def _held_back_stderr() -> Iterator[Callable[[], str]]:
+    """Keep Ray's C++ core from announcing its log level on the terminal; what it says is shown if all fails.
+
+    Yields a function that returns what has been said so far.
+    """
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:
+
+        def said() -> bytes:
+            held.seek(0)
+            return held.read()
+
         os.dup2(held.fileno(), 2)
         try:
-            yield
+            yield lambda: said().decode(errors="replace")
+        except UsageError:
+            raise  # its sentence says it all
         except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
+            os.write(terminal, said())
             raise
         finally:
             os.dup2(terminal, 2)
@@ -88,3 +195,45 @@ def _silence_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__name__ == "PlainRayHandler":
             handler.setLevel(logging.CRITICAL)
+
+
+def nodes() -> list[Node]:
+    """The nodes that are alive."""
+    import ray
+
+    return [_node(each["Resources"], each["Labels"]) for each in ray.nodes() if each["Alive"]]
+
+
+def free() -> Node:
+    """What of all nodes together nobody claims just now."""
+    import ray
+
+    return _node(ray.available_resources(), {})
+
+
+def _node(has: Mapping[str, float], labels: Mapping[str, str]) -> Node:
+    return Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), labels=labels)
+
+
+def grows() -> bool:
+    """Whether an autoscaler starts nodes where work waits.
+
+    Ray tells nobody what it can scale to (``get_cluster_config`` is never filled in 2.60), but its status, as ``ray
+    status`` shows it, names each node by the group it was started for; without an autoscaler, by the node's own id.
+    """
+    names: list[str] = []
+    with suppress(Exception):  # the status is Ray's own affair; where it changes its form, no node is expected to come
+        names = _groups()
+    return any(not name.startswith("node_") for name in names)
+
+
+def _groups() -> list[str]:
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    if int(status.stats.autoscaler_version or 0) > 0:
+        return [node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)]
+    first = json.loads(_internal_kv_get(b"__autoscaling_status") or "{}")  # of the first autoscaler
+    return list(first["autoscaler_report"]["node_type_mapping"].values())

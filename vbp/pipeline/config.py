@@ -8,6 +8,7 @@ all come from this one place.  What a run finds out by itself (device, precision
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from vbp.errors import UsageError
+from vbp.pipeline.resources import parse_labels
 
 OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
 """What a run writes below OUTPUT."""
@@ -127,6 +129,9 @@ class RunConfig:
         None, "Images in one unit of work, fixed when the input is first listed [default: auto]."
     )
     workers: int | None = option(None, "Actors that hold the network [default: auto].")
+    node_labels: str | None = option(
+        None, "Nodes for these, by Ray's labels: ray.io/accelerator-type=A100,ray.io/market-type=!spot."
+    )
     runner: Runner = option("auto", "local: in this process; ray: Ray Data; auto: local for small local inputs.")
     storage_options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
@@ -155,6 +160,7 @@ class RunConfig:
                 f"--retry-failed needs --resume-mode resume, not {self.resume_mode}: it repairs what is there."
             )
         self.failures_allowed(0)
+        parse_labels(self.node_labels)
         _check_apart(self.input, self.output)
 
     def _check_choice(self, name: str, hint: Any) -> None:
@@ -195,6 +201,20 @@ class RunConfig:
             "noise": self.noise,
             "seed": self.seed,
         }
+
+    def arguments(self) -> list[str]:
+        """The command line that asks for the same: INPUT, OUTPUT, and a flag for all that differs from the defaults."""
+        flags = []
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if each.name in ("input", "output") or value in (each.default, {}):
+                continue
+            if isinstance(value, tuple):
+                value = ",".join(value)
+            elif isinstance(value, Mapping):
+                value = json.dumps(value)
+            flags.append(_flag(each.name) if value is True else f"{_flag(each.name)}={value}")
+        return [*flags, "--", self.input, self.output]
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, for ``run.json``; holds no secrets, since none are accepted."""

@@ -13,13 +13,13 @@ from vbp.pipeline import prepare
 from vbp.pipeline.attempt import Attempt, failures_as_sentences, open_record, wants_more
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.observer import Observer
-from vbp.pipeline.preflight import preflight, preflight_on_a_worker
+from vbp.pipeline.preflight import preflight, preflight_on_a_worker, preflight_on_all_nodes
+from vbp.pipeline.resources import Resources, divide, parse_labels, shortage
 from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
 
 if TYPE_CHECKING:
-    from vbp.pipeline.plan import Resources
     from vbp.pipeline.recipe import Recipe
     from vbp.pipeline.shared import Recipes
 
@@ -68,7 +68,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
                 return finished
         with failures_as_sentences(before_work=False):
             attempt.begin()
-            observer.note(f"Running {given} on Ray." if given else "Running in this process (--runner ray for Ray).")
+            observer.note(f"Running on Ray: {given}." if given else "Running in this process (--runner ray for Ray).")
             observer.started(attempt.images, attempt.images - attempt.left)
             totals = _until_complete(attempt, given, observer)
             return attempt.end(totals, given, observer)
@@ -128,14 +128,23 @@ def is_surely_for_ray(config: RunConfig) -> bool:
 
 def connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resources:
     """Start or join Ray and divide its resources."""
-    from vbp.pipeline.cluster import connected
+    from vbp.pipeline import cluster
 
-    observer.note("Starting Ray.")
-    stack.enter_context(connected())
-    preflight_on_a_worker(config.input, config.output, config.storage_options)
-    from vbp.pipeline.plan import resources
-
-    return resources(config.device, config.workers)
+    observer.note("Joining Ray." if "RAY_ADDRESS" in os.environ else "Starting Ray.")
+    try:
+        stack.enter_context(cluster.connected())
+        given = divide(
+            cluster.nodes(),
+            config.device,
+            config.workers,
+            grows=cluster.grows(),
+            labels=parse_labels(config.node_labels),
+        )
+        preflight_on_a_worker(config.input, config.output, config.storage_options)
+        preflight_on_all_nodes(config)
+    except OSError as error:  # of Ray: what is wrong with a place is a UsageError by now
+        raise InterruptedRunError(f"Ray does not work here: {error!r}. Run the same command again.") from error
+    return given
 
 
 def reports(
@@ -158,8 +167,11 @@ def _ray_reports(
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-    from vbp.pipeline import plan
+    from vbp.pipeline import cluster, plan
     from vbp.pipeline.metrics import Metrics
+
+    def lacking() -> str:
+        return shortage(given, cluster.nodes(), cluster.free())
 
     metrics = Metrics(images)
     try:
@@ -170,12 +182,12 @@ def _ray_reports(
         raise _cause(error) from error
     except GetTimeoutError as error:
         raise InterruptedRunError(
-            f"The workers did not all start within {plan.START_SECONDS} s: {plan.shortage(given)}. Free some, add "
+            f"The workers did not all start within {plan.START_SECONDS} s: {lacking()}. Free some, add "
             "nodes, or ask for fewer --workers, and run the same command again."
         ) from error
     except ExecutionTimeoutError as error:
         raise InterruptedRunError(
-            f"Nothing was finished for {plan.IDLE_SECONDS} s: {plan.shortage(given)}. If that is enough, a worker "
+            f"Nothing was finished for {plan.IDLE_SECONDS} s: {lacking()}. If that is enough, a worker "
             "hangs or dies again and again, and Ray's logs say more. Run the same command again to continue."
         ) from error
     except RayError as error:

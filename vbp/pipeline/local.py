@@ -20,8 +20,6 @@ from vbp.pipeline.steps import Batch
 
 T = TypeVar("T")
 
-LEAST_ROWS = 8
-"""Of images that are read and written together, however few an automatic batch size has go through the network."""
 COMMIT_SECONDS = 5.0
 """About what a killed worker loses: encoded images wait so long for a part in common."""
 COMMIT_BYTES = 64 * 2**20
@@ -37,7 +35,7 @@ class Chain:
 
     def __init__(self, recipe: Recipe | Recipes) -> None:
         self._source = recipe.source()
-        self._rows = recipe.config.batch_size or max(recipe.batch_size, LEAST_ROWS)
+        self._rows = recipe.rows
         self._fetch, self._decode = recipe.fetch(), recipe.decode()
         self._explain = recipe.explain()
         self._encode, self._write = recipe.encode(), recipe.write()

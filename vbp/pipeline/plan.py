@@ -14,19 +14,18 @@ shard is done when its parts hold all its positions, in whatever pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from vbp.errors import UsageError
 from vbp.pipeline.local import Chain
 from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.resources import Resources
 from vbp.pipeline.shared import Recipes
 from vbp.pipeline.steps import Batch
 
@@ -44,60 +43,6 @@ READERS = 2
 """How many of them at once."""
 BLOCK_BYTES = 32 * 2**20
 """About 220 decoded images: what a killed node loses, and the rows of one part."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What each worker that holds the network gets."""
-
-    workers: int
-    num_cpus: float
-    """Logical CPUs of one worker; 0 for a GPU worker, so that readers and writers keep the CPUs."""
-    num_gpus: float
-    threads: int
-    """Threads of the network on the CPU."""
-
-    def __str__(self) -> str:
-        on = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.threads} CPU thread(s)"
-        return f"{self.workers} worker(s) with {on} each"
-
-
-def resources(device: str, workers: int | None) -> Resources:
-    """Divide what the cluster has.
-
-    Args:
-        device: auto, cpu or cuda.
-        workers: how many, or None: one for every GPU, else one for every CPU.
-
-    Raises:
-        UsageError: cuda was asked for and no node has a GPU.
-    """
-    cluster = ray.cluster_resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), max(1, int(cluster.get("CPU", 1)))
-    if device == "cuda" and gpus == 0:
-        raise UsageError("--device cuda needs a GPU, and no node of the Ray cluster has one; use --device cpu or auto.")
-    if device == "cuda" or (device == "auto" and gpus > 0):
-        count = workers or gpus
-        return Resources(workers=count, num_cpus=0, num_gpus=min(1.0, gpus / count), threads=0)
-    count = min(workers or cpus, cpus)
-    largest_node = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    share = min(cpus / count, largest_node)
-    # half of a worker's share is claimed, so that the workers of a lost node find room on the others
-    return Resources(workers=count, num_cpus=share / 2, num_gpus=0, threads=max(1, int(share)))
-
-
-def shortage(given: Resources) -> str:
-    """What a run needs beside what the cluster has, for people whose run does not get it."""
-    has, free = ray.cluster_resources(), ray.available_resources()
-
-    def amounts(of: Mapping[str, float]) -> str:
-        return f"{of.get('CPU', 0):g} CPUs and {of.get('GPU', 0):g} GPUs"
-
-    asked = amounts({"CPU": given.workers * given.num_cpus, "GPU": given.workers * given.num_gpus})
-    return (
-        f"{given.workers} worker(s) claim {asked}, and tasks beside them half a CPU each; the cluster has "
-        f"{amounts(has)}, of which {amounts(free)} are free"
-    )
 
 
 def plan(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
@@ -133,11 +78,7 @@ def plan(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, *, s
 
 def _fused(source: Dataset, recipe: Recipe | Recipes, given: Resources, shards: int) -> Dataset:
     return source.map_batches(
-        Chain,
-        fn_constructor_args=(recipe,),
-        batch_size=1,
-        num_cpus=given.num_cpus,
-        compute=ActorPoolStrategy(size=min(given.workers, shards)),
+        Chain, fn_constructor_args=(recipe,), batch_size=1, num_cpus=given.num_cpus, **_pool(given, shards)
     )
 
 
@@ -149,11 +90,19 @@ def _spread(source: Dataset, recipe: Recipe | Recipes, given: Resources) -> Data
             Explainer,
             fn_constructor_args=(recipe,),
             batch_size=recipe.batch_size,
-            compute=ActorPoolStrategy(size=given.workers),
+            **_pool(given),
             **engine,
         )
         .map_batches(encode_and_write, fn_args=(recipe,), batch_size=None, num_cpus=0.25)
     )
+
+
+def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
+    """How many workers hold the network, and where they may be."""
+    least = min(given.workers, at_most)
+    most = min(max(given.workers, given.at_most), at_most)
+    pool = ActorPoolStrategy(min_size=int(least), max_size=None if most == math.inf else int(most))
+    return {"compute": pool} | ({"label_selector": dict(given.labels)} if given.labels else {})
 
 
 def fetch_and_decode(shards: Batch, recipe: Recipe | Recipes) -> Iterator[Batch]:

@@ -16,6 +16,9 @@ from vbp.pipeline.layouts import FOLDERS
 from vbp.pipeline.source import Source
 from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, Write
 
+LEAST_ROWS = 8
+"""Of images that are read and written together, however few an automatic batch size has go through the network."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -41,6 +44,11 @@ class Recipe:
     def with_network(self, network: Any) -> Recipe:
         """The same for a worker in a process where the network is loaded already."""
         return replace(self, network=network)
+
+    @property
+    def rows(self) -> int:
+        """Images that a process reads and writes together."""
+        return self.config.batch_size or max(self.batch_size, LEAST_ROWS)
 
     def source(self) -> Source:
         """Shard numbers -> rows that are not done yet."""

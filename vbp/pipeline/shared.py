@@ -104,6 +104,11 @@ class Recipes:
         """The largest; each step works with that of its run."""
         return max(recipe.batch_size for recipe in self._recipes)
 
+    @property
+    def rows(self) -> int:
+        """The most of any run that are read and written together."""
+        return max(recipe.rows for recipe in self._recipes)
+
     def source(self) -> Sources:
         """Units -> rows that are not done yet."""
         return Sources(self._recipes)

@@ -39,7 +39,7 @@ from vbp.storage.manifest import Manifest
 from vbp.storage.record import SWEEP, is_complete, load_record, mark_complete, mark_incomplete, save_record
 
 if TYPE_CHECKING:
-    from vbp.pipeline.plan import Resources
+    from vbp.pipeline.resources import Resources
 
 SAVED_SECONDS = 10.0
 """Between two times that the spent part of the budget is put down."""

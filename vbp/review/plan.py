@@ -325,4 +325,4 @@ def _notes(config: RunConfig, runner: str, sample: _Sample) -> Iterable[str]:
     if config.select != "all":
         yield f"Bytes to write are those of all images; --select {config.select} writes fewer."
     if runner == "ray":
-        yield "Workers are those of this machine; a cluster has its own: vbp plan takes its rate as --images-per-second."
+        yield "Workers are those of this machine; vbp plan takes the rate of a cluster as --images-per-second."

@@ -1,0 +1,163 @@
+"""How a cluster is divided among the workers that hold the network: rules about its nodes, without Ray."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vbp.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What a node has; for Ray these are numbers that somebody stated, or that it found."""
+
+    cpus: float = 0
+    gpus: float = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each worker that holds the network gets."""
+
+    workers: int
+    """That the run begins with."""
+    at_most: float = 0
+    """To which their number grows as nodes come; ``inf``: as far as there are any; less than `workers`: it stays."""
+    num_cpus: float
+    """Logical CPUs of one worker; 0 for a GPU worker, so that readers and writers keep the CPUs."""
+    num_gpus: float
+    threads: int
+    """Threads of the network on the CPU."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the nodes where they may be, as Ray selects by labels; none: all nodes."""
+
+    def __str__(self) -> str:
+        on = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.threads} CPU thread(s)"
+        labels = ",".join(f"{key}={value}" for key, value in self.labels.items())
+        where = f", on nodes with {labels}" if labels else ""
+        more = ", more as nodes come" if self.at_most == math.inf else f", up to {self.at_most:g} as nodes come"
+        return f"{self.workers} worker(s) with {on} each{where}{more if self.at_most > self.workers else ''}"
+
+
+def divide(
+    nodes: Sequence[Node],
+    device: str,
+    workers: int | None,
+    *,
+    grows: bool = False,
+    labels: Mapping[str, str] | None = None,
+) -> Resources:
+    """Divide what the cluster has, and may come to have.
+
+    Args:
+        nodes: those that are alive.
+        device: auto, cpu or cuda.
+        workers: how many, or None: one for every GPU, else one for every CPU.
+        grows: whether an autoscaler starts nodes where work waits.
+        labels: what the nodes of the workers must have, as Ray selects by labels.
+
+    Raises:
+        UsageError: there is not what was asked for, and there will not be.
+    """
+    labels = labels or {}
+    fitting = [node for node in nodes if fits(node.labels, labels)]
+    if not fitting and not grows:
+        raise UsageError(_no_node_fits(nodes, labels))
+    gpus, cpus = (int(sum(getattr(node, name) for node in fitting)) for name in ("gpus", "cpus"))
+    if device == "cuda" or (device == "auto" and gpus > 0):
+        return _on_gpus(gpus, sum(node.cpus for node in nodes), workers, grows, labels)
+    if not cpus and not grows:
+        raise UsageError(
+            "No node of the Ray cluster has a CPU for work: start a worker node, or the head without --num-cpus=0."
+        )
+    largest = max([int(node.cpus) for node in fitting], default=0)
+    return _on_cpus(max(1, cpus), max(1, largest), workers, grows, labels)
+
+
+def _on_gpus(gpus: int, cpus: float, workers: int | None, grows: bool, labels: Mapping[str, str]) -> Resources:
+    if grows:  # each gets a GPU of its own, the first ones those that are there
+        count, most = max(1, min(workers or gpus, gpus)), workers or math.inf
+        return Resources(workers=count, at_most=most, num_cpus=0, num_gpus=1, threads=0, labels=labels)
+    if not gpus:
+        raise UsageError(
+            "--device cuda needs a GPU, and no node of the Ray cluster has one"
+            + (" and fits --node-labels" if labels else "")
+            + "; add a node with one, or use --device cpu or auto."
+        )
+    if cpus < 1:
+        raise UsageError(
+            "The Ray cluster has GPUs but no CPU, and images are read, decoded and written on CPUs: start the nodes "
+            "with --num-cpus, or add one without a GPU."
+        )
+    count = workers or gpus
+    share = min(1.0, gpus / count)
+    return Resources(workers=count, at_most=workers or math.inf, num_cpus=0, num_gpus=share, threads=0, labels=labels)
+
+
+def _on_cpus(cpus: int, largest: int, workers: int | None, grows: bool, labels: Mapping[str, str]) -> Resources:
+    count = min(workers or cpus, cpus)
+    share = min(cpus / count, largest)
+    threads = max(1, int(share))
+    if grows:  # a lost node is replaced, and a worker that claims its whole share lets Ray count how many find room
+        most = workers or math.inf
+        return Resources(workers=count, at_most=most, num_cpus=share, num_gpus=0, threads=threads, labels=labels)
+    # half of a worker's share is claimed, so that the workers of a lost node find room on the others
+    return Resources(workers=count, num_cpus=share / 2, num_gpus=0, threads=threads, labels=labels)
+
+
+def _no_node_fits(nodes: Sequence[Node], labels: Mapping[str, str]) -> str:
+    there = sorted({f"{key}={value}" for node in nodes for key, value in node.labels.items() if key in labels})
+    asked = ",".join(f"{key}={value}" for key, value in labels.items())
+    has = f"there is {', '.join(there)}" if there else "no node has a label of that name"
+    return f"--node-labels (={asked}) fits no node of the Ray cluster: {has}."
+
+
+def parse_labels(text: str | None) -> dict[str, str]:
+    """``key=value,other=in(a,b)`` as a mapping to what Ray takes for a value: ``x``, ``!x``, ``in(x,y)``, ``!in(x,y)``.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    selector = {}
+    for part in re.split(r",(?![^(]*\))", text) if text else ():
+        match = re.fullmatch(r"\s*([\w./-]+)\s*=\s*(!?in\([\w.,\s-]+\)|!?[\w.-]+)\s*", part)
+        if match is None:
+            raise UsageError(
+                f"--node-labels (={text}) must be labels and values, like ray.io/accelerator-type=A100,zone=in(a,b); a "
+                "value behind ! must not be there."
+            )
+        selector[match[1]] = match[2]
+    return selector
+
+
+def fits(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node with `labels` is one that Ray would take for `selector`."""
+    for key, wanted in selector.items():
+        names = re.findall(r"[\w.-]+", wanted.lstrip("!").removeprefix("in(") if "(" in wanted else wanted.lstrip("!"))
+        if (labels.get(key) in names) == wanted.startswith("!"):
+            return False
+    return True
+
+
+def shortage(given: Resources, nodes: Sequence[Node], free: Node) -> str:
+    """What a run needs beside what the cluster has, for people whose run does not get it.
+
+    Args:
+        given: what its workers claim.
+        nodes: those that are alive.
+        free: what of all of them together nobody claims.
+    """
+    has = Node(cpus=sum(node.cpus for node in nodes), gpus=sum(node.gpus for node in nodes))
+    asked = Node(cpus=given.workers * given.num_cpus, gpus=given.workers * given.num_gpus)
+    return (
+        f"{given.workers} worker(s) claim {_amounts(asked)}, and tasks beside them half a CPU each; the cluster has "
+        f"{_amounts(has)}, of which {_amounts(free)} are free"
+    )
+
+
+def _amounts(of: Node) -> str:
+    return f"{of.cpus:g} CPUs and {of.gpus:g} GPUs"
