@@ -75,9 +75,8 @@ def head(tmp_path_factory, ray_folder):
         while True:
             assert process.poll() is None, Path(log.name).read_text()
             try:
-                JobSubmissionClient(address, headers=HEADERS).submit_job(
-                    entrypoint="true"
-                )  # refused before the node's agent is there
+                # refused before the node's agent is there
+                JobSubmissionClient(address, headers=HEADERS).submit_job(entrypoint="true")
                 break
             except Exception:
                 assert time.monotonic() < deadline, Path(log.name).read_text()

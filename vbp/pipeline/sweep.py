@@ -253,7 +253,7 @@ class _Sweep:
             return
         for each in working:
             each.attempt.begin()
-        self._observer.note(f"Running {given} on Ray." if given else "Running in this process (runner: ray for Ray).")
+        self._observer.note(f"Running on Ray: {given}." if given else "Running in this process (runner: ray for Ray).")
         images = sum(each.attempt.images for each in working)
         finished = sum(outcome.summary.images for outcome in self._outcomes.values() if outcome.summary)
         self._observer.started(images + finished, images + finished - sum(each.left for each in working))

@@ -34,7 +34,7 @@ from vbp.pipeline.config import RunConfig
 
 RUNS = "runs"
 """The folder of the runs' outputs, in the sweep's."""
-OF_ALL = ("device", "runner", "workers", "storage_options")
+OF_ALL = ("device", "runner", "workers", "node_labels", "storage_options")
 """Settings of the workers that all runs share: they cannot vary."""
 ELSEWHERE = {
     "input": "inputs are named under inputs",
