@@ -39,6 +39,11 @@ def test_the_whole_page():
     )
 
 
+def test_what_was_not_measured_has_no_table():
+    text = page(MEASURED | {"rates": [], "figures": [], "notes": []})
+    assert text == "cpu Z80, cores 1. Batches of 8; medians of 3 rounds.\n"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

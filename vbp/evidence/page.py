@@ -16,8 +16,8 @@ def page(measured: Mapping[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in measured["machine"].items())
     sections = [
         f"{machine}. Batches of {measured['batch_size']}; medians of {measured['rounds']} rounds.",
-        table(("part", *FIGURE_HEAD), figures),
-        table(("part", "case", "median", "least", "greatest"), rates),
+        table(("part", *FIGURE_HEAD), figures) if figures else "",
+        table(("part", "case", "median", "least", "greatest"), rates) if rates else "",
         "\n".join(measured["notes"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
