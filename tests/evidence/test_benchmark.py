@@ -1,6 +1,7 @@
 """The benchmark as a whole."""
 
 import json
+import os
 
 from click.testing import CliRunner
 
@@ -13,12 +14,14 @@ def test_the_command_knows_all_parts():
     assert tuple(PARTS) == cli.MEASURED
 
 
-def test_what_is_asked_for_is_measured(tmp_path):
+def test_what_is_asked_for_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster is not this machine
     lines = []
     found = benchmark(["storage"], rounds=1, batch_size=3, place=str(tmp_path), report=lines.append)
     assert {rate["part"] for rate in found["rates"]} == {"storage"}
     assert (found["batch_size"], found["rounds"], found["figures"], found["notes"]) == (3, 1, [], [])
     assert lines == ["storage: round 1 of 1"]
+    assert "RAY_ADDRESS" not in os.environ
 
 
 def test_file_and_page_hold_the_same(tmp_path):

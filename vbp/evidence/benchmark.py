@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ def benchmark(
         JSON values: ``machine``, ``batch_size``, ``rounds``, ``rates``, ``figures`` (with targets), ``notes`` (what
         was left out).
     """
+    # Under `ray job submit` too it is this machine that is measured; other nodes do not see its temporary files.
+    os.environ.pop("RAY_ADDRESS", None)
     config = RunConfig(input="photos", output="out", batch_size=batch_size)
     device = prepare.choose_device(config)
     setup = Setup(
