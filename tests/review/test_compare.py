@@ -116,6 +116,10 @@ def test_flat_masks_count_for_nothing(made):
     (pair,) = compare(made({"x": ({}, one), "y": ({}, {"a": smooth(1), "b": smooth(2)})}, [])).pairs
     assert (pair.images, pair.correlation, pair.overlap, pair.peak_distance) == (2, pytest.approx(1), 1, 0)
     assert pair.least_alike == "a"
+
+
+def test_nothing_but_flat_masks(made):
+    flat = np.zeros((SIZE, SIZE), np.float32)
     (pair,) = compare(made({"x": ({}, {"a": flat}), "y": ({}, {"a": smooth(1)})}, [])).pairs
     assert (pair.images, pair.correlation, pair.overlap, pair.peak_distance) == (1, None, None, None)
 
