@@ -106,7 +106,7 @@ class Recipes:
 
     @property
     def rows(self) -> int:
-        """The most of any run that are read and written together."""
+        """As of `Recipe`: the largest."""
         return max(recipe.rows for recipe in self._recipes)
 
     def source(self) -> Sources:
@@ -195,22 +195,22 @@ class Sources:
         """The images of a unit that are not done yet."""
         run, shard = divmod(number, UNITS_A_RUN)
         with _on_behalf_of(run), self._source(run).open(shard) as work:
-            yield UnitWork(work, run, self._recipes[run].batch_size)
+            yield UnitWork(work, run, self._recipes[run].rows)
 
 
 class UnitWork:
-    """As ``Work``, the batches with the number of their run, and of its batch size."""
+    """As ``Work``, the batches with the number of their run, and no larger than its `rows`."""
 
-    def __init__(self, work: Work, run: int, batch_size: int) -> None:
-        self._work, self._run, self._batch_size = work, run, batch_size
+    def __init__(self, work: Work, run: int, rows: int) -> None:
+        self._work, self._run, self._rows = work, run, rows
 
     def singles(self) -> Iterator[Batch]:
         """As ``Work.singles``."""
         return map(self._with_run, self._work.singles())
 
     def batches(self, rows: int) -> Iterator[Batch]:
-        """As ``Work.batches``; a batch is at most what the run's network takes at once."""
-        return map(self._with_run, self._work.batches(min(rows, self._batch_size)))
+        """As ``Work.batches``."""
+        return map(self._with_run, self._work.batches(min(rows, self._rows)))
 
     def _with_run(self, batch: Batch) -> Batch:
         return batch | {"run": np.full(len(batch["key"]), self._run, np.int32)}
