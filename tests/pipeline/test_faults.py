@@ -19,7 +19,7 @@ import pytest
 
 from tests.servers import S3Server
 from vbp.errors import InterruptedRunError, UsageError
-from vbp.pipeline import Observer, RunConfig, job, run
+from vbp.pipeline import Observer, RunConfig, attempt, run
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
 from vbp.storage import local as local_store
@@ -84,15 +84,18 @@ def test_a_run_that_was_cut_off_and_comes_back_commits_nothing_more(photos, netw
     out = tmp_path / "out"
     arguments = [sys.executable, "-c", STOPS_ITSELF, str(photos), str(out), network_file]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    monkeypatch.setattr(attempt, "Lease", functools.partial(attempt.Lease, take_over_after=2.0))
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as cut_off:
-        os.waitpid(cut_off.pid, os.WUNTRACED)
-        monkeypatch.setattr(job, "Lease", functools.partial(job.Lease, take_over_after=2.0))
-        summary = run(config(photos, out, network_file))
-        assert summary.succeeded
-        assert summary.computed < 22
-        before = results_of(out)
-        cut_off.send_signal(signal.SIGCONT)
-        said, _ = cut_off.communicate(timeout=120)
+        try:
+            os.waitpid(cut_off.pid, os.WUNTRACED)
+            summary = run(config(photos, out, network_file))
+            assert summary.succeeded
+            assert summary.computed < 22
+            before = results_of(out)
+            cut_off.send_signal(signal.SIGCONT)
+            said, _ = cut_off.communicate(timeout=120)
+        finally:
+            cut_off.kill()  # else a test that failed would wait for a process that stands still
     assert said.startswith("InterruptedRunError")
     assert "lost" in said
     assert results_of(out) == before
