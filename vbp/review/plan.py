@@ -32,7 +32,7 @@ from vbp.storage.manifest import Manifest
 
 _BATCHES = 2
 """That are measured; another warms up."""
-_LEAST_IMAGES = 8
+_LEAST_IMAGES = 16
 _SHARDS = 64
 """Of the manifest that are read, at most: sizes are reckoned from these."""
 
@@ -277,9 +277,7 @@ class _Sample:
         """Fetch, decode, explain and encode the images in memory."""
         recipe = dataclasses.replace(self.recipe, config=self._config)
         steps = (recipe.fetch(), recipe.decode(), recipe.explain(), recipe.encode())
-        batches = [
-            self._rows[first : first + recipe.batch_size] for first in range(0, len(self._rows), recipe.batch_size)
-        ]
+        batches = [self._rows[first : first + recipe.rows] for first in range(0, len(self._rows), recipe.rows)]
         for number, rows in enumerate([*batches[:1], *batches]):
             started = time.perf_counter()
             batch = _batch(rows)
