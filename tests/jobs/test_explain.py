@@ -96,13 +96,12 @@ def arguments(photos, network_file, tmp_path):
 
 
 @pytest.fixture
-def submitted(head, monkeypatch):
-    """What ``python -m jobs.explain ARGUMENTS --address`` leads to, as from a laptop with the token."""
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # the address that is given counts
+def submitted(head):
+    """What ``python -m jobs.explain ARGUMENTS --address`` leads to, as from a laptop with that token."""
 
-    def submit(*arguments):
-        return CliRunner().invoke(explain, [*arguments, "--address", head])
+    def submit(*arguments, token=TOKEN):
+        environment = {"RAY_AUTH_TOKEN": token, "RAY_ADDRESS": "http://127.0.0.1:1"}  # the address that is given counts
+        return CliRunner().invoke(explain, [*arguments, "--address", head], env=environment)
 
     return submit
 
@@ -179,9 +178,8 @@ def test_the_main_job(head, submitted, ray_folder, photos, network_file, argumen
     assert f"INPUT (={tmp_path / 'nowhere'}) does not exist" in done.stdout
 
 
-def test_a_laptop_without_the_right_token(submitted, arguments, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    done = submitted(*arguments)
+def test_a_laptop_without_the_right_token(submitted, arguments):
+    done = submitted(*arguments, token="0" * 64)
     assert done.exit_code == 2
     assert "refuses the token that is set here" in done.stderr
 

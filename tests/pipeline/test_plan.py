@@ -1,6 +1,7 @@
 """The plan on Ray: few tasks that list the shards, one shard in each unit of work."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from ray.data import ActorPoolStrategy
@@ -72,3 +73,19 @@ def test_the_pool_of_workers_grows_as_far_as_it_may(workers, at_most, shards, le
     expected = ActorPoolStrategy(min_size=least, max_size=most)
     assert (pool["compute"].min_size, pool["compute"].max_size) == (expected.min_size, expected.max_size)
     assert pool.get("label_selector") == (labels or None)
+
+
+@pytest.mark.parametrize(("num_cpus", "num_gpus"), [(0, 1), (0, 0.25), (2, 0)])
+def test_workers_claim_what_was_decided_and_no_more(num_cpus, num_gpus):
+    class Recorder:
+        calls = []
+
+        def map_batches(self, step, **settings):
+            self.calls.append((step, settings))
+            return self
+
+    given = Resources(workers=1, num_cpus=num_cpus, num_gpus=num_gpus, threads=0)
+    module._spread(Recorder(), SimpleNamespace(batch_size=8), given)
+    settings = dict(Recorder.calls)[module.Explainer]
+    assert settings["num_cpus"] == num_cpus  # said also where it is 0: by itself Ray Data claims one beside a GPU
+    assert (settings["num_gpus"] or 0) == num_gpus

@@ -83,15 +83,15 @@ def _fused(source: Dataset, recipe: Recipe | Recipes, given: Resources, shards: 
 
 
 def _spread(source: Dataset, recipe: Recipe | Recipes, given: Resources) -> Dataset:
-    engine: dict[str, Any] = {"num_gpus": given.num_gpus} if given.num_gpus else {"num_cpus": given.num_cpus}
     return (
         source.map_batches(fetch_and_decode, fn_args=(recipe,), batch_size=1, num_cpus=0.5)
         .map_batches(
             Explainer,
             fn_constructor_args=(recipe,),
             batch_size=recipe.batch_size,
+            num_cpus=given.num_cpus,  # said, or Ray Data has a GPU worker claim one
+            num_gpus=given.num_gpus or None,
             **_pool(given),
-            **engine,
         )
         .map_batches(encode_and_write, fn_args=(recipe,), batch_size=None, num_cpus=0.25)
     )
