@@ -1,5 +1,8 @@
 """The engine: pixels in, masks out, the same whatever came along with them."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +68,50 @@ def test_a_fixed_batch_size_makes_every_mask_independent_of_its_company(pixels_B
         np.testing.assert_array_equal(alone.logits_BK[0], together.logits_BK[i])
         np.testing.assert_array_equal(alone.maps[3][0], together.maps[3][i])
         assert len(alone.mask_BHW) == len(alone.flat_B) == len(alone.masks[0]) == 1
+
+
+@pytest.fixture
+def torch_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"target": "predicted"}, {"smooth": 2}])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_side_by_side_is_as_one_after_another(pixels_BHWC, settings, threads, torch_threads):
+    many_BHWC = np.concatenate([pixels_BHWC] * 3)[:8]
+    expected = engine(batch_size=3, keep_maps=True, **settings)(many_BHWC)
+    torch_threads(threads)
+    found = engine(batch_size=3, keep_maps=True, side_by_side=True, **settings)(many_BHWC)
+    for name in ("mask_BHW", "logits_BK", "log10_max_B"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_batches_side_by_side_have_a_thread_each(pixels_BHWC, torch_threads, monkeypatch):
+    torch_threads(3)
+    seen, all_at_work = [], threading.Barrier(3)
+    explain = Explainer._explain
+
+    def watched(self, batch_BHWC):
+        all_at_work.wait(timeout=30)  # broken unless three work at the same time
+        seen.append((threading.get_ident(), torch.get_num_threads(), len(batch_BHWC)))
+        return explain(self, batch_BHWC)
+
+    monkeypatch.setattr(Explainer, "_explain", watched)
+    assert len(engine(batch_size=1, side_by_side=True)(pixels_BHWC).mask_BHW) == 3
+    assert len({ident for ident, _, _ in seen}) == 3
+    assert [(threads, images) for _, threads, images in seen] == [(1, 1)] * 3
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result() == 3, "threads of others keep theirs"
+
+
+def test_an_error_side_by_side_is_raised(pixels_BHWC):
+    with pytest.raises(ImageError, match="too small"):
+        engine(batch_size=1, side_by_side=True)(pixels_BHWC[:, :2, :2])
 
 
 @pytest.mark.parametrize("settings", [{"target": "predicted"}, {"smooth": 2}, {"pooling": "unpool", "stages": "last"}])

@@ -39,8 +39,6 @@ INIT_DEATHS = 3
 """So many workers in a row may be killed while they load the network."""
 READ_TASKS = 1000
 """Tasks that list the shards, at most."""
-READERS = 2
-"""How many of them at once."""
 BLOCK_BYTES = 32 * 2**20
 """About 220 decoded images: what a killed node loses, and the rows of one part."""
 
@@ -70,9 +68,9 @@ def plan(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, *, s
     context.target_max_block_size = BLOCK_BYTES if spread else 1
     with DataContext.current(context):
         # No CPU is claimed for listing: after nodes are lost, their workers may hold all that is left.
-        source = ray.data.read_datasource(
-            Shards(shards), num_cpus=0, concurrency=min(READERS, len(shards)), override_num_blocks=len(shards)
-        )
+        # One such task at a time lists far faster than anybody works, and each that runs beside it is one process
+        # more that loads Ray Data while the network's workers load theirs.
+        source = ray.data.read_datasource(Shards(shards), num_cpus=0, concurrency=1, override_num_blocks=len(shards))
         return _spread(source, recipe, given) if spread else _fused(source, recipe, given, len(shards))
 
 

@@ -16,8 +16,8 @@ from vbp.pipeline.layouts import FOLDERS
 from vbp.pipeline.source import Source
 from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, Write
 
-LEAST_ROWS = 8
-"""Of images that are read and written together, however few an automatic batch size has go through the network."""
+PASSES = 4
+"""Batches that each thread of the network on a CPU takes on between reading and writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,16 @@ class Recipe:
     @property
     def rows(self) -> int:
         """Images that a process reads and writes together."""
-        return self.config.batch_size or max(self.batch_size, LEAST_ROWS)
+        if self.config.batch_size or self.device != "cpu":
+            return self.batch_size
+        import torch
+
+        return self.batch_size * PASSES * (self.threads or torch.get_num_threads())
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether each thread of the network on a CPU has a batch to itself; a size that was asked for fits but one."""
+        return self.device == "cpu" and self.config.batch_size is None and self.config.fit != "original"
 
     def source(self) -> Source:
         """Shard numbers -> rows that are not done yet."""
@@ -74,6 +83,7 @@ class Recipe:
             "device": self.device,
             "precision": self.precision,
             "batch_size": None if config.fit == "original" else self.batch_size,
+            "side_by_side": self.side_by_side,
             "storage_options": config.storage_options,
         }
         return {

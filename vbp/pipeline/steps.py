@@ -221,7 +221,6 @@ class Explain(Step):
                 f"--weights (={engine['weights']}) is {found} on this worker, but {weights_sha256} where the run "
                 "was started; put the same file everywhere, or name it by a URL that all workers can read."
             )
-        self._batch_size = engine.get("batch_size")
         self._classes = classes
         self._select = select
 
@@ -265,12 +264,11 @@ class Explain(Step):
         return batch
 
     def _groups(self, batch: Batch, pixels: np.ndarray) -> list[list[int]]:
-        """Rows that share one forward pass: by batch size where all have one shape, else one by one."""
+        """Rows that go to the engine together, which cuts them to batches: all where they have one shape."""
         rows = good_rows(batch)
-        step = self._batch_size or max(len(rows), 1)
         if pixels.dtype == object:  # fit original: an image's mask may not depend on which sizes came with it
-            step = 1
-        return [rows[i : i + step] for i in range(0, len(rows), step)]
+            return [[row] for row in rows]
+        return [rows] if rows else []
 
     def _predict(self, columns: Batch, row: int, logits_K: np.ndarray, label: str | None, classes: ClassMap) -> None:
         number = int(logits_K.argmax())

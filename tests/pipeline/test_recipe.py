@@ -1,0 +1,40 @@
+"""What a recipe works out of what was asked for."""
+
+import pytest
+
+from vbp.pipeline import RunConfig
+from vbp.pipeline.recipe import PASSES, Recipe
+
+
+def recipe(device="cpu", resolved=2, **config):
+    return Recipe(
+        config=RunConfig(input="in", output="out", **config),
+        run_id="r",
+        device=device,
+        precision="float32",
+        batch_size=resolved,
+        weights_sha256="",
+        threads=3,
+    )
+
+
+def test_every_core_has_batches_of_its_own():
+    made = recipe()
+    assert made.rows == 2 * 3 * PASSES
+    assert made.explain_arguments()["engine"]["side_by_side"]
+
+
+@pytest.mark.parametrize(
+    ("made", "rows"),
+    [
+        pytest.param(recipe("cuda", 128), 128, id="on a GPU"),
+        pytest.param(recipe(resolved=64, batch_size=64), 64, id="of a size that was asked for"),
+    ],
+)
+def test_large_batches_run_alone(made, rows):
+    assert made.rows == rows
+    assert not made.explain_arguments()["engine"]["side_by_side"]
+
+
+def test_images_of_their_own_size_run_alone():
+    assert not recipe(fit="original").side_by_side
