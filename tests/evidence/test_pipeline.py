@@ -1,33 +1,46 @@
-"""The part pipeline: what is divided by what."""
+"""The part pipeline: what is timed, and what is divided by what."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vbp.evidence.pipeline import Stretch, _shorter, _use, pipeline, stretch
+from vbp.evidence.pipeline import Moments, Stretch, _use, enough, pipeline, stretch
 from vbp.evidence.watch import Look, Watched
 from vbp.pipeline import RunConfig
 
 
-def test_of_two_runs_the_difference_counts(photos, network_file, tmp_path):
-    config = RunConfig(input=str(photos), output=str(tmp_path), weights=network_file, size=32, runner="local")
-    did = stretch(config, few=3, many=7)
-    assert did.images == 4
-    assert {"fetch", "decode", "explain", "encode", "write"} <= did.stage_seconds.keys()
+def test_a_rate_is_of_the_time_when_all_are_at_work(monkeypatch):
+    moments = Moments()
+    for at, images in [(50, 1), (52, 1), (54, 6), (60, 8), (64, 12), (70, 4)]:
+        monkeypatch.setattr("time.monotonic", lambda at=at: at)
+        moments.wrote(images - 1, 1)
+    assert moments.images == 32
+    assert moments.steady() == ((54, 8), (64, 28))  # a quarter of the images, seven eighths
+
+
+def test_a_job_leaves_nothing_behind(photos, network_file, tmp_path):
+    config = RunConfig(
+        input=str(photos), output=str(tmp_path), weights=network_file, size=32, runner="local", shard_size=1
+    )
+    images = sum(1 for path in photos.rglob("*") if path.is_file())
+    did = stretch(config)
+    assert 0 < did.images <= 5 / 8 * images + 1
+    assert did.seconds > 0
+    assert did.stage_milliseconds.keys() == {"fetch", "decode", "explain", "encode", "write"}
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("images", "workers", "few", "shard_size"),
-    [(0, 1, 32, 16), (150, 2, 64, 16), (150, 16, 512, 16), (50_000, 1, 16_672, 1024), (3_000, 8, 1024, 64)],
+    ("least", "workers", "images", "shard_size"),
+    [(0, 1, 64, 16), (500, 2, 504, 63), (500, 16, 1024, 16), (50_000, 1, 50_000, 1024), (3_000, 8, 3_008, 94)],
 )
-def test_the_shorter_run_has_two_shards_for_every_worker(images, workers, few, shard_size):
-    assert _shorter(images, workers) == (few, shard_size)
+def test_every_worker_gets_four_shards(least, workers, images, shard_size):
+    assert enough(least, workers) == (images, shard_size)
 
 
 def test_what_a_job_uses():
-    did = Stretch(images=100, seconds=10, stage_seconds={"fetch": 0.5, "explain": 9}, end=110)
+    did = Stretch(images=100, start=100, end=110, stage_milliseconds={"fetch": 5, "explain": 90})
     looks = [Look(at, cpu, gpu) for at, cpu, gpu in [(90, 0, 10), (100, 4, 50), (105, 14, 70), (110, 19, 90)]]
     figures = {each.name: (each.median, each.unit) for each in _use("ray", Watched(did, 3, 500, 700, looks))}
     assert figures.pop(next(name for name in figures if name.startswith("busy of "))) == (1.5, "cores")

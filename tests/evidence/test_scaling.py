@@ -24,6 +24,6 @@ def test_one_core_cannot_scale(setup, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_workers_are_measured(setup, network_file):
-    found = workers(setup, images=(2, 18), weights=Path(network_file), size=32)
+    found = workers(setup, images=18, weights=Path(network_file), size=32)
     assert [rate.name for rate in found.rates[:2]] == ["main job, ray, 1 worker", "main job, ray, 2 workers"]
     assert [(figure.name, figure.target) for figure in found.figures[:1]] == [("2 workers over 1", 1.9)]

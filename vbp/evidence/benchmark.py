@@ -54,6 +54,7 @@ def benchmark(
     device = prepare.choose_device(config)
     setup = Setup(
         batch_size=prepare.choose_batch_size(config, device, {}),
+        asked=batch_size is not None,
         rounds=rounds,
         device=device,
         precisions=tuple(dict.fromkeys(("float32", prepare.choose_precision(config, device, {})))),

@@ -26,6 +26,9 @@ LEAST = {"cpu": 0.95, "cuda": 0.90}
 """Of the bare forward pass, in masks a second."""
 OVER_REFERENCE = {"float32": 1.4, "bfloat16": 2.6}
 """On a CPU; the bare forward pass reaches 1.5 and 2.9 there."""
+REFERENCE, ITS_BATCH = "reference algorithm, float32", 10
+REFERENCE_AS_RUN = f"reference algorithm with its batches of {ITS_BATCH}, float32"
+"""The reference project's default batch size, as its users run it; without it, of ours."""
 SHARE = 0.95
 """Of the lead that the bare forward pass has over a rival."""
 AS_USERS_RUN = {"Grad-CAM": 4.0, "guided backprop": 4.0, "LRP": 12.0}
@@ -56,9 +59,11 @@ class _Bench:
     def __init__(self, setup: Setup, model: Model, size: int) -> None:
         self.notes: list[str] = []
         self._setup, self._model, self._size = setup, model, size
-        shape = (setup.batch_size, size, size, 3)
-        self._pixels_BHWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        self._images_BCHW = torch.from_numpy(self._pixels_BHWC).permute(0, 3, 1, 2).float().div(255).to(setup.device)
+        self._job = setup.recipe
+        # as many as the main job gives to the engine at once; all others get one batch
+        self._pixels_BHWC = np.random.default_rng(0).integers(0, 256, (self._job.rows, size, size, 3), dtype=np.uint8)
+        batch_BHWC = torch.from_numpy(self._pixels_BHWC[: setup.batch_size])
+        self._images_BCHW = batch_BHWC.permute(0, 3, 1, 2).float().div(255).to(setup.device)
 
     def our_cases(self) -> Iterator[Case]:
         """The limit, we, and the reference project."""
@@ -66,10 +71,15 @@ class _Bench:
             for layout in FORMATS:
                 work = bare_forward(self._features(precision, layout))
                 yield self._case(f"bare forward, {precision}, {layout}", work, self._images(precision, layout))
-            explainer = Explainer(self._model, device=self._setup.device, precision=precision, classify=False)
-            yield self._case(f"vbp, {precision}", explainer, self._pixels_BHWC)
+            explainer = Explainer(
+                self._model, device=self._setup.device, precision=precision, classify=False,
+                batch_size=self._setup.batch_size, side_by_side=self._job.side_by_side,
+            )  # fmt: skip
+            yield self._case(f"vbp, {precision}", explainer, self._pixels_BHWC, len(self._pixels_BHWC))
         rival = reference_algorithm(self._features("float32", "contiguous"))
-        yield self._case("reference algorithm, float32", rival, self._images_BCHW, tf32=True)
+        yield self._case(REFERENCE, rival, self._images_BCHW, tf32=True)
+        ten_BCHW = self._images_BCHW[:1].repeat(ITS_BATCH, 1, 1, 1)
+        yield self._case(REFERENCE_AS_RUN, rival, ten_BCHW, ITS_BATCH, tf32=True)
 
     def rival_cases(self) -> Iterator[Case]:
         """Other people's methods, as far as they are installed."""
@@ -104,9 +114,9 @@ class _Bench:
             ours, forward = rates[f"vbp, {precision}"], rates[f"bare forward, {precision}, {OURS}"]
             yield ratio(f"engine over bare forward, {precision}", ours, forward, LEAST[device])
             target = OVER_REFERENCE[precision] if device == "cpu" else None
-            yield ratio(
-                f"engine over reference algorithm, {precision}", ours, rates["reference algorithm, float32"], target
-            )
+            for reference in (REFERENCE, REFERENCE_AS_RUN):
+                name = f"engine over {reference.replace('float32', precision)}"
+                yield ratio(name, ours, rates[reference], target)
         auto = rates[f"vbp, {precisions[-1]}"]
         if device == "cuda" and "H100" in torch.cuda.get_device_name():
             yield Figure("engine", "engine on one H100", auto.rates, "images/s", H100_IMAGES)

@@ -1,7 +1,7 @@
 """The part ``pipeline``: the main job on files, by both runners, against its slowest stage alone, and what it uses.
 
-Starting up does not count here (`vbp.evidence.start` measures it): of two runs, the second of more images, the
-difference is taken.
+Starting up does not count here (`vbp.evidence.start` measures it), nor does the end, when some workers have nothing
+left to do: rates are taken from between.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from vbp.evidence.inputs import DIFFERENT, write_photos, write_weights
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, over
@@ -25,14 +26,16 @@ from vbp.evidence.watch import Watched, watched
 from vbp.images.decode import decode
 from vbp.images.encode import encode_jpeg, encode_mask
 from vbp.images.overlay import overlay
-from vbp.pipeline import RunConfig, Summary, prepare, run
-from vbp.pipeline.cluster import connected
+from vbp.pipeline import RunConfig, prepare, run
+from vbp.pipeline.observer import Observer
 from vbp.saliency.engine import Explainer
 
-SECONDS = 15.0
-"""How long the slowest stage alone would take for the images that are measured."""
-BATCHES = 8
-"""Of the engine alone, one after another."""
+SECONDS = 45.0
+"""How long the slowest stage alone would take for the images of one run."""
+STEADY = (0.25, 0.875)
+"""The shares of the images between which the rate is taken."""
+ROUNDS = 2
+"""Times that the engine alone gets as many images as the main job reads and writes together."""
 RUNNERS = ("local", "ray")
 LEAST = 0.90
 H100_IMAGES = 3_500
@@ -40,31 +43,53 @@ H100_IMAGES = 3_500
 
 @dataclass(frozen=True)
 class Stretch:
-    """What the main job did between two numbers of images."""
+    """What the main job did while all its workers were at work."""
 
     images: int
-    seconds: float
-    stage_seconds: Mapping[str, float]
-    """Of all workers together."""
+    start: float
+    """By ``time.monotonic``, as `end`."""
     end: float
-    """When the longer run was over, by ``time.monotonic``."""
+    stage_milliseconds: Mapping[str, float]
+    """An image, of one worker's time; over the whole run."""
+
+    @property
+    def seconds(self) -> float:
+        """From `start` to `end`."""
+        return self.end - self.start
 
 
-def stretch(config: RunConfig, few: int, many: int) -> Stretch:
-    """Run the job on `few` and on `many` of its images, each into an output of its own; the difference of the two."""
+class Moments(Observer):
+    """When how many images had been committed."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, int]] = []
+
+    @override
+    def wrote(self, ok: int, error: int) -> None:
+        self._seen.append((time.monotonic(), self.images + ok + error))
+
+    @property
+    def images(self) -> int:
+        """Committed so far."""
+        return self._seen[-1][1] if self._seen else 0
+
+    def steady(self) -> tuple[tuple[float, int], tuple[float, int]]:
+        """Time and images at the first commits that reach the shares of `STEADY`.
+
+        Both are commits, so what other workers have computed but not committed yet is on average the same at both.
+        """
+        first, last = (next(at for at in self._seen if at[1] >= share * self.images) for share in STEADY)
+        return first, last
+
+
+def stretch(config: RunConfig) -> Stretch:
+    """Run the job into an output of its own within its ``output``, which is removed."""
     with tempfile.TemporaryDirectory(prefix="vbp-bench-", dir=config.output) as folder:
-
-        def summary(images: int) -> Summary:
-            return run(replace(config, output=f"{folder}/{images}", limit=images))
-
-        if config.runner == "ray":
-            with connected():
-                less, more = summary(few), summary(many)
-        else:
-            less, more = summary(few), summary(many)
-        end = time.monotonic()
-    stages = {name: spent - less.stage_seconds.get(name, 0) for name, spent in more.stage_seconds.items()}
-    return Stretch(many - few, more.seconds - less.seconds, stages, end)
+        moments = Moments()
+        summary = run(replace(config, output=f"{folder}/out"), moments)
+    (start, before), (end, after) = moments.steady()
+    stages = {name: 1e3 * spent / summary.computed for name, spent in summary.stage_seconds.items()}
+    return Stretch(after - before, start, end, stages)
 
 
 def pipeline(setup: Setup, seconds: float = SECONDS, weights: Path | None = None, size: int = 224) -> Findings:
@@ -83,43 +108,40 @@ def pipeline(setup: Setup, seconds: float = SECONDS, weights: Path | None = None
         write_photos(folder / "some", DIFFERENT)
         engine, codecs = _engine(setup, weights, size), _codecs(folder / "some", size)
         slower = max(spent / images for images, spent in (engine(), codecs()))
-        few, shard_size = _shorter(seconds / slower, prepare.workers_here(setup.device))
-        many = 4 * few
-        write_photos(folder / "photos", many)
+        images, shard_size = enough(seconds / slower, prepare.workers_here(setup.device))
+        write_photos(folder / "photos", images)
         (folder / "out").mkdir()
         config = RunConfig(
             input=str(folder / "photos"), output=str(folder / "out"), weights=str(weights), size=size,
-            batch_size=setup.batch_size, shard_size=shard_size,
+            batch_size=setup.recipe.config.batch_size, shard_size=shard_size,
         )  # fmt: skip
         jobs = {runner: replace(config, runner=runner) for runner in RUNNERS}  # type: ignore[arg-type]
         cases = [
             Case("pipeline", "engine alone", engine),
             Case("pipeline", "codecs alone, all cores", codecs),
-            *(Case("pipeline", f"main job, {runner}", _job(job, few, many)) for runner, job in jobs.items()),
+            *(Case("pipeline", f"main job, {runner}", _job(job)) for runner, job in jobs.items()),
         ]
         rates = measure(cases, setup.rounds, setup.report)
-        used = {runner: watched(stretch, job, few, many) for runner, job in jobs.items()}
+        used = {runner: watched(stretch, job) for runner, job in jobs.items()}
     figures = [*_ratios(setup, rates), *(each for runner in RUNNERS for each in _use(runner, used[runner]))]
     return Findings([*rates.values()], figures)
 
 
-def _shorter(images: float, workers: int) -> tuple[int, int]:
-    """Images of the shorter of two runs that differ by about `images`, four times as long the one as the other.
-
-    And the size of its shards: all workers must have some, also in the shorter run, for the difference to tell how
-    fast they all are.
-    """
-    unit = 2 * workers * prepare.SMALL_SHARD_SIZE
-    few = unit * max(1, math.ceil(images / 3 / unit))
-    return few, min(prepare.SHARD_SIZE, few // (2 * workers))
+def enough(images: float, workers: int) -> tuple[int, int]:
+    """At least so many images, and the size of shards of which every worker gets four."""
+    shards = 4 * workers
+    shard_size = max(prepare.SMALL_SHARD_SIZE, math.ceil(images / shards))
+    return shards * shard_size, min(prepare.SHARD_SIZE, shard_size)
 
 
 def _engine(setup: Setup, weights: Path, size: int) -> Callable[[], tuple[float, float]]:
-    images = BATCHES * setup.batch_size
+    job = setup.recipe
+    images = ROUNDS * job.rows
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (images, size, size, 3), dtype=np.uint8)
     explainer = Explainer(
-        "vgg16", str(weights), device=setup.device, precision=setup.precisions[-1], batch_size=setup.batch_size
-    )
+        "vgg16", str(weights), device=setup.device, precision=job.precision, batch_size=setup.batch_size,
+        side_by_side=job.side_by_side,
+    )  # fmt: skip
     explainer(pixels_BHWC)  # so that whoever asks next learns the true time
     return clocked(partial(explainer, pixels_BHWC), images)
 
@@ -145,9 +167,9 @@ def _codecs(photos: Path, size: int) -> Callable[[], tuple[float, float]]:
     return clocked(all_of_them, len(data))
 
 
-def _job(config: RunConfig, few: int, many: int) -> Callable[[], tuple[float, float]]:
+def _job(config: RunConfig) -> Callable[[], tuple[float, float]]:
     def once() -> tuple[float, float]:
-        found = stretch(config, few, many)
+        found = stretch(config)
         return found.images, found.seconds
 
     return once
@@ -171,12 +193,11 @@ def _use(runner: str, found: Watched) -> Iterator[Figure]:
         return Figure("pipeline", f"{name}, {runner} runner", [value], unit)
 
     did: Stretch = found.value
-    for stage, spent in did.stage_seconds.items():
-        yield figure(f"{stage}, worker's time", 1e3 * spent / did.images, "ms/image")
+    for stage, spent in did.stage_milliseconds.items():
+        yield figure(f"{stage}, worker's time", spent, "ms/image")
     yield figure("wall time", 1e3 * did.seconds / did.images, "ms/image")
-    span = (did.end - did.seconds, did.end)
-    yield figure(f"busy of {len(os.sched_getaffinity(0))} cores", found.cores(*span), "cores")
-    gpu = found.gpu(*span)
+    yield figure(f"busy of {len(os.sched_getaffinity(0))} cores", found.cores(did.start, did.end), "cores")
+    gpu = found.gpu(did.start, did.end)
     if gpu is not None:
         yield figure("GPU busy", gpu, "%")
     yield figure("peak memory of the driver", found.own, "MB")

@@ -14,13 +14,13 @@ import torch
 
 from vbp.evidence import scale
 from vbp.evidence.inputs import write_photos, write_weights
-from vbp.evidence.pipeline import Stretch, stretch
+from vbp.evidence.pipeline import Stretch, enough, stretch
 from vbp.evidence.timing import Case, Findings, Setup, measure, ratio
 from vbp.evidence.watch import watched
-from vbp.pipeline import RunConfig, prepare
+from vbp.pipeline import RunConfig
 
-IMAGES = (32, 160)
-"""For one worker on a CPU, in the shorter and in the longer run; more workers get as many more."""
+IMAGES = 256
+"""For one worker on a CPU; more workers get as many more."""
 ON_A_GPU = 100
 """So many times more on GPUs."""
 TWO_OVER_ONE = 1.9
@@ -37,7 +37,7 @@ def scaling(setup: Setup) -> Findings:
     return found
 
 
-def workers(setup: Setup, images: tuple[int, int] = IMAGES, weights: Path | None = None, size: int = 224) -> Findings:
+def workers(setup: Setup, images: int = IMAGES, weights: Path | None = None, size: int = 224) -> Findings:
     """1, 2 and as many workers as there are cores or GPUs, under Ray.
 
     Args:
@@ -55,19 +55,19 @@ def workers(setup: Setup, images: tuple[int, int] = IMAGES, weights: Path | None
         folder = Path(name)
         if weights is None:
             write_weights(weights := folder / "features.safetensors")
-        write_photos(folder / "photos", images[1] * times * units)
+        write_photos(folder / "photos", enough(images * times * units, units)[0])
         (folder / "out").mkdir()
 
         def case(count: int) -> Case:
-            few, many = (each * times * count for each in images)
+            limit, shard_size = enough(images * times * count, count)
             config = RunConfig(
                 input=str(folder / "photos"), output=str(folder / "out"), weights=str(weights), size=size,
-                batch_size=setup.batch_size, runner="ray", workers=count,
-                shard_size=min(prepare.SHARD_SIZE, few // (2 * count)),
+                batch_size=setup.recipe.config.batch_size, runner="ray", workers=count, limit=limit,
+                shard_size=shard_size,
             )  # fmt: skip
 
             def once() -> tuple[float, float]:
-                confined = watched(_confined, config, few, many, setup.device, environment=_only(setup.device, count))
+                confined = watched(_confined, config, setup.device, environment=_only(setup.device, count))
                 did: Stretch = confined.value
                 return did.images, did.seconds
 
@@ -89,8 +89,8 @@ def _only(device: str, count: int) -> dict[str, str]:
     return {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": count})}
 
 
-def _confined(config: RunConfig, few: int, many: int, device: str) -> Stretch:
+def _confined(config: RunConfig, device: str) -> Stretch:
     """The job on as many cores as it has workers, where these compute on cores; Ray and its workers inherit that."""
     if device == "cpu":
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.workers])
-    return stretch(config, few, many)
+    return stretch(config)

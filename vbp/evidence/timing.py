@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from vbp.pipeline import RunConfig
+from vbp.pipeline.recipe import Recipe
+
 PACKAGES = (
     "vbp", "torch", "torchvision", "ray", "numpy", "pillow", "captum", "grad-cam", "zennit", "simplejpeg",
     "opencv-python-headless", "imagecodecs", "obstore",
@@ -24,6 +27,8 @@ class Setup:
 
     batch_size: int
     """Images in one forward pass."""
+    asked: bool = False
+    """Whether somebody asked for that size; else the main job may run such passes side by side."""
     rounds: int
     """How often each case is timed."""
     device: str
@@ -36,6 +41,18 @@ class Setup:
     """Non-secret options by URL prefix."""
     report: Callable[[str], None] = lambda line: None
     """Gets a line now and then."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the main job would work here, with the last of the precisions."""
+        return Recipe(
+            config=RunConfig(input="photos", output="out", batch_size=self.batch_size if self.asked else None),
+            run_id="benchmark",
+            device=self.device,
+            precision=self.precisions[-1],
+            batch_size=self.batch_size,
+            weights_sha256="",
+        )
 
 
 @dataclass(frozen=True)
