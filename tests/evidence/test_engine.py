@@ -33,6 +33,13 @@ def test_every_case_is_measured(setup, network_file, small_machine):
     assert {name: figures[name].target for name in targets} == targets
     ours, forward = rates["vbp, float32"].median, rates["bare forward, float32, channels last"].median
     assert figures["engine over bare forward, float32"].median == pytest.approx(ours / forward)
+    spread = rates["bare forward, float32, a batch on each core"].median
+    assert figures["engine over bare forward, float32, a batch on each core"].median == pytest.approx(ours / spread)
+
+
+def test_a_batch_size_that_was_asked_for_runs_alone(setup, network_file, small_machine):
+    found = engine(replace(setup, batch_size=2, asked=True), load_model("vgg16", network_file), size=32)
+    assert not any("each core" in rate.name for rate in found.rates)
 
 
 def test_rivals_are_held_to_both_rules(setup, network_file, small_machine):

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vbp.evidence.rivals import RIVALS, bare_forward, out_of_place, reference_algorithm, without_tf32
+from vbp.evidence.rivals import (
+    RIVALS,
+    bare_forward,
+    out_of_place,
+    reference_algorithm,
+    side_by_side,
+    without_tf32,
+)
 from vbp.evidence.roofline import forward_work, images_per_second, mean_work
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, over, ratio
 from vbp.saliency.engine import PRECISIONS, Explainer
@@ -70,7 +77,12 @@ class _Bench:
         for precision in self._setup.precisions:
             for layout in FORMATS:
                 work = bare_forward(self._features(precision, layout))
-                yield self._case(f"bare forward, {precision}, {layout}", work, self._images(precision, layout))
+                images_BCHW = self._images(precision, layout)
+                yield self._case(f"bare forward, {precision}, {layout}", work, images_BCHW)
+            if self._job.side_by_side:
+                each_BCHW = [self._images(precision, OURS)] * (len(self._pixels_BHWC) // self._setup.batch_size)
+                forwards = side_by_side(bare_forward(self._features(precision, OURS)))
+                yield self._case(_spread(precision), forwards, each_BCHW, len(self._pixels_BHWC))
             explainer = Explainer(
                 self._model, device=self._setup.device, precision=precision, classify=False,
                 batch_size=self._setup.batch_size, side_by_side=self._job.side_by_side,
@@ -113,6 +125,8 @@ class _Bench:
         for precision in precisions:
             ours, forward = rates[f"vbp, {precision}"], rates[f"bare forward, {precision}, {OURS}"]
             yield ratio(f"engine over bare forward, {precision}", ours, forward, LEAST[device])
+            if self._job.side_by_side:
+                yield ratio(f"engine over {_spread(precision)}", ours, rates[_spread(precision)])
             target = OVER_REFERENCE[precision] if device == "cpu" else None
             for reference in (REFERENCE, REFERENCE_AS_RUN):
                 name = f"engine over {reference.replace('float32', precision)}"
@@ -189,3 +203,7 @@ class _Bench:
 
     def _images(self, precision: str, layout: str) -> Tensor:
         return self._images_BCHW.to(PRECISIONS[precision]).contiguous(memory_format=FORMATS[layout])
+
+
+def _spread(precision: str) -> str:
+    return f"bare forward, {precision}, a batch on each core"

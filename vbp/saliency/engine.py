@@ -104,7 +104,7 @@ class Explainer:
         self._device = _resolve_device(device)
         self.precision = resolve_precision(precision, device)
         self.batch_size = batch_size
-        self._threads: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._keep_maps = keep_maps
         if isinstance(model, str):
             self.model = load_model(model, weights, seed=seed, storage_options=storage_options)
@@ -129,7 +129,7 @@ class Explainer:
         if self._device.type == "cpu":
             self._vbp.pack()
             if side_by_side:
-                self._threads = _single_threads()
+                self._pool = single_threads()
         self._mean_1C11 = torch.tensor(self.model.mean, device=self._device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(self.model.std, device=self._device).view(1, -1, 1, 1)
 
@@ -148,10 +148,10 @@ class Explainer:
         pixels = torch.as_tensor(pixels_BHWC)
         if pixels.dtype is not torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) == 0:
             raise UsageError(f"pixels must be uint8 (B, H, W, 3) with B > 0, not {pixels.dtype} {tuple(pixels.shape)}.")
-        if self._threads is not None:
+        if self._pool is not None:
             size = self.batch_size or len(pixels)
             batches = (pixels[first : first + size] for first in range(0, len(pixels), size))
-            return _join(list(self._threads.map(self._explain, batches)))
+            return _join(list(self._pool.map(self._explain, batches)))
         parts: list[Batch] = []
         done = 0
         while done < len(pixels):
@@ -198,7 +198,7 @@ class Explainer:
         )
 
 
-def _single_threads() -> ThreadPoolExecutor:
+def single_threads() -> ThreadPoolExecutor:
     """As many threads as torch computes with here, on each of which it computes with that one."""
     count = torch.get_num_threads()
     all_there = Barrier(count)
