@@ -49,7 +49,26 @@ class Fault:
     """After so many it is over."""
 
 
-class FaultProxy:
+class Endpoint:
+    """What listens on `port` of this machine and speaks S3."""
+
+    port: int
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def storage_options(self) -> dict[str, dict[str, str]]:
+        return {"s3://": {"endpoint_url": self.endpoint}}
+
+    @property
+    def s3fs_options(self) -> dict[str, dict[str, Any]]:
+        """The same, with an option that obstore does not know."""
+        return {"s3://": {"endpoint_url": self.endpoint, "config_kwargs": {}}}
+
+
+class FaultProxy(Endpoint):
     """Forwards to `upstream`, but for the faults in `faults`, which may be changed at any time.
 
     Attributes:
@@ -68,19 +87,6 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._ready, self._over = threading.Event(), asyncio.Event()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def storage_options(self) -> dict[str, dict[str, str]]:
-        return {"s3://": {"endpoint_url": self.endpoint}}
-
-    @property
-    def s3fs_options(self) -> dict[str, dict[str, Any]]:
-        """The same, with an option that obstore does not know."""
-        return {"s3://": {"endpoint_url": self.endpoint, "config_kwargs": {}}}
 
     def start(self) -> None:
         self._thread.start()

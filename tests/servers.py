@@ -16,14 +16,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.faultproxy import FaultProxy
+from tests.faultproxy import Endpoint, FaultProxy
 from vbp.storage.files import Folder
 
 BUCKET = "vbp-test"
@@ -39,25 +38,12 @@ READY_WITHIN = 60.0
 
 
 @dataclass
-class S3Server:
+class S3Server(Endpoint):
     """A SeaweedFS server with one bucket. `kill`, `start`, `pause` and `resume` are there for tests of faults."""
 
     folder: Path
     port: int = field(default_factory=lambda: free_port())
     process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def storage_options(self) -> dict[str, dict[str, str]]:
-        return {"s3://": {"endpoint_url": self.endpoint}}
-
-    @property
-    def s3fs_options(self) -> dict[str, dict[str, Any]]:
-        """The same, with an option that obstore does not know."""
-        return {"s3://": {"endpoint_url": self.endpoint, "config_kwargs": {}}}
 
     def new_url(self) -> str:
         """A folder of the bucket that no other test uses."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests import reference
-from vbp.evidence.rivals import bare_forward, out_of_place, reference_algorithm, without_tf32
+from vbp.evidence.rivals import bare_forward, out_of_place, reference_algorithm
 
 
 def features():
@@ -101,10 +101,3 @@ def test_relevance_is_conserved(network, images_NCHW):
 
 def test_relus_are_put_out_of_place():
     assert not any(layer.inplace for layer in out_of_place(features()) if isinstance(layer, nn.ReLU))
-
-
-def test_tf32_comes_back():
-    before = torch.backends.cudnn.conv.fp32_precision
-    with without_tf32():
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == before

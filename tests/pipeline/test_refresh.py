@@ -9,6 +9,7 @@ import pyarrow.dataset as pads
 import pytest
 from PIL import Image
 
+from tests.killed import Killed, dying
 from vbp.pipeline import Observer, RunConfig, run
 from vbp.storage.files import Folder
 
@@ -129,10 +130,6 @@ def test_refresh_on_a_store(s3_server, photos, asked, tmp_path):
     assert (again.ok, again.computed) == (6, 0)
 
 
-class Killed(BaseException):
-    """As a kill -9: nothing in between may catch it and tidy up."""
-
-
 @pytest.mark.parametrize(("after", "plain_run_between"), [(0, True), (4, False), (5, True), (9, True), (12, False)])
 def test_killed_while_refreshing(tree, asked, tmp_path, monkeypatch, after, plain_run_between):
     """Dead after some writes and deletions, then again: the masks are those of the tree as it is now.
@@ -145,23 +142,8 @@ def test_killed_while_refreshing(tree, asked, tmp_path, monkeypatch, after, plai
     replace(tree / "dog" / "02.bmp")
     replace(tree / "dog" / "20.jpg", 60)
     shutil.copy(tree / "cat" / "01.png", tree / "bird" / "new.png")
-    left = [after]
-
-    def dying(operation):
-        def run_or_die(self, path, *data):
-            if "lease" not in path:
-                left[0] -= 1
-                if left[0] < 0:
-                    raise Killed
-            return operation(self, path, *data)
-
-        return run_or_die
-
-    with monkeypatch.context() as patch:
-        for name in ("write", "delete"):
-            patch.setattr(Folder, name, dying(getattr(Folder, name)))
-        with pytest.raises(Killed):
-            run(dataclasses.replace(asked, refresh=True))
+    with dying(after, monkeypatch, spared="lease"), pytest.raises(Killed):
+        run(dataclasses.replace(asked, refresh=True))
     if plain_run_between:
         run(asked)
     summary = run(dataclasses.replace(asked, refresh=True))

@@ -11,6 +11,7 @@ from torch import nn
 from tests import reference
 from vbp.errors import ImageError, UsageError
 from vbp.saliency import Explainer, VisualBackProp
+from vbp.saliency.engine import true_float32
 from vbp.saliency.models import Model
 
 from .conftest import small_vgg
@@ -226,4 +227,11 @@ def test_cuda_float32_equals_the_cpu_and_leaves_tf32_as_it_was(pixels_BHWC):
     before = torch.backends.cudnn.conv.fp32_precision
     cuda = engine(device="cuda")(pixels_BHWC)
     np.testing.assert_allclose(cuda.mask_BHW, engine()(pixels_BHWC).mask_BHW, atol=1e-5)
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_tf32_is_off_within_and_as_before_behind():
+    before = torch.backends.cudnn.conv.fp32_precision
+    with true_float32(torch.device("cuda")):
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before

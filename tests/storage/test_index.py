@@ -10,6 +10,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from tests.killed import Killed, dying
 from vbp.storage import index as module
 from vbp.storage.files import Folder
 from vbp.storage.index import (
@@ -231,10 +232,6 @@ def test_a_position_between_those_of_a_part_leaves_it_alone(folder, manifest):
     assert folder.list("_run/parts") == [path]
 
 
-class Killed(BaseException):
-    """As good as kill -9: no handler of ours catches it."""
-
-
 @pytest.mark.parametrize("operation", ["write", "delete"])
 @pytest.mark.parametrize("moment", range(3))
 def test_forget_killed_at_any_moment_loses_nothing_and_is_finished_by_the_next(
@@ -242,18 +239,8 @@ def test_forget_killed_at_any_moment_loses_nothing_and_is_finished_by_the_next(
 ):
     for minute, attempt in enumerate("abc"):
         write_part(folder, rows(1, ok(0, 1, 2, 3), minute=minute), 1, attempt)
-    calls, original = [], getattr(Folder, operation)
-
-    def killed(self, *arguments):
-        if len(calls) == moment:
-            raise Killed
-        calls.append(arguments)
-        original(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Folder, operation, killed)
-        with pytest.raises(Killed):
-            forget(folder, 1, [1, 2])
+    with dying(moment, monkeypatch, [operation]), pytest.raises(Killed):
+        forget(folder, 1, [1, 2])
     kept = [(1, n, "ok", f"run{minute}") for minute in range(3) for n in (0, 3)]
     assert set(kept) <= set(ledger(folder))
     assert forget(folder, 1, [1, 2]) == 2

@@ -6,6 +6,7 @@ import random
 import pyarrow as pa
 import pytest
 
+from tests.killed import Killed, dying
 from vbp.storage import index
 from vbp.storage import manifest as manifest_module
 from vbp.storage.files import Folder
@@ -169,10 +170,6 @@ def test_many_refreshes_of_a_changing_tree(tmp_path, monkeypatch, seed):
         assert before.keys() <= everything.keys()
 
 
-class Killed(BaseException):
-    """As a kill -9: nothing in between may catch it and tidy up."""
-
-
 @pytest.mark.parametrize("plain_run_between", [False, True])
 def test_killed_at_any_moment(tmp_path, monkeypatch, plain_run_between):
     """Dead after any number of writes and deletions: no image keeps the results of what it was."""
@@ -196,20 +193,7 @@ def test_killed_at_any_moment(tmp_path, monkeypatch, plain_run_between):
 
 
 def die_after(moment, monkeypatch, work):
-    left = [moment]
-
-    def dying(operation):
-        def run_or_die(self, path, *data):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            return operation(self, path, *data)
-
-        return run_or_die
-
-    with monkeypatch.context() as patch:
-        for name in ("write", "delete"):
-            patch.setattr(Folder, name, dying(getattr(Folder, name)))
+    with dying(moment, monkeypatch):
         try:
             work()
         except Killed:

@@ -22,11 +22,10 @@ from vbp.evidence.rivals import (
     out_of_place,
     reference_algorithm,
     side_by_side,
-    without_tf32,
 )
 from vbp.evidence.roofline import forward_work, images_per_second, mean_work
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, over, ratio
-from vbp.saliency.engine import PRECISIONS, Explainer
+from vbp.saliency.engine import PRECISIONS, Explainer, true_float32
 from vbp.saliency.models import Model, load_model
 
 LEAST = {"cpu": 0.95, "cuda": 0.90}
@@ -187,7 +186,7 @@ class _Bench:
         """With `tf32` a GPU may round float32 as torch does by default; we do not."""
 
         def whole() -> None:
-            with nullcontext() if tf32 else without_tf32():
+            with nullcontext() if tf32 else true_float32(torch.device(self._setup.device)):
                 work(argument)
             if self._setup.device == "cuda":
                 torch.cuda.synchronize()

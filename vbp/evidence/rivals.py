@@ -8,8 +8,7 @@ Shapes: N images, C channels, H rows, W columns.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -142,17 +141,3 @@ def out_of_place(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.ReLU):
             module.inplace = False
     return network
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """On CUDA, float32 as we compute it: torch by itself rounds what convolutions multiply to 10 bits."""
-    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

@@ -172,7 +172,7 @@ class Explainer:
         if self.batch_size is not None and count < self.batch_size:
             black = pixels_BHWC.new_zeros(self.batch_size - count, *pixels_BHWC.shape[1:])
             pixels_BHWC = torch.cat([pixels_BHWC, black])
-        with torch.inference_mode(), _true_float32(self._device):
+        with torch.inference_mode(), true_float32(self._device):
             images_BCHW = self._normalise(pixels_BHWC)
             explanation = self._vbp.explain(images_BCHW, target=self._target, classify=self._classify)
         return self._batch(explanation, count)
@@ -259,7 +259,7 @@ def _prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn
 
 
 @contextmanager
-def _true_float32(device: torch.device) -> Iterator[None]:
+def true_float32(device: torch.device) -> Iterator[None]:
     """On CUDA, compute float32 without TF32, which keeps 10 bits of the mantissa and is on for convolutions."""
     if device.type != "cuda":
         yield

@@ -22,7 +22,7 @@ from vbp.storage.answers import refusal
 from vbp.storage.options import family_of, options_for
 from vbp.storage.order import in_byte_order
 from vbp.storage.remote import RemoteStore, open_store
-from vbp.storage.retry import attempt
+from vbp.storage.retry import attempt, created
 from vbp.storage.store import File
 
 T = TypeVar("T")
@@ -145,19 +145,14 @@ class ObjectStore:
             raise StorageError(str(error)) from error
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the object unless there is one; after a lost answer True too, as ``RemoteStore.create`` says."""
+        """Write the object unless there is one."""
         if not _can_say(path):
             return self._by_fsspec.create(path, data)
-        try:
+
+        def create() -> None:
             self._attempt(lambda: self._store.put(self._key(path), data, mode="create"), "create", path)
-        except FileExistsError:
-            try:
-                return self.read(path) == data
-            except FileNotFoundError:  # deleted in between
-                return False
-        except OSError as error:
-            raise StorageError(str(error)) from error
-        return True
+
+        return created(create, lambda: self.read(path), data)
 
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens where there is none."""

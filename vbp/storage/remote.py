@@ -12,7 +12,7 @@ from fsspec.implementations.cached import CachingFileSystem
 
 from vbp.errors import StorageError, UsageError
 from vbp.storage.options import family_of, options_for, protocol_of
-from vbp.storage.retry import attempt, reason
+from vbp.storage.retry import attempt, created, reason
 from vbp.storage.store import File
 from vbp.storage.walk import Level, Piece, walk
 
@@ -144,21 +144,14 @@ class RemoteStore:
     def create(self, path: str, data: bytes) -> bool:
         """Write the object unless there is one.
 
-        An answer may be lost after the store did its work, and the repeated request then finds our own
-        object: so True also means that the object held exactly these bytes. Stores that ignore conditional
-        requests (rclone's server) overwrite, and WebDAV cannot do it at all.
+        Stores that ignore conditional requests (rclone's server) overwrite, and WebDAV cannot do it at all.
         """
         _refuse_version(path)
-        try:
+
+        def create() -> None:
             attempt(lambda: self.filesystem.pipe_file(path, data, mode="create"), f"create {self._name(path)}")
-        except FileExistsError:
-            try:
-                return self.read(path) == data
-            except FileNotFoundError:  # deleted in between
-                return False
-        except OSError as error:
-            raise StorageError(str(error)) from error
-        return True
+
+        return created(create, lambda: self.read(path), data)
 
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens where there is none."""

@@ -99,6 +99,32 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
 _TRIED_AGAIN = (Kind.TRANSIENT, Kind.THROTTLED, Kind.DENIED)
 
 
+def created(create: Callable[[], object], read: Callable[[], bytes], data: bytes) -> bool:
+    """What came of a request to write a file unless there is one: whether it holds `data` now.
+
+    An answer may be lost after the store did its work, and the repeated request then finds our own file: so what is
+    there is compared.
+
+    Args:
+        create: makes the request; FileExistsError where there is a file.
+        read: the file's content.
+        data: what was to be written.
+
+    Raises:
+        StorageError: the store refuses.
+    """
+    try:
+        create()
+    except FileExistsError:
+        try:
+            return read() == data
+        except FileNotFoundError:  # deleted in between
+            return False
+    except OSError as error:
+        raise StorageError(str(error)) from error
+    return True
+
+
 def kind(error: BaseException) -> Kind:
     """Sort an error of any backend by its class, the HTTP status behind it, or its errno."""
     if isinstance(error, Refusal):
