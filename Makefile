@@ -23,7 +23,7 @@ check: .venv/ready ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/ready ## this machine beside limits, rivals and targets; about 25 minutes on two cores
+bench: .venv/ready ## this machine beside limits, rivals and targets; about half an hour on two cores
 	$(BIN)/vbp benchmark --output benchmarks/here.json
 
 rehearsal: .venv/ready ## a cluster on this machine that loses nodes, and what is left to do afterwards: nothing

@@ -140,6 +140,7 @@ def test_interrupt_from_the_keyboard(photos, network_file, tmp_path):
     for copy in range(6):
         shutil.copytree(photos, tree / str(copy))
     command = ["explain", tree, tmp_path / "out", "--weights", network_file, "--size", 96, "--batch-size", 1]
+    command += ["--smooth", 50]  # much is left to do when the first part is seen
     process = subprocess.Popen(
         [sys.executable, "-m", "vbp.cli", *map(str, command)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -319,7 +319,7 @@ def benchmark(parts: tuple[str, ...], output: Path | None, **options: Any) -> No
     start     the help, and the first mask
     scaling   workers; memory of 20,000 images; a finished run found finished
 
-    On two CPU cores, 5 rounds of them take about 6, 1, 1, 12, 5 and 40 minutes.
+    On two CPU cores, 5 rounds of them take about 4, 1, 1, 14, 8 and 18 minutes.
     """
     with _translated():
         from vbp.evidence.benchmark import benchmark as measure

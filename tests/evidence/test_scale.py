@@ -1,6 +1,8 @@
 """The measurements of scale, on a few files: that they run, and that the table says what they found."""
 
 import json
+import subprocess
+import sys
 
 from vbp.evidence import scale
 from vbp.evidence.scale import markdown
@@ -33,8 +35,19 @@ def test_flags_are_what_differs_from_the_defaults():
 
 def test_the_table():
     figures = [scale._figure("resume", 3, "s", 10, "1 s of CPU"), scale._figure("memory", 1.2, "", 1.1)]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(figures).splitlines()[-2:]]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in markdown(figures, ["resume", "ray"]).splitlines()[-2:]
+    ]
     assert lines == [
         ["resume", "3.00 s", "", "", "at most 10.0 s", "reached", "1 s of CPU"],
         ["memory", "1.20", "", "", "at most 1.10", "falls short", ""],
     ]
+
+
+def test_the_command_measures_the_driver(tmp_path):
+    """Ray's workers know what they are given by the names of their modules, which differ where one is the command."""
+    table = tmp_path / "scale.md"
+    command = [sys.executable, "-m", "vbp.evidence.scale", table, "--parts", "driver", "--divide", "10000"]
+    subprocess.run(command, check=True, timeout=300)
+    assert "| Ray, 10 shards without work: first result after |" in table.read_text()
