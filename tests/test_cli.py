@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pyarrow.dataset as pads
 import pytest
@@ -140,11 +141,12 @@ def test_interrupt_from_the_keyboard(photos, network_file, tmp_path):
     for copy in range(6):
         shutil.copytree(photos, tree / str(copy))
     command = ["explain", tree, tmp_path / "out", "--weights", network_file, "--size", 96, "--batch-size", 1]
-    command += ["--smooth", 50]  # much is left to do when the first part is seen
     process = subprocess.Popen(
         [sys.executable, "-m", "vbp.cli", *map(str, command)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # what a shell starts in the background ignores Ctrl-C, and so would all that it starts
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while not list((tmp_path / "out").glob("_run/parts/*/*.parquet")):
