@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from vbp.cli import main
@@ -14,6 +15,15 @@ from vbp.errors import UsageError
 from vbp.pipeline import RunConfig, run
 from vbp.review.plan import plan
 from vbp.storage.files import Folder
+
+
+@pytest.fixture(autouse=True)
+def torch_threads():
+    """Two, on which 16 images are computed together, whatever machine this is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -50,6 +60,12 @@ def test_a_first_run(config, photos, tmp_path):
     assert run(config()).ok == 22
     results = [path for kind in ("masks", "overlays") for path in (tmp_path / "out" / kind).rglob("*.*")]
     assert planned.output_bytes == pytest.approx(sum(path.stat().st_size for path in results), rel=0.2)
+
+
+def test_the_sample_gives_every_core_its_share(config, torch_threads):
+    torch_threads(5)
+    assert plan(config()).sampled == 22  # of up to 40
+    assert plan(config(batch_size=2)).sampled == 16
 
 
 @pytest.mark.parametrize("done", [0, 5, 22])

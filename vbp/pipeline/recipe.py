@@ -48,15 +48,11 @@ class Recipe:
     @property
     def rows(self) -> int:
         """Images that a process reads and writes together."""
-        if self.config.batch_size or self.device != "cpu":
-            return self.batch_size
-        import torch
-
-        return self.batch_size * PASSES * (self.threads or torch.get_num_threads())
+        return rows_together(self.config, self.device, self.batch_size, self.threads)
 
     @property
     def side_by_side(self) -> bool:
-        """Whether each thread of the network on a CPU has a batch to itself; a size that was asked for fits but one."""
+        """Whether each thread of the network on a CPU has a batch to itself; a size that was asked for gets all."""
         return self.device == "cpu" and self.config.batch_size is None and self.config.fit != "original"
 
     def source(self) -> Source:
@@ -133,3 +129,19 @@ class Recipe:
             storage_options=config.storage_options,
             layout=config.layout,
         )
+
+
+def rows_together(config: RunConfig, device: str, batch_size: int, threads: int = 0) -> int:
+    """Images that a process reads and writes together: enough for all threads of a network on a CPU.
+
+    Args:
+        config: asks for a batch size, or for none.
+        device: cpu or cuda.
+        batch_size: images in one forward pass, resolved.
+        threads: of the network on a CPU; 0: as many as torch has.
+    """
+    if config.batch_size or device != "cpu":
+        return batch_size
+    import torch
+
+    return batch_size * PASSES * (threads or torch.get_num_threads())

@@ -21,7 +21,7 @@ from vbp.pipeline import prepare
 from vbp.pipeline.attempt import open_record
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.job import LOCAL_IMAGES
-from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.recipe import Recipe, rows_together
 from vbp.pipeline.record import Record
 from vbp.pipeline.steps import Batch, good_rows, objects
 from vbp.review.status import status
@@ -201,7 +201,8 @@ class _Look:
 
     def __init__(self, config: RunConfig) -> None:
         device = prepare.choose_device(config)
-        self._most = max(_LEAST_IMAGES, _BATCHES * prepare.choose_batch_size(config, device, {}))
+        batch_size = prepare.choose_batch_size(config, device, {})
+        self._most = max(_LEAST_IMAGES, _BATCHES * batch_size, rows_together(config, device, batch_size))
         self._random = random.Random(config.seed)
         self.images = 0
         self.bytes: int | None = 0
