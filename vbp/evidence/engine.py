@@ -81,7 +81,7 @@ class _Bench:
             if self._job.side_by_side:
                 each_BCHW = [self._images(precision, OURS)] * (len(self._pixels_BHWC) // self._setup.batch_size)
                 forwards = side_by_side(bare_forward(self._features(precision, OURS)))
-                yield self._case(_spread(precision), forwards, each_BCHW, len(self._pixels_BHWC))
+                yield self._case(_on_each_core(precision), forwards, each_BCHW, len(self._pixels_BHWC))
             explainer = Explainer(
                 self._model, device=self._setup.device, precision=precision, classify=False,
                 batch_size=self._setup.batch_size, side_by_side=self._job.side_by_side,
@@ -125,7 +125,7 @@ class _Bench:
             ours, forward = rates[f"vbp, {precision}"], rates[f"bare forward, {precision}, {OURS}"]
             yield ratio(f"engine over bare forward, {precision}", ours, forward, LEAST[device])
             if self._job.side_by_side:
-                yield ratio(f"engine over {_spread(precision)}", ours, rates[_spread(precision)])
+                yield ratio(f"engine over {_on_each_core(precision)}", ours, rates[_on_each_core(precision)])
             target = OVER_REFERENCE[precision] if device == "cpu" else None
             for reference in (REFERENCE, REFERENCE_AS_RUN):
                 name = f"engine over {reference.replace('float32', precision)}"
@@ -204,5 +204,5 @@ class _Bench:
         return self._images_BCHW.to(PRECISIONS[precision]).contiguous(memory_format=FORMATS[layout])
 
 
-def _spread(precision: str) -> str:
+def _on_each_core(precision: str) -> str:
     return f"bare forward, {precision}, a batch on each core"

@@ -34,7 +34,7 @@ SECONDS = 45.0
 """How long the slowest stage alone would take for the images of one run."""
 STEADY = (0.25, 0.875)
 """The shares of the images between which the rate is taken."""
-ROUNDS = 2
+CALLS = 2
 """Times that the engine alone gets as many images as the main job reads and writes together."""
 RUNNERS = ("local", "ray")
 LEAST = 0.90
@@ -136,7 +136,7 @@ def enough(images: float, workers: int) -> tuple[int, int]:
 
 def _engine(setup: Setup, weights: Path, size: int) -> Callable[[], tuple[float, float]]:
     job = setup.recipe
-    images = ROUNDS * job.rows
+    images = CALLS * job.rows
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (images, size, size, 3), dtype=np.uint8)
     explainer = Explainer(
         "vgg16", str(weights), device=setup.device, precision=job.precision, batch_size=setup.batch_size,
