@@ -21,6 +21,7 @@ import click
 import vbp
 from vbp.errors import InterruptedRunError, UsageError, VBPError
 from vbp.pipeline.config import RunConfig
+from vbp.plain import plain
 
 if TYPE_CHECKING:
     from vbp.pipeline.sweepfile import Sweep
@@ -199,7 +200,7 @@ def _run(config: RunConfig, as_json: bool) -> int:
     with watching() as observer, redirect_stdout(sys.stderr):  # Ray prints what becomes of its workers
         summary = run(config, observer)
     if as_json:
-        click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
+        _print_json(summary.as_json())
     else:
         print_summary(summary)
     return summary.exit_code
@@ -238,7 +239,7 @@ def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
         from vbp.review.sweepplan import plan_sweep
         from vbp.tables import print_sweep_plan
 
-        found = plan_sweep(asked, lambda name: click.echo(f"Planning {name}.", err=True))
+        found = plan_sweep(asked, lambda name: _say(f"Planning {name}.", err=True))
         if as_json:
             _print_json(found.as_json())
         else:
@@ -281,7 +282,7 @@ def demo(output: Path, scenes: int) -> None:
             observer.note(f"Generating {scenes} scenes.")
             outcome = show(output, scenes, observer)
         print_summary(outcome.summary)
-        click.echo(f"\nresults: {output / 'results'} (masks/, overlays/, index/)")
+        _say(f"\nresults: {output / 'results'} (masks/, overlays/, index/)")
         click.echo(f"without distractors: {outcome.plain}")
         click.echo(f"with distractors: {outcome.distracted}")
         if not outcome.leads_clearly:
@@ -381,10 +382,11 @@ def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: 
         opened = Output.open(output, storage_options)
         if export is not None:
             written = module.export(opened, export, storage_options)
-            click.echo(f"{written} images written to {export}", err=True)
+            _say(f"{written} images written to {export}", err=True)
         if keys:
             for key in module.failed_keys(opened):
-                click.echo(json.dumps(key, ensure_ascii=False) if as_json else key)
+                told = json.dumps(key, ensure_ascii=False) if as_json else key
+                click.echo(plain(told) if as_json or _is_terminal() else told)  # other programs want names as they are
             return
         found = module.failures(opened)
         if as_json:
@@ -411,7 +413,7 @@ def validate(output: str, storage_options: dict[str, Any], as_json: bool, **opti
         from vbp.tables import print_validation
 
         opened = Output.open(output, storage_options)
-        found = check(opened, **options, on_wait=lambda sentence: click.echo(sentence, err=True))
+        found = check(opened, **options, on_wait=lambda sentence: _say(sentence, err=True))
         if as_json:
             _print_json(found.as_json())
         else:
@@ -435,11 +437,20 @@ def report(output: str, storage_options: dict[str, Any], as_json: bool, target: 
             _print_json(found.as_json())
         else:
             module.save(found, target, storage_options)
-            click.echo(f"report: {target}")
+            _say(f"report: {target}")
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(plain(json.dumps(value, ensure_ascii=False)))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """One or more lines with names among them."""
+    click.echo(plain(text, keep="\n"), err=err)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -472,7 +483,7 @@ def _translated() -> Iterator[None]:
 
 def _end(message: str, code: int) -> None:
     hint = " Run the same command again to continue." if code == EXIT_INTERRUPTED and "again" not in message else ""
-    click.echo(f"vbp: {message}{hint}", err=True)
+    click.echo(plain(f"vbp: {message}{hint}"), err=True)
     sys.exit(code)
 
 

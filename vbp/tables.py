@@ -6,11 +6,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from vbp.plain import plain
 from vbp.review.validate import FAULTS
-from vbp.terminal import duration
+from vbp.terminal import Rows, duration, shown
 
 if TYPE_CHECKING:
     from vbp.review.compare import Comparison
@@ -40,7 +39,7 @@ def print_status(status: Status) -> None:
     table.add_row("state", f"{status.state}: {MEANING[status.state]}")
     if status.holder is not None:
         ago = "" if status.silent_seconds is None else f", lease renewed {duration(status.silent_seconds)} ago"
-        table.add_row("held by" if status.is_live else "last held by", plain(f"{status.holder}{ago}"))
+        table.add_row("held by" if status.is_live else "last held by", f"{status.holder}{ago}")
     done = status.ok + status.error
     share = f" ({100 * done / status.images:.1f} %)" if status.images else ""
     table.add_row("images", f"{done} of {status.images}{share}: {status.ok} ok, {status.error} failed")
@@ -53,24 +52,24 @@ def print_status(status: Status) -> None:
         table.add_row("newest row", _time(status.newest_row_at))
     for number, attempt in enumerate(status.attempts):
         committed = f"{attempt.run_id}: {attempt.ok} ok, {attempt.error} failed"
-        table.add_row("" if number else "attempts", plain(committed))
-    table.add_row("output", plain(status.output))
+        table.add_row("" if number else "attempts", committed)
+    table.add_row("output", status.output)
     _print(table)
 
 
 def print_failures(failures: Failures) -> None:
     """The causes, the most frequent first."""
     if not failures.causes:
-        _print(plain(f"No image of {failures.output} failed."))
+        _print(f"No image of {failures.output} failed.")
         return
-    table = Table("images", "stage", "error", "message", "for example", box=None, pad_edge=False)
+    table = Rows("images", "stage", "error", "message", "for example", box=None, pad_edge=False)
     for cause in failures.causes:
         table.add_row(
             str(cause.images),
             plain(cause.stage),
             plain(cause.type),
             plain(cause.message if cause.images > 1 else cause.example),
-            plain("\n".join(cause.keys)),
+            "\n".join(map(plain, cause.keys)),
         )
     _print(
         table,
@@ -86,13 +85,13 @@ def print_validation(found: Validation) -> None:
     table.add_row("masks reopened", str(found.masks_opened))
     _print(table)
     if found.findings:
-        wrong = Table("count", "what", "for example", box=None, pad_edge=False)
+        wrong = Rows("count", "what", "for example", box=None, pad_edge=False)
         for finding in found.findings:
-            wrong.add_row(str(finding.count), FAULTS[finding.kind], plain("\n".join(finding.examples)))
+            wrong.add_row(str(finding.count), FAULTS[finding.kind], "\n".join(map(plain, finding.examples)))
         _print("", wrong)
     if found.orphans_removed and found.orphans:
         _print(f"\n{found.orphans} files removed.")
-    _print(plain(f"\n{found.next_step}"))
+    _print(f"\n{found.next_step}")
 
 
 def print_plan(plan: Plan) -> None:
@@ -121,13 +120,13 @@ def print_plan(plan: Plan) -> None:
     for reason, count in plan.failures.items():
         table.add_row("will fail", f"{count} of {plan.sampled} sampled images: {reason}")
     for note in plan.notes:
-        table.add_row("note", plain(note))
+        table.add_row("note", note)
     _print(table)
 
 
 def print_sweep_plan(plan: SweepPlan) -> None:
     """What each run of a sweep would do, and all together."""
-    table = Table("run", "images", "done", "left", "images/s", "time", "cost", box=None, pad_edge=False)
+    table = Rows("run", "images", "done", "left", "images/s", "time", "cost", box=None, pad_edge=False)
     for run, each in plan.runs:
         rate = "" if each.images_per_second is None else f"{each.images_per_second:.1f}"
         table.add_row(run.name, str(each.images), str(each.done), str(each.left), rate, *_price(each))
@@ -135,7 +134,7 @@ def print_sweep_plan(plan: SweepPlan) -> None:
     table.add_row("all together", str(plan.images), str(done), str(plan.left), "", *_price(plan))
     _print(table)
     for note in dict.fromkeys(f"{note}" for _, each in plan.runs for note in each.notes):
-        _print(plain(f"\n{note}"))
+        _print(f"\n{note}")
     if plan.budget.hours is not None:
         reach = {True: "it will not suffice", False: "it suffices", None: "whether it suffices is unknown"}
         spent = f", {plan.hours_spent:.2f} of them spent" if plan.hours_spent else ""
@@ -152,7 +151,7 @@ def print_comparison(found: Comparison) -> None:
     """How the runs of a sweep agree."""
     if not found.pairs:
         return
-    table = Table("runs", "differ in", "images", "correlation", "by rank", "overlap", "peaks apart", "other class",
+    table = Rows("runs", "differ in", "images", "correlation", "by rank", "overlap", "peaks apart", "other class",
                   "least alike", box=None, pad_edge=False)  # fmt: skip
     for pair in found.pairs[:_PAIRS]:
         shares = (pair.overlap, pair.peak_distance, pair.predictions_changed)
@@ -162,7 +161,7 @@ def print_comparison(found: Comparison) -> None:
             str(pair.images),
             *("" if value is None else f"{value:.3f}" for value in (pair.correlation, pair.rank_correlation)),
             *("" if share is None else f"{100 * share:.1f} %" for share in shares),
-            plain(pair.least_alike or ""),
+            pair.least_alike or "",
         )
     _print("", table)
     more = f"; {len(found.pairs)} pairs in all" if len(found.pairs) > _PAIRS else ""
@@ -172,14 +171,9 @@ def print_comparison(found: Comparison) -> None:
     )
 
 
-def plain(text: str) -> Text:
-    """Text that came from outside: no markup, and no control characters that a terminal would obey."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "�" for c in text))
-
-
-def _facts() -> Table:
+def _facts() -> Rows:
     """Names on the left, what there is to say on the right."""
-    return Table(show_header=False, box=None, pad_edge=False)
+    return Rows(show_header=False, box=None, pad_edge=False)
 
 
 def _bytes(number: float) -> str:
@@ -194,9 +188,9 @@ def _time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _print(*parts: Table | Text | str) -> None:
+def _print(*parts: Rows | str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=_LOG_WIDTH)
     for part in parts:
-        console.print(part)
+        console.print(shown(part) if isinstance(part, str) else part)

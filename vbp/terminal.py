@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from typing_extensions import override
 
 from vbp.pipeline.observer import Observer
+from vbp.plain import plain
 
 if TYPE_CHECKING:
     from vbp.pipeline.summary import Summary
@@ -24,6 +26,19 @@ LINE_SECONDS = 10.0
 """Between two progress lines where there is no terminal."""
 QUIET_SECONDS = 20.0
 """So long may nothing be finished before the line says so: CPU workers commit every 5 s."""
+
+
+class Rows(Table):
+    """A table whose cells are shown as they are: names hold no markup, and nothing that a terminal would obey."""
+
+    @override
+    def add_row(self, *cells: Any, **settings: Any) -> None:
+        super().add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
+
+
+def shown(text: str) -> Text:
+    """Words with names among them, for a console; line breaks are ours."""
+    return Text(plain(text, keep="\n"))
 
 
 @contextmanager
@@ -133,7 +148,7 @@ class Lines(_Counting):
         self._print(listing if self._newest is None else self.status())
 
     def _print(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(plain(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Bar(_Counting):
@@ -146,7 +161,7 @@ class Bar(_Counting):
 
     @override
     def note(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(Text(plain(text)))
 
     @override
     def listed(self, images: int) -> None:
@@ -184,18 +199,19 @@ class JobLog:
         if self._line:
             self._print(self._line)
         if self._summary is not None:
-            print(self._summary)  # noqa: T201
+            print(plain(self._summary))  # noqa: T201
 
     def _print(self, line: str) -> None:
         if self._as_json and line.startswith('{"run_id": '):
             self._summary = line
         else:
-            print(line, file=sys.stderr if self._as_json else sys.stdout, flush=True)  # noqa: T201
+            shown_on = sys.stderr if self._as_json else sys.stdout
+            print(plain(line, keep="\t\r"), file=shown_on, flush=True)  # noqa: T201
 
 
 def print_summary(summary: Summary) -> None:
     """The table at the end, on standard output."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = Rows(show_header=False, box=None, pad_edge=False)
     table.add_row("images", f"{summary.images}")
     table.add_row("ok", f"{summary.ok}")
     table.add_row("failed", f"{summary.error}")
@@ -226,7 +242,7 @@ def print_summary(summary: Summary) -> None:
 
 def print_sweep(summary: SweepSummary) -> None:
     """How each run of a sweep ended, on standard output."""
-    table = Table("run", "", "images", "failed", "by this command", box=None, pad_edge=False)
+    table = Rows("run", "", "images", "failed", "by this command", box=None, pad_edge=False)
     reasons: dict[str, list[str]] = {}
     for outcome in summary.outcomes:
         state = {0: "finished", 1: "crashed", 3: "failed", 4: "interrupted"}[outcome.exit_code]
@@ -243,11 +259,11 @@ def print_sweep(summary: SweepSummary) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     for reason, runs in reasons.items():
-        console.print(f"\n{', '.join(runs)}: {reason}")
+        console.print(shown(f"\n{', '.join(runs)}: {reason}"))
     cost = "" if summary.cost is None else f", {summary.cost:.2f} at the price given"
     console.print(f"\nwork in all: {duration(3600 * summary.hours)}{cost}")
     index = "index/ holds the rows of all runs, " if summary.is_combined else ""
-    console.print(f"results: {summary.output} ({index}runs/ their outputs)")
+    console.print(shown(f"results: {summary.output} ({index}runs/ their outputs)"))
 
 
 def duration(seconds: float) -> str:

@@ -71,3 +71,22 @@ def test_the_window_remembers_earlier_batches():
 def test_other_exceptions_are_bugs_and_pass():
     with pytest.raises(ZeroDivisionError):
         watch(Breaker(), lambda task: 1 / task, [1, 0])
+
+
+def test_a_disk_that_is_lost_in_the_middle():
+    """Most of a full window is missing, though the images before were found."""
+    with pytest.raises(InterruptedRunError, match=r"FileNotFoundError.*the disk is back, run the same command again"):
+        watch(Breaker(sleep=lambda seconds: None), failing_from(range(99, 200), FileNotFoundError("gone")), range(200))
+    kept = watch(Breaker(sleep=pytest.fail), failing_from(range(100, 200), FileNotFoundError("gone")), range(200))
+    assert len(kept) == 200
+
+
+def test_an_input_that_is_gone_as_a_whole_stops_at_the_first_missing_file():
+    slept, gone = [], [True]
+    breaker = Breaker(sleep=slept.append, is_gone=lambda: gone[0])
+    with pytest.raises(InterruptedRunError, match="FileNotFoundError"):
+        watch(breaker, failing_from({39}, FileNotFoundError("gone")), range(40))
+    assert slept == [30.0]
+    gone[0] = False
+    results = watch(breaker, failing_from({39}, FileNotFoundError("gone")), range(40))
+    assert isinstance(results[39], FileNotFoundError)

@@ -23,6 +23,7 @@ HEAVY = {
 }
 ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.errors": (set(), set()),
+    "vbp.plain": (set(), set()),
     "vbp.saliency": ({"vbp.errors"}, {"torch", "torchvision", "numpy", "safetensors"}),
     "vbp.images": ({"vbp.errors"}, {"PIL", "torch", "torchvision", "numpy", "matplotlib"}),
     "vbp.storage": ({"vbp.errors"}, {"fsspec", "pyarrow"}),
@@ -31,7 +32,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"numpy", "pyarrow", "ray", "torch"},
     ),
     "vbp.review": (
-        {"vbp", "vbp.errors", "vbp.images", "vbp.storage", "vbp.pipeline"},
+        {"vbp", "vbp.errors", "vbp.plain", "vbp.images", "vbp.storage", "vbp.pipeline"},
         {"numpy", "pyarrow", "PIL"},
     ),
     "vbp.demo": (
@@ -42,12 +43,13 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.storage", "vbp.pipeline", "vbp.demo"},
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
-    "vbp.terminal": ({"vbp.pipeline"}, {"rich"}),
-    "vbp.tables": ({"vbp.review", "vbp.terminal"}, {"rich"}),
+    "vbp.terminal": ({"vbp.pipeline", "vbp.plain"}, {"rich"}),
+    "vbp.tables": ({"vbp.plain", "vbp.review", "vbp.terminal"}, {"rich"}),
     "vbp.cli": (
         {
             "vbp",
             "vbp.errors",
+            "vbp.plain",
             "vbp.saliency",
             "vbp.pipeline",
             "vbp.review",

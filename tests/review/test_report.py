@@ -235,3 +235,12 @@ def test_the_command(finished, tmp_path, monkeypatch):
     assert told["status"]["ok"] == 10
     assert len(told["samples"]) == 2
     assert [row["images"] for row in told["classes"]] == [5, 5]
+
+
+def test_what_a_page_would_obey_is_shown_as_its_code(make):
+    made = make(["a\u202egpj.exe\x9b.jpg", "b.jpg"])
+    made.commit([0])
+    made.commit([1], "error", error_message="\u2066 and \x1b[31m")
+    page = render(report(Output.open(made.url)))
+    assert not set("\u202e\x9b\u2066\x1b") & set(page)
+    assert r"a\u202egpj.exe\u009b.jpg" in page

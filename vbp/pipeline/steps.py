@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
-from vbp.errors import ImageError, NonFiniteActivationError, UsageError
+from vbp.errors import ImageError, NonFiniteActivationError, StorageError, UsageError
 from vbp.pipeline.breaker import Breaker
 from vbp.pipeline.layouts import FOLDERS, make_layout
 from vbp.storage import lease
@@ -110,7 +110,7 @@ class Fetch(Step):
         self._root = root
         self._options = storage_options
         self._threads = threads
-        self._breaker = breaker or Breaker()
+        self._breaker = breaker or Breaker(is_gone=self._root_is_gone)
         self._folder: Folder | None = None
 
     @override
@@ -139,6 +139,15 @@ class Fetch(Step):
         if self._folder is None:
             self._folder = Folder(self._root, self._options)
         return self._folder.read(os.fsdecode(path))
+
+    def _root_is_gone(self) -> bool:
+        """Whether the input folder is not there any more, or holds nothing, as an empty mount point does."""
+        if self._folder is None:
+            return False
+        try:
+            return self._folder.first() is None
+        except (StorageError, OSError):
+            return True
 
 
 class Decode(Step):

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import vbp
 from vbp.errors import ImageError, StorageError
 from vbp.pipeline.layouts import INDEXED
+from vbp.plain import plain
 from vbp.review.choice import Choice
 from vbp.review.failures import Failures, failures
 from vbp.review.files import OwnFiles, Tars, files_of
@@ -129,7 +130,11 @@ def render(found: Report) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: plain(value) if type(value) is str else value,
     )
     environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\N{THIN SPACE}")
     template = (resources.files("vbp.review") / "report.html.jinja").read_text("utf-8")
