@@ -10,6 +10,7 @@
     │   ├── EmptyFileError            zero bytes
     │   ├── NotAnImageError           the bytes are of no image format that we read
     │   ├── CorruptImageError         an image format, but truncated or broken inside
+    │   ├── UnsupportedLayoutError    a sound image, in a layout that we do not read
     │   ├── ImageTooLargeError        more pixels than the limit against decompression bombs
     │   ├── NonFiniteActivationError  the network gave infinity or NaN for this image
     │   └── WorkerDiedError           the process that had it in hand was killed, more than once
@@ -51,6 +52,10 @@ class NotAnImageError(ImageError):
 
 class CorruptImageError(ImageError):
     """An image format, but truncated or broken inside."""
+
+
+class UnsupportedLayoutError(ImageError):
+    """A sound image in a layout that we do not read; the message says which."""
 
 
 class ImageTooLargeError(ImageError):

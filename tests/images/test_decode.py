@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vbp.errors import CorruptImageError, EmptyFileError, ImageError, ImageTooLargeError, NotAnImageError
+from vbp.errors import (
+    CorruptImageError,
+    EmptyFileError,
+    ImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    UnsupportedLayoutError,
+)
 from vbp.images.decode import decode, decode_upright
 from vbp.images.frame import Frame
 
@@ -109,6 +116,77 @@ def test_a_jpeg_with_more_pictures_behind_it_is_a_jpeg():
     assert np.abs(picture.pixels_HWC.astype(int) - (200, 40, 40)).max() <= 3
 
 
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "pjpeg", "dib", "apng", "avif", "jp2", "j2k"])
+def test_formats_by_their_rarer_names(suffix):
+    """The name plays no role; these are what the files hold."""
+    fmt = {"dib": "DIB", "apng": "PNG", "avif": "AVIF", "jp2": "JPEG2000", "j2k": "JPEG2000"}.get(suffix, "JPEG")
+    options = {"j2k": {"no_jp2": True}, "apng": {"save_all": True, "append_images": [Image.new("RGB", (40, 30))]}}
+    picture = decode(encoded(smooth(), fmt, **options.get(suffix, {})), fit="original")
+    assert picture.format == {"DIB": "BMP"}.get(fmt, fmt)
+    lossless = fmt not in ("JPEG", "AVIF")
+    assert np.abs(picture.pixels_HWC.astype(int) - smooth()).max() <= (0 if lossless else 12)
+
+
+def test_sixteen_bits_of_jpeg_2000_keep_their_range():
+    values = np.array([[0, 1 << 12, (1 << 16) - 1]], np.uint16).repeat(8, 1).repeat(24, 0)
+    pixels = decode_upright(encoded(Image.fromarray(values), "JPEG2000"))
+    assert pixels[0, ::8, 0].tolist() == [0, 16, 255]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_avif_is_turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decode_upright(encoded(smooth(), "AVIF", exif=exif))
+    assert np.abs(pixels.astype(int) - np.rot90(smooth(), -1 if orientation == 6 else 2)).max() <= 12
+
+
+def bmp(width, height, bits, rows, *, compression=0, masks=b"", palette=b"") -> bytes:
+    """By hand; a negative height stands for rows from the top."""
+    size = 40 + len(masks) + len(palette)
+    used = len(palette) // 4
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(rows), 0, 0, used, 0)
+    start = struct.pack("<2sIHHI", b"BM", 14 + size + len(rows), 0, 0, 14 + size)
+    return start + header + masks + palette + rows
+
+
+def test_bmp_from_the_top_with_masks_and_by_runs():
+    known = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+    top = b"".join(row[:, ::-1].tobytes() + b"\0\0" for row in known)
+    assert np.array_equal(decode_upright(bmp(2, -2, 24, top)), known)
+    high = (known >> 3).astype("<u2")
+    short = (high[..., 0] << 11 | high[..., 1] << 6 | (high[..., 1] > 0) << 5 | high[..., 2]).astype("<u2")
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    assert np.array_equal(decode_upright(bmp(2, -2, 16, short.tobytes(), compression=3, masks=masks)), known)
+    palette = b"\0\0\xff\0\0\xff\0\0\xff\0\0\0\xff\xff\xff\0"
+    runs = bytes([1, 2, 1, 3, 0, 0, 1, 0, 1, 1, 0, 1])  # lower row first
+    assert np.array_equal(decode_upright(bmp(2, 2, 8, runs, compression=1, palette=palette)), known)
+
+
+def test_a_gif_smaller_than_its_screen_lies_where_it_belongs():
+    data = encoded(np.full((2, 2), 255, np.uint8), "GIF")
+    data = data[:6] + struct.pack("<HH", 4, 3) + data[10:]
+    at = data.index(b",") + 1
+    pixels = decode_upright(data[:at] + struct.pack("<HH", 1, 1) + data[at + 4 :])
+    assert pixels.shape == (3, 4, 3)
+    assert (pixels[1:3, 1:3] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (lambda: encoded(smooth(), "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), "12-bit"),
+        (lambda: bmp(2, 2, 24, b"\xff\xd8\xff\xe0", compression=4), "compression"),
+        (lambda: bmp(2, 2, 17, bytes(20)), "pixel depth"),
+        (lambda: bmp(2, 2, 16, bytes(20), compression=3, masks=struct.pack("<III", 0x3FF, 0x400, 0x800)), "bitfields"),
+    ],
+)
+def test_what_is_not_read_is_named_and_not_called_truncated(data, why):
+    with pytest.raises(UnsupportedLayoutError, match=f"^this layout is not supported: .*{why}") as raised:
+        decode(data())
+    assert "truncated" not in str(raised.value)
+
+
 # More than 8 bits, and CMYK
 
 SIXTEEN = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
@@ -182,8 +260,8 @@ def test_floating_point_tiff(values, expected):
 
 
 def test_32_bit_integer_tiff():
-    data = encoded(Image.fromarray(np.array([[-100, 0, 100_000]], np.int32)), "TIFF")
-    assert decode_upright(data)[0, :, 0].tolist() == [0, 0, 255]
+    data = encoded(Image.fromarray(np.array([[-(1 << 31), -1, 0, (1 << 31) - 1]], np.int32)), "TIFF")
+    assert decode_upright(data)[0, :, 0].tolist() == [0, 127, 128, 255]
 
 
 def test_cmyk_jpeg():
@@ -288,6 +366,10 @@ WRITERS = {
     "tiff": lambda: encoded(noisy(), "TIFF"),
     "lzw": lambda: encoded(noisy(), "TIFF", compression="tiff_lzw"),
     "ppm": lambda: encoded(noisy(), "PPM"),
+    "avif": lambda: encoded(noisy(), "AVIF"),
+    "jp2": lambda: encoded(noisy(), "JPEG2000"),
+    "lossy jp2": lambda: encoded(noisy(), "JPEG2000", irreversible=True, quality_layers=[20], tile_size=(32, 32)),
+    "dib": lambda: encoded(noisy(), "DIB"),
     "plain": lambda: b"P3 8 6 9 " + b" ".join(b"%d" % v for v in noisy(8, 6).ravel() % 10),
 }
 
@@ -317,7 +399,7 @@ def test_truncated_jpeg_is_corrupt_wherever_it_was_cut():
                 decode(data[:cut])
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "progressive", "restarts", "grey", "cmyk", "png"])
+@pytest.mark.parametrize("kind", ["jpeg", "progressive", "restarts", "grey", "cmyk", "png", "jp2", "lossy jp2"])
 def test_tail_of_zeros_is_corrupt(kind):
     """What an interrupted copy into a preallocated file leaves behind."""
     data = WRITERS[kind]()

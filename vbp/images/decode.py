@@ -1,8 +1,9 @@
 """Image bytes -> upright RGB pixels.
 
-JPEG, PNG, BMP, TIFF, WebP, GIF, PBM, PGM and PPM; of several frames or pages the first. One decoder, Pillow, reads
-them all. It refuses a truncated file where others fill up with grey, and its JPEG pixels are those of torchvision's
-decoder, which is deprecated and only 10% faster; what is fast is to resize with torch (see fit.py).
+JPEG, PNG, BMP (also without its file header, DIB), TIFF, WebP, GIF, AVIF, JPEG 2000, PBM, PGM and PPM; of several
+frames or pages the first. One decoder, Pillow, reads them all. It refuses a truncated file where others fill up with
+grey, and its JPEG pixels are those of torchvision's decoder, which is deprecated and only 10% faster; what is fast is
+to resize with torch (see fit.py).
 
 What becomes of pixels that are not 8-bit RGB:
 
@@ -11,9 +12,12 @@ What becomes of pixels that are not 8-bit RGB:
   and so most training and evaluation does: the mask explains what such a network sees. Colours stored under
   transparent pixels show, therefore.
 - Palettes are looked up; CMYK and YCCK are converted without a colour profile, Adobe's inverted ones turned back.
-- Of 16 bits the upper 8 are kept, for grey as for colour (Pillow's own conversion of 16-bit grey clips at 255).
-- Floating point in [0, 1] is scaled to 0..255. Floating point beyond that, and integers beyond 16 bits, are scaled
-  from the image's own least to greatest finite value; NaN counts as the least.
+- Colour profiles and gamma are ignored.
+- Integers keep the range that their type declares: of 16 bits the upper 8 are kept, for grey as for colour (Pillow's
+  own conversion of 16-bit grey clips at 255). TIFF's further types: see tiff.py.
+
+Nothing is guessed: a layout that would be read as another picture is refused by name. Metadata that is broken or large
+never costs the picture.
 
 Limits: damage that leaves a format readable cannot be told from a picture: a JPEG cut and closed by a new end marker,
 an uncompressed file whose rest is zeros.
@@ -35,20 +39,39 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from vbp.errors import CorruptImageError, EmptyFileError, ImageError, ImageTooLargeError, NotAnImageError
+from vbp.errors import (
+    CorruptImageError,
+    EmptyFileError,
+    ImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    UnsupportedLayoutError,
+)
 from vbp.images.fit import FITS, Fit, fit_frame, resized
 from vbp.images.frame import Frame
+from vbp.images.png import bare_png, check_png
+from vbp.images.tiff import layout_of, pillow_reads, read_tiff, with_its_palette
 
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs: 2 GiB / 4 / 3."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"
-    rb"|II[*+]\0|MM\0[*+]|P[1-6][\s#]",
-    re.DOTALL,
-)
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "PPM": rb"P[1-6][\s#]",
+    "AVIF": rb"....ftyp(avi[fs]|m[is]f1)",
+    "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0",
+    "DIB": rb"(\x0c\0\0\0.{4}|[\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0[\x01\x04\x08\x10\x18\x20]\0",
+}
+_SIGNATURE = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), of) for name, of in _SIGNATURES.items()), re.DOTALL)
+_UNSUPPORTED = re.compile("unsupported|not (yet )?supported|cannot handle|unable to determine", re.IGNORECASE)
+"""How Pillow says that it knows what it sees, and does not read it."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -71,7 +94,7 @@ class Picture:
     height: int
     """Of the upright original, in pixels."""
     format: str
-    """JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM (also for PBM and PGM)."""
+    """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000 or PPM (also for PBM and PGM)."""
     frame: Frame
     """What part of the original `pixels_HWC` shows."""
 
@@ -98,23 +121,29 @@ def decode(
         EmptyFileError: no bytes.
         NotAnImageError: no format that we read.
         CorruptImageError: such a format, but truncated or broken.
+        UnsupportedLayoutError: such a format, in a layout that we do not read.
         ImageTooLargeError: more than `max_pixels`.
     """
     if size < 1:
         raise ValueError(f"size (={size}) must be at least 1 pixel")
     if fit not in FITS:
         raise ValueError(f"fit (={fit!r}) must be one of {', '.join(FITS)}")
+    kind = _kind(data)
+    frame_size = (size, fit) if fast else None
     with _image_errors(), _pillow_warnings_ignored():
-        image = _open(data, max_pixels)
-        stored_width, stored_height = image.size
-        if fast:
-            image.draft(image.mode, resized(stored_width, stored_height, size, fit))
-        _load(image, data)
-        turned = _orientation(image) >= 5
-        upright = _upright_rgb(image)
-    width, height = (stored_height, stored_width) if turned else (stored_width, stored_height)
+        try:
+            stored = _read(data, kind, max_pixels, frame_size)
+        except (ImageTooLargeError, UnsupportedLayoutError):
+            raise
+        except Exception:
+            if kind != "PNG":
+                raise
+            stored = _read(bare_png(data), kind, max_pixels, frame_size)
+        upright = _upright_rgb(stored)
+    turned = stored.orientation >= 5
+    width, height = (stored.height, stored.width) if turned else (stored.width, stored.height)
     pixels_HWC, frame = fit_frame(upright, size, fit, width, height)
-    return Picture(pixels_HWC, width, height, _format(image), frame)
+    return Picture(pixels_HWC, width, height, "BMP" if kind == "DIB" else kind, frame)
 
 
 def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -129,40 +158,83 @@ def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
     return decode(data, fit="original", max_pixels=max_pixels).pixels_HWC
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile:
-    """Reads the header."""
+def _kind(data: bytes) -> str:
+    """The format, by the file's first bytes."""
     if not data:
         raise EmptyFileError("the file is empty (0 bytes); write it again or remove it")
-    if not _SIGNATURE.match(data):
+    match = _SIGNATURE.match(data)
+    if match is None:
         raise NotAnImageError(
-            f"the file starts with {data[:16]!r}, which is none of {', '.join(_FORMATS)}; remove or convert it"
+            f"the file starts with {data[:16]!r}, which is none of {', '.join(_SIGNATURES)}; remove or convert it"
         )
+    return next(name for name in _SIGNATURES if match[name] is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """An image with its pixels decoded, as they are stored."""
+
+    image: Image.Image
+    width: int
+    """In the file; `image` is smaller where it was decoded at reduced resolution."""
+    height: int
+    orientation: int
+    """EXIF's 1..8, of which 5 to 8 swap width and height."""
+
+
+def _read(data: bytes, kind: str, max_pixels: int, fast: tuple[int, Fit] | None) -> _Stored:
+    """Header, checks, pixels; JPEGs for a frame of that size and fit at reduced resolution if `fast`."""
+    if kind == "PNG":
+        check_png(data)
+    layout = layout_of(data) if kind == "TIFF" else None
+    if layout and not pillow_reads(data, layout):
+        image: Image.Image = read_tiff(data, layout, max_pixels)
+        return _Stored(image, *image.size, layout.orientation if layout.orientation in _UPRIGHT else 1)
+    opened = _open(data, kind, max_pixels)
+    width, height = opened.size
+    if fast:
+        opened.draft(opened.mode, resized(width, height, *fast))
+    # Pillow feeds its JPEG decoder 64 KiB at a time and copies what is left over each time; all at once is 10% faster.
+    opened.decodermaxblock = len(data)
+    opened.load()
+    return _Stored(opened, width, height, _orientation(opened))
+
+
+def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile:
+    """Reads the header."""
     stream = io.BytesIO(data)
     try:
-        image = Image.open(stream, formats=_FORMATS)
+        image = Image.open(stream, formats=(kind,))
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{error} (PIL.Image.MAX_IMAGE_PIXELS); shrink the image") from error
     except UnidentifiedImageError as error:
-        raise CorruptImageError(
-            f"the header cannot be read, though the file starts as an image ({data[:8]!r}, {len(data)} bytes); "
-            "it may be truncated: write it again"
-        ) from error
+        raise _unreadable(data, kind) from error
     if image.width * image.height > max_pixels:
         raise ImageTooLargeError(
             f"{image.width} x {image.height} pixels exceed the limit of {max_pixels}; shrink the image"
         )
     # Pillow has read up to the scan. It refuses a file that stops early, but not one whose rest is zeros, as
-    # interrupted copies leave behind.
-    if _format(image) == "JPEG" and data.rfind(b"\xff\xd9") < stream.tell():
-        raise CorruptImageError("the JPEG has no end marker; it is truncated: write it again")
+    # interrupted copies leave behind. JPEG 2000 it reads as far as it goes.
+    if kind in ("JPEG", "JPEG2000") and data.rfind(b"\xff\xd9") < stream.tell():
+        raise CorruptImageError(f"the {kind} has no end marker; it is truncated: write it again")
+    if isinstance(image, TiffImageFile):
+        with_its_palette(image)
     return image
 
 
-def _load(image: ImageFile, data: bytes) -> None:
-    """Decodes the pixels."""
-    # Pillow feeds its JPEG decoder 64 KiB at a time and copies what is left over each time; all at once is 10% faster.
-    image.decodermaxblock = len(data)
-    image.load()
+def _unreadable(data: bytes, kind: str) -> ImageError:
+    """Why Pillow does not take the header, which `Image.open` keeps to itself."""
+    try:
+        Image.OPEN[kind][0](io.BytesIO(data), "")
+        reason = "no reason is given"
+    except Exception as error:
+        reason = str(error)
+    if _UNSUPPORTED.search(reason):
+        return UnsupportedLayoutError(f"this layout is not supported: {kind}: {reason}; convert the image")
+    return CorruptImageError(
+        f"the header cannot be read, though the file starts as an image ({data[:8]!r}, {len(data)} bytes): {reason}; "
+        "it may be truncated: write it again"
+    )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -174,40 +246,21 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        rgb = Image.fromarray(_eight_bits(image)).convert("RGB")
-    else:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-    orientation = _orientation(image)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+def _upright_rgb(stored: _Stored) -> Image.Image:
+    image = stored.image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray(_upper_byte(image))
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return rgb.transpose(_UPRIGHT[stored.orientation]) if stored.orientation in _UPRIGHT else rgb
 
 
-def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey values of 12, 16 or 32 bits or floating point -> uint8, by the rules at the top of this file."""
-    values_HW = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]  # TIFF also has 12
-        return _upper_byte(values_HW, bits)
-    finite = values_HW[np.isfinite(values_HW)].astype(np.float64)
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    if image.mode == "I" and low >= 0 and high < 1 << 16:  # 16-bit PGM among others
-        return _upper_byte(values_HW, 16)
-    if image.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    spread = high - low if high > low else 1.0
-    unit_HW = (np.nan_to_num(values_HW.astype(np.float64), nan=low, posinf=high, neginf=low) - low) / spread
-    levels_HW: NDArray[np.uint8] = np.floor(255 * unit_HW + 0.5).astype(np.uint8)
+def _upper_byte(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey values of 16 bits (also a PGM's, mode I), or a TIFF's 12, -> uint8."""
+    bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
+    levels_HW: NDArray[np.uint8] = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     return levels_HW
-
-
-def _upper_byte(values_HW: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
-    levels_HW: NDArray[np.uint8] = (values_HW >> (bits - 8)).astype(np.uint8)
-    return levels_HW
-
-
-def _format(image: Image.Image) -> str:
-    return "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG followed by more of them
 
 
 @contextmanager
@@ -220,6 +273,8 @@ def _image_errors() -> Iterator[None]:
     except MemoryError as error:
         raise ImageTooLargeError("decoding needs more memory than there is; shrink the image") from error
     except Exception as error:
+        if _UNSUPPORTED.search(str(error)):
+            raise UnsupportedLayoutError(f"this layout is not supported: {error}; convert the image") from error
         raise CorruptImageError(
             f"the image cannot be decoded: {error} ({type(error).__name__}); it is truncated, broken or of a "
             "rare kind: write it again or convert it"
