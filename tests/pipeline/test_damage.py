@@ -1,5 +1,6 @@
 """Files of the ledger that are damaged: what was lost is made again, or a sentence says what to do."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -106,3 +107,131 @@ def test_results_whose_record_is_gone_are_not_mixed_with_others(out, photos, net
         run(config(photos, out, network_file))
     summary = run(config(photos, out, network_file, resume_mode="overwrite", size=48))
     assert (summary.ok, summary.computed) == (22, 22)
+
+
+def content_of(out):
+    """What matters of each image: its row's digest of the input, and its mask."""
+    rows = pads.dataset(out / "index").to_table(columns=["key", "sha256", "mask_uri"]).to_pylist()
+    assert len(rows) == len({row["key"] for row in rows})
+    return {row["key"]: (row["sha256"], Path(row["mask_uri"]).read_bytes()) for row in rows}
+
+
+def add_an_image(tree):
+    shutil.copy(tree / "cat" / "01.png", tree / "bird" / "!first.png")
+    return {}
+
+
+def rename_an_image(tree):
+    (tree / "bird" / "00.jpg").rename(tree / "dog" / "zz.jpg")
+    return {}
+
+
+def cut_shards_otherwise(tree):
+    return {"shard_size": 5}
+
+
+@pytest.mark.parametrize("change", [add_an_image, rename_an_image, cut_shards_otherwise])
+def test_a_manifest_that_is_lost_is_made_anew_and_rows_are_of_their_keys(photos, network_file, tmp_path, change):
+    tree, out, fresh = (tmp_path / name for name in ("photos", "out", "fresh"))
+    shutil.copytree(photos, tree)
+    run(config(tree, out, network_file))
+    options = change(tree)
+    (out / "_run" / "manifest.json").unlink()
+    notes = Notes()
+    made = config(tree, out, network_file, **options)
+    assert run(made, notes).succeeded
+    assert any("rows were of other images" in text for text in notes.texts)
+    run(config(tree, fresh, network_file, **options))
+    assert content_of(out) == content_of(fresh)
+    names = {str(path.relative_to(out / "masks")) for path in (out / "masks").rglob("*.png")}
+    assert names == {str(path.relative_to(fresh / "masks")) for path in (fresh / "masks").rglob("*.png")}
+    assert run(made).computed == 0
+
+
+def test_the_same_manifest_made_anew_costs_nothing(out, photos, network_file):
+    (out / "_run" / "manifest.json").unlink()
+    assert run(config(photos, out, network_file, limit=21)).computed == 0
+
+
+def test_another_manifest_beside_the_parts(out, photos, network_file, tmp_path):
+    """Of the same INPUT, with shards of another size: from a copy of another output, say."""
+    other = tmp_path / "other"
+    run(config(photos, other, network_file, shard_size=6, limit=21))
+    for place in ("_run/manifest.json", "_run/manifest/part-00000.parquet"):
+        shutil.copy(other / place, out / place)
+    assert run(config(photos, out, network_file, limit=21)).succeeded
+    assert content_of(out) == content_of(other)
+
+
+def test_rows_of_other_images_never_reach_the_index(out, photos, network_file, tmp_path):
+    """Also where the manifest's name is the same: the files of the listing alone were put there."""
+    expected = content_of(out)
+    record = json.loads((out / "_run" / "manifest.json").read_text())
+    (out / "_run" / "manifest.json").write_text(json.dumps(record | {"shard_size": 6}))
+    other = tmp_path / "other"
+    run(config(photos, other, network_file, shard_size=6, limit=21))
+    shutil.copy(other / "_run/manifest/part-00000.parquet", out / "_run/manifest/part-00000.parquet")
+    (out / "_SUCCESS").unlink()
+    notes = Notes()
+    summary = run(config(photos, out, network_file, limit=21), notes)
+    assert summary.succeeded
+    assert any("rows were of no image in their places" in text for text in notes.texts)
+    assert content_of(out) == expected
+
+
+def test_a_manifest_of_another_input_is_refused(out, photos, network_file):
+    path = out / "_run" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"input": "/elsewhere"}))
+    with pytest.raises(UsageError, match=r"lists another INPUT \(=/elsewhere\)"):
+        run(config(photos, out, network_file, limit=21))
+
+
+def test_parts_without_any_record_are_not_taken_for_rows(out, photos, network_file):
+    for name in ("run.json", "manifest.json"):
+        (out / "_run" / name).unlink()
+    with pytest.raises(UsageError, match=r"run\.json is gone, though _run/parts/.*overwrite"):
+        run(config(photos, out, network_file))
+
+
+@pytest.fixture
+def names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("bird\ncat\ndog\n")
+    return path
+
+
+def test_class_names_that_changed_under_their_path_are_refused(photos, network_file, tmp_path, names):
+    made = config(photos, tmp_path / "out", network_file, classes=str(names), limit=4)
+    run(made)
+    names.write_text("dog\ncat\nbird\n")
+    for wanted in (made, config(photos, tmp_path / "out", network_file, classes=str(names))):
+        with pytest.raises(UsageError, match=r"the content of --classes \(=.*names.txt\) has changed since"):
+            run(wanted)
+    names.write_text("bird\ncat\ndog\n")
+    moved = names.rename(tmp_path / "moved.txt")
+    assert run(config(photos, tmp_path / "out", network_file, classes=str(moved), limit=8)).computed == 4
+
+
+def test_a_manifest_file_that_changed_under_its_path_is_refused_or_refreshed(photos, network_file, tmp_path):
+    listed = sorted(map(str, photos.rglob("*.*")))
+    source = tmp_path / "list.txt"
+    source.write_text("\n".join(listed[:4]) + "\n")
+    made = config(source, tmp_path / "out", network_file)
+    assert run(made).images == 4
+    source.write_text("\n".join(listed[:6]) + "\n")
+    with pytest.raises(UsageError, match="the content of INPUT .*list.txt.* has changed since .*--refresh"):
+        run(made)
+    assert run(config(source, tmp_path / "out", network_file, refresh=True)).images == 6
+    assert run(made).computed == 0
+
+
+def test_an_older_record_without_digests_still_counts(photos, network_file, tmp_path, names):
+    made = config(photos, tmp_path / "out", network_file, classes=str(names), limit=4)
+    run(made)
+    for name, gone in (("run.json", "classes_sha256"), ("manifest.json", "id")):
+        path = tmp_path / "out" / "_run" / name
+        record = json.loads(path.read_text())
+        (record["fingerprint"] if name == "run.json" else record).pop(gone)
+        record.pop("manifest", None)
+        path.write_text(json.dumps(record))
+    assert run(made).computed == 0

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vbp.errors import InterruptedRunError, StorageError, UsageError
@@ -25,6 +26,7 @@ from vbp.storage import index
 from vbp.storage.files import Folder
 from vbp.storage.lease import Holder, Lease, check
 from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.reconcile import reconcile
 from vbp.storage.refresh import refresh_manifest
 from vbp.storage.shards import remove_orphans
 
@@ -91,6 +93,7 @@ class Attempt:
             precision=prepare.choose_precision(self.config, device, self.record.facts),
             batch_size=prepare.choose_batch_size(self.config, device, self.record.facts),
             weights_sha256=model.sha256,
+            contents=prepare.contents_sha256(self.config),
         )
         self.record.refuse_other(self.recipe)
         self._names = prepare.class_names(self.config, model)
@@ -114,6 +117,8 @@ class Attempt:
         elif self.config.refresh or wants_more(self.config, manifest):
             manifest = self._refreshed(manifest, observer)
         self.manifest = manifest
+        if not self.record.fits(manifest):
+            self._reconcile(observer)
 
     @property
     def images(self) -> int:
@@ -174,6 +179,8 @@ class Attempt:
         totals = index.compact(self.output, self.manifest, limit=self.config.limit)
         for path in totals.damaged:
             observer.note(f"{self.output.uri(path)} is damaged and was removed; its images are done again.")
+        if totals.strange:
+            observer.note(f"{totals.strange} rows were of no image in their places; they were taken back.")
         if totals.missing and totals.missing == self._missing:
             raise InterruptedRunError(
                 f"{totals.missing} of {totals.images} images have no row in {self.output.uri('index')}, also after a "
@@ -215,9 +222,7 @@ class Attempt:
         def forget(shard: int, rows: Mapping[int, ManifestRow]) -> None:
             index.forget(self.output, shard, rows)
             # what comes instead may be an error row or one without a mask, and leave these behind
-            for row in rows.values():
-                for path in self.recipe.files_of(row.key):
-                    self.output.delete(path)
+            self._drop([row.key for row in rows.values()])
 
         manifest, changes = refresh_manifest(
             self.output,
@@ -231,6 +236,23 @@ class Attempt:
             gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
             observer.note(f"Since the last listing: {changes.new} images are new, {changes.changed} changed{gone}.")
         return manifest
+
+    def _reconcile(self, observer: Observer) -> None:
+        """The rows on record were made by another manifest, or by none that is known."""
+        before_change = partial(self.record.begin_listing, self.config)
+        count = reconcile(self.output, self.manifest, self._drop, before_change)
+        self.record.adopt(self.manifest)
+        if count:
+            observer.note(
+                f"INPUT was listed anew, and {count} rows were of other images than are now in their places; "
+                "they were taken back."
+            )
+
+    def _drop(self, keys: Sequence[str]) -> None:
+        """Remove the result files of images; those in tars go with their tars, when no row names these any more."""
+        for key in keys:
+            for path in self.recipe.files_of(key):
+                self.output.delete(path)
 
     def _remove_orphans(self, observer: Observer) -> None:
         """Tars of commits that were cut off; without masks and overlays no row tells which those are."""

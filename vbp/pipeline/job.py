@@ -101,7 +101,7 @@ def _finished_earlier(config: RunConfig, digests: dict[str, str]) -> Summary | N
     if finished is None:
         return None
     digest = digests[config.weights] = digests.get(config.weights) or prepare.weights_sha256(config)
-    if not record.is_of(config, digest):
+    if not record.fits(manifest) or not record.is_of(config, digest, prepare.contents_sha256(config)):
         return None
     pending = index.pending_shards(output, manifest, config.retry_failed, config.limit)
     return finished if next(pending, None) is None else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vbp.errors import ImageError, StorageError, UsageError
 from vbp.pipeline.classes import ClassMap, map_classes
 from vbp.pipeline.config import RunConfig
-from vbp.storage.files import Folder, read_uri
+from vbp.storage.files import Folder, open_uri, read_uri
 from vbp.storage.listing import IMAGE_SUFFIXES, ManifestRow, is_manifest, list_tree, read_manifest_input
 
 if TYPE_CHECKING:
@@ -147,6 +147,28 @@ def weights_sha256(config: RunConfig) -> str:
         return hashlib.sha256(read_uri(config.weights, config.storage_options)).hexdigest()
     except (OSError, StorageError):
         return ""
+
+
+def contents_sha256(config: RunConfig) -> dict[str, str]:
+    """Of the other files on which the results depend, class names and a manifest, by name in the fingerprint.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    files = {"classes_sha256": config.classes, "input_sha256": config.input if is_manifest(config.input) else None}
+    return {name: _sha256(place, config.storage_options) for name, place in files.items() if place is not None}
+
+
+def _sha256(place: str, options: Mapping[str, Any]) -> str:
+    """In pieces: a manifest may be larger than memory."""
+    try:
+        with open_uri(place, options) as file:
+            digest = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+            return digest.hexdigest()
+    except (OSError, StorageError) as error:
+        raise UsageError(f"{place} cannot be read: {error}.") from error
 
 
 def weights_are_missing(config: RunConfig) -> bool:

@@ -34,6 +34,8 @@ class Recipe:
     batch_size: int
     """Images in one forward pass, resolved."""
     weights_sha256: str
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """Digests of other files on which the results depend, by their name in the fingerprint."""
     classes: ClassMap | None = None
     """How folders and outputs match; None without a classifier."""
     threads: int = 0

@@ -17,8 +17,10 @@ from vbp.storage.files import Folder
 from vbp.storage.lease import LEASE
 from vbp.storage.manifest import MANIFEST, Manifest
 from vbp.storage.parts import PARTS
-from vbp.storage.record import RUN, is_complete, load_record, mark_complete, mark_incomplete, save_record
+from vbp.storage.record import RUN, is_complete, load_run, mark_complete, mark_incomplete, save_record
 
+CONTENTS = ("classes_sha256", "input_sha256")
+"""Fields of the fingerprint that tell files by their bytes; an older vbp told them by their place alone."""
 METHOD_VERSION = 1
 """Raised whenever the same configuration would give other masks."""
 
@@ -42,12 +44,13 @@ class Record:
             UsageError: it is damaged.
         """
         try:
-            facts = load_record(output)
+            facts = load_run(output)
         except StorageError as error:
             raise UsageError(f"{error} (--resume-mode overwrite starts over here).") from error
-        if facts is None and output.exists(MANIFEST):
+        left = facts is None and (MANIFEST if output.exists(MANIFEST) else _first_below(output, PARTS))
+        if left:
             raise UsageError(
-                f"{output.uri(RUN)} is gone, though {MANIFEST} is there, so nobody knows what the results belong to; "
+                f"{output.uri(RUN)} is gone, though {left} is there, so nobody knows what the results belong to; "
                 "restore it, or start over with --resume-mode overwrite."
             )
         return cls(output, facts or {})
@@ -61,11 +64,26 @@ class Record:
         if self.facts.get("input") != source:
             return None
         try:
-            return Manifest.load(self._output)
-        except (StorageError, KeyError, TypeError) as error:
+            found = Manifest.load(self._output)
+        except StorageError as error:
             raise UsageError(
-                f"{self._output.uri(MANIFEST)} is damaged; restore it, or start over with --resume-mode overwrite."
+                f"{self._output.uri(MANIFEST)} is damaged; restore it, or delete it, and INPUT is listed anew."
             ) from error
+        if found is not None and found.input not in ("", source):
+            raise UsageError(
+                f"{self._output.uri(MANIFEST)} lists another INPUT (={found.input}); restore it, or delete it, and "
+                f"{source} is listed anew."
+            )
+        return found
+
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether the rows on record were made by this very manifest, so that positions tell images."""
+        return (self.facts.get("manifest") or "") == manifest.id
+
+    def adopt(self, manifest: Manifest) -> None:
+        """From now on, rows are of this manifest."""
+        self.facts["manifest"] = manifest.id
+        save_record(self._output, self.facts)
 
     def refuse_other(self, recipe: Recipe) -> None:
         """An output holds the results of one configuration.
@@ -75,23 +93,28 @@ class Record:
         """
         if self.facts.get("fingerprint") is None:
             return
-        changes = self._changes(fingerprint(recipe))
+        refreshed = {"input_sha256"} if recipe.config.refresh else set()
+        changes = [change for change in self._changes(fingerprint(recipe)) if change[0] not in refreshed]
         if changes:
-            self._refuse("; ".join(f"{name} was {before!r}, now {now!r}" for name, before, now in changes))
+            self._refuse("; ".join(_told(change, recipe.config) for change in changes))
 
-    def is_of(self, config: RunConfig, weights_sha256: str) -> bool:
+    def is_of(self, config: RunConfig, weights_sha256: str, contents: Mapping[str, str]) -> bool:
         """Whether `config` asks for what the output was begun with; told without the network."""
         if self.facts.get("fingerprint") is None:
             return False
-        precision = self.facts["precision"] if config.precision == "auto" else config.precision
-        return not self._changes(_fingerprint(config, weights_sha256, precision))
+        precision = config.precision if config.precision != "auto" else str(self.facts.get("precision"))
+        return not self._changes(_fingerprint(config, weights_sha256, precision, contents))
 
     def _changes(self, now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Name, old and new value of each field of the fingerprint that differs."""
         # What an older vbp did not ask for was done as the defaults are.
         defaults = RunConfig(input="photos", output="results").fingerprint()
         before = defaults | self.facts["fingerprint"]
-        names = [name for name in before | now if before.get(name) != now.get(name)]
+        unknown = set(CONTENTS) - set(before)
+        names = [name for name in before | now if before.get(name) != now.get(name) and name not in unknown]
+        if "classes" in names:  # the same names may have moved to another file
+            moved = before.get("classes_sha256") is not None and "classes_sha256" not in names
+            names = [name for name in names if name != ("classes" if moved else "classes_sha256")]
         return [(name, before.get(name), now.get(name)) for name in names]
 
     def refuse_other_classes(self, recipe: Recipe) -> None:
@@ -114,7 +137,9 @@ class Record:
     def finished(self, images: int, config: RunConfig) -> Summary | None:
         """The summary of an earlier run that gave all of `images` their rows, if there was one."""
         summary = self.facts.get("summary")
-        if summary is None or summary["images"] < images or not is_complete(self._output):
+        if summary is None or not set(Summary.__dataclass_fields__) <= set(summary):
+            return None
+        if summary["images"] < images or not is_complete(self._output):
             return None
         now = {"failures_allowed": config.failures_allowed(summary["images"])}
         fields = {name: summary[name] for name in Summary.__dataclass_fields__}
@@ -133,6 +158,7 @@ class Record:
         self.facts = {
             "run_id": recipe.run_id,
             "input": recipe.config.input,
+            "manifest": self.facts.get("manifest"),
             "fingerprint": fingerprint(recipe),
             "config": recipe.config.as_json(),
             "device": recipe.device,
@@ -163,12 +189,31 @@ def clear(output: Folder) -> None:
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """All on which the written results depend, by name."""
-    return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision)
+    return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision, recipe.contents)
 
 
-def _fingerprint(config: RunConfig, weights_sha256: str, precision: str) -> dict[str, Any]:
+def _fingerprint(config: RunConfig, weights_sha256: str, precision: str, contents: Mapping[str, str]) -> dict[str, Any]:
     own = {"input": config.input, "weights": weights_sha256, "precision": precision, "method": METHOD_VERSION}
-    return config.fingerprint() | own
+    return {**config.fingerprint(), **own, **contents}
+
+
+def _told(change: tuple[str, Any, Any], config: RunConfig) -> str:
+    """A field that differs, in words."""
+    name, before, now = change
+    if name == "classes_sha256" and None not in (before, now):
+        return f"the content of --classes (={config.classes}) has changed since"
+    if name == "input_sha256":
+        return f"the content of INPUT (={config.input}) has changed since (--refresh takes on what is new)"
+    return f"{name} was {before!r}, now {now!r}"
+
+
+def _first_below(output: Folder, folder: str) -> str | None:
+    """Some file of a folder; None where there is none."""
+    try:
+        first = output.child(folder).first()
+    except FileNotFoundError:
+        return None
+    return None if first is None else f"{folder}/{first.path}"
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from vbp.pipeline.sweepfile import RUNS
 from vbp.storage.files import Folder
 from vbp.storage.index import newest_rows, read_index
 from vbp.storage.manifest import Manifest
-from vbp.storage.record import RUN, SWEEP, is_complete, load_record
+from vbp.storage.record import RUN, SWEEP, is_complete, load_record, load_run
 
 _NEWEST_NEEDS = ["position", "status", "finished_at", "run_id"]
 
@@ -46,7 +46,7 @@ class Output:
             UsageError: no run was ever begun there, it cannot be read, or its record is damaged.
         """
         try:
-            record = load_record(folder)
+            record = load_run(folder)
             if record is None:
                 runs = list((load_record(folder, SWEEP) or {}).get("runs", ()))
                 why = f"it is a sweep's, of {len(runs)} runs" if runs else f"there is no {RUN}"
@@ -55,8 +55,6 @@ class Output:
             return cls(folder, record, Manifest.load(folder), is_complete(folder))
         except (StorageError, OSError) as error:
             raise UsageError(f"OUTPUT (={folder.url}) cannot be read: {error}") from error
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"{folder.uri('_run/manifest.json')} is damaged: {error!r}; restore it.") from error
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -256,6 +256,7 @@ class _Sample:
             precision=prepare.choose_precision(config, device, record.facts),
             batch_size=prepare.choose_batch_size(config, device, record.facts),
             weights_sha256=self._model.sha256,
+            contents=prepare.contents_sha256(config),
             network=self._model,
         )
         self.images, self.ok, self.bytes, self.wall = 0, 0, 0, 0.0

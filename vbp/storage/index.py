@@ -81,6 +81,8 @@ class Totals:
     """Error rows by ``stage: type``."""
     damaged: tuple[str, ...] = ()
     """Parts that could not be read and were removed; images that had their rows there alone are to be done again."""
+    strange: int = 0
+    """Rows of other images than the manifest has at their positions; taken back, these are to be done again."""
 
     @property
     def missing(self) -> int:
@@ -210,7 +212,10 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     writer = RollingParquet(output, INDEX, INDEX_SCHEMA)
     images, statuses, reasons = 0, Counter[str](), Counter[str]()
     damaged: list[Part] = []
-    for batch in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
+    strange: list[tuple[int, list[int]]] = []
+    for read in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
+        batch, strangers = _told_apart(manifest, read)
+        strange += strangers
         for shard, table in batch:
             wanted = _wanted(manifest, shard, limit)
             images += wanted + pc.sum(pc.greater_equal(table["position"], wanted), min_count=0).as_py()
@@ -227,8 +232,34 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     writer.remove_later_files()
     for part in damaged:
         output.delete(part.path)
+    for shard, positions in strange:
+        forget(output, shard, positions)
     paths = tuple(sorted(part.path for part in damaged))
-    return Totals(images, statuses["ok"], statuses["error"], dict(reasons.most_common()), paths)
+    count = sum(len(positions) for _, positions in strange)
+    return Totals(images, statuses["ok"], statuses["error"], dict(reasons.most_common()), paths, count)
+
+
+def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
+    """Which rows (`key`, `position`) are of other images than the manifest has there: a mask, true for such."""
+    keys = manifest.read_shard(shard)["key"].combine_chunks()
+    known = pc.less(rows["position"], len(keys))
+    theirs = keys.take(pc.if_else(known, rows["position"], 0))
+    return pc.invert(pc.and_(known, pc.equal(rows["key"], theirs)))
+
+
+def _told_apart(
+    manifest: Manifest, batch: list[tuple[int, pa.Table]]
+) -> tuple[list[tuple[int, pa.Table]], list[tuple[int, list[int]]]]:
+    """The rows of the images that the manifest has, and the positions of the others, both by shard."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        masks = list(pool.map(lambda task: strangers(manifest, *task), batch))
+    kept = [(shard, rows.filter(pc.invert(mask))) for (shard, rows), mask in zip(batch, masks, strict=True)]
+    others = [
+        (shard, found)
+        for (shard, rows), mask in zip(batch, masks, strict=True)
+        if (found := rows.filter(mask)["position"].to_pylist())
+    ]
+    return kept, others
 
 
 def forget(output: Folder, shard: int, positions: Collection[int]) -> int:

@@ -11,16 +11,18 @@ memory does not grow with the collection: it holds one file of shards while that
 """
 
 import math
+import secrets
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate, islice
+from typing import Any
 
 import pyarrow as pa
 
-from vbp.errors import UsageError
+from vbp.errors import StorageError, UsageError
 from vbp.storage.files import Folder
 from vbp.storage.listing import ManifestRow, is_manifest, list_tree, read_manifest_input
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
@@ -66,13 +68,25 @@ class Manifest:
     complete: bool
     """Whether the last listing came to its end before the limit."""
     listed_at: str
+    id: str = ""
+    """Of the first listing: positions count in this manifest alone. Empty where an older vbp made it."""
 
     @classmethod
     def load(cls, output: Folder) -> "Manifest | None":
-        """The manifest of an output; None where there is none, or where its listing was cut off."""
+        """The manifest of an output; None where there is none, or where its listing was cut off.
+
+        Raises:
+            StorageError: it is not what was written.
+        """
         record = load_record(output, MANIFEST)
         if record is None:
             return None
+        record = {"id": "", **record}
+        wrong = [name for name, is_right in _RIGHT.items() if not is_right(record.get(name))]
+        if wrong:
+            raise StorageError(
+                f"{output.uri(MANIFEST)} is damaged ({wrong[0]} is {record.get(wrong[0])!r}); restore it"
+            )
         own = {field.name: record[field.name] for field in fields(cls) if field.name != "folder"}
         own |= {"listings": tuple(record["listings"]), "labels": tuple(record["labels"])}
         return cls(folder=output, **own)
@@ -140,6 +154,28 @@ class Manifest:
         save_record(self.folder, record, MANIFEST)
 
 
+def _is_number(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_RIGHT: Mapping[str, Callable[[Any], bool]] = {
+    "input": _is_text,
+    "shard_size": _is_number,
+    "listings": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "labels": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "labels_complete": lambda value: isinstance(value, bool),
+    "limit": lambda value: value is None or _is_number(value),
+    "complete": lambda value: isinstance(value, bool),
+    "listed_at": _is_text,
+    "id": _is_text,
+}
+"""What each field of the record must be."""
+
+
 def write_manifest(
     output: Folder, source: Iterable[ManifestRow], shard_size: int, limit: int | None = None, *, input: str = ""
 ) -> Manifest:
@@ -158,7 +194,7 @@ def write_manifest(
     if shard_size < 1:
         raise UsageError(f"the shard size (={shard_size}) must be at least 1")
     output.delete(MANIFEST)
-    nothing = Manifest(output, input, shard_size, (), (), True, limit, False, "")
+    nothing = Manifest(output, input, shard_size, (), (), True, limit, False, "", secrets.token_hex(8))
     first = First(source, limit)
     return append(nothing, in_order(first), first)
 

@@ -121,9 +121,10 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str) -> str
 
 
 def parse_parts(paths: Iterable[str]) -> list[Part]:
-    """Parts by their paths below ``PARTS``; other files are none of ours."""
-    matches = map(_NAME.fullmatch, paths)
-    return [Part(int(m[1]), m[2], int(m[3]), int(m[4]), m[5], int(m[6]), int(m[7])) for m in matches if m is not None]
+    """Parts by their paths below ``PARTS``; other files, also such as nearly have such a name, are none of ours."""
+    matches = [(path, m) for path in paths if (m := _NAME.fullmatch(path)) is not None]
+    parts = [(path, Part(int(m[1]), m[2], int(m[3]), int(m[4]), m[5], int(m[6]), int(m[7]))) for path, m in matches]
+    return [part for path, part in parts if part.path == f"{PARTS}/{path}"]
 
 
 def parts_of(output: Folder, shard: int) -> list[Part]:
@@ -138,7 +139,8 @@ def read_parts(
     """All rows of the parts; by default the columns that ``newest`` needs.
 
     A part that is not what was written, also when it is read a second time, is left out, and added to `damaged`: its
-    images count as not done.
+    images count as not done. So is one that nobody of us can have written: without a column that must be there, with
+    nulls, offsets or positions that cannot be.
     """
     columns = columns or ["position", "status", "finished_at", "run_id"]
     tables = [PART_SCHEMA.empty_table().select(columns)]
@@ -154,17 +156,39 @@ def read_parts(
 
 
 def _rows(output: Folder, part: Part, columns: list[str]) -> pa.Table | None:
-    """What the part holds, columns that it was written without as nulls; None where it is damaged."""
+    """What the part holds, columns that it was written without as nulls; None where it is damaged, or not of ours."""
     data = output.read(part.path)
+    fields = [PART_SCHEMA.field(name) for name in columns]
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(columns=columns)
-    except (pa.ArrowException, OSError):  # of the bytes: they are in memory, so no store is involved
+        rows = pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
+        rows.validate(full=True)
+    except (pa.ArrowException, OSError, KeyError):  # of the bytes: they are in memory, so no store is involved
         return None
-    if table.num_rows != part.ok + part.error:
-        return None
-    fields = [PART_SCHEMA.field(name) for name in columns]
-    return pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
+    return rows if table.num_rows == part.ok + part.error and _are_possible(rows, part) else None
+
+
+_MOST = 2**62
+"""Of an offset and of a length: their sum is a whole number of 64 bits."""
+_LAST_MOMENT = 253_402_300_799_999
+"""In ms since 1970: later ones are no dates of Python's."""
+
+
+def _are_possible(rows: pa.Table, part: Part) -> bool:
+    """Whether the rows could have been written by ``write_part`` under the name of this part."""
+    if any(not field.nullable and column.null_count for field, column in zip(rows.schema, rows.columns, strict=True)):
+        return False
+    limits = {"position": (part.first, part.last), "shard": (part.shard, part.shard)}
+    limits |= {"finished_at": (0, _LAST_MOMENT)}
+    limits |= {f"{kind}_{name}": (0, _MOST) for kind in ("mask", "overlay") for name in ("offset", "length")}
+    for name, (least, most) in limits.items():
+        if name in rows.column_names:
+            found = pc.min_max(rows[name].cast(pa.int64()))
+            if found["min"].is_valid and not (least <= found["min"].as_py() and found["max"].as_py() <= most):
+                return False
+    statuses = rows["status"].unique().to_pylist() if "status" in rows.column_names else []
+    return set(statuses) <= {"ok", "error"}
 
 
 def newest(rows: pa.Table) -> pa.Table:

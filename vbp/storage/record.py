@@ -4,7 +4,7 @@ Of a sweep the first is ``_run/sweep.json``.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vbp.errors import StorageError
@@ -29,6 +29,64 @@ def load_record(output: Folder, path: str = RUN) -> dict[str, Any] | None:
         return dict(json.loads(data))
     except (ValueError, TypeError) as error:
         raise StorageError(f"{output.uri(path)} is damaged ({error}); restore it, or start a new output") from error
+
+
+def load_run(output: Folder) -> dict[str, Any] | None:
+    """The fields of ``run.json``; None where there is none.
+
+    Raises:
+        StorageError: it is not what was written; fields that others have added do not matter.
+    """
+    record = load_record(output)
+    for name, is_right in _RIGHT.items() if record is not None else ():
+        value = _at(record, name)
+        if not is_right(value):
+            said = repr(value)
+            raise StorageError(
+                f"{output.uri(RUN)} is damaged ({name} is {said[:80]}); restore it, or start a new output"
+            )
+    return record
+
+
+def _at(record: Any, name: str) -> Any:
+    """The value under ``name``, parts joined by dots; None where there is none."""
+    for part in name.split("."):
+        record = record.get(part) if isinstance(record, Mapping) else None
+    return record
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: value is None or type(value) in kinds
+
+
+def _are_words(value: Any) -> bool:
+    return value is None or (type(value) is list and all(isinstance(each, str) for each in value))
+
+
+_RIGHT: Mapping[str, Callable[[Any], bool]] = {
+    "run_id": _is(str),
+    "input": _is(str),
+    "manifest": _is(str),
+    "fingerprint": _is(dict),
+    "config": _is(dict),
+    "config.limit": lambda value: value is None or (type(value) is int and value > 0),
+    "config.size": _is(int),
+    "config.layout": _is(str),
+    "config.outputs": _are_words,
+    "config.mask_format": _is(str),
+    "config.fit": _is(str),
+    "config.frame": _is(str),
+    "classes": _is(dict),
+    "precision": _is(str),
+    "device": _is(str),
+    "batch_size": _is(int),
+    "versions": _is(dict),
+    "summary": _is(dict),
+    "summary.images": _is(int),
+    "summary.output": _is(str),
+    "summary.stage_seconds": _is(dict),
+}
+"""What the fields that are read must be, where they are there."""
 
 
 def save_record(output: Folder, fields: Mapping[str, Any], path: str = RUN) -> None:

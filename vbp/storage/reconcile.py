@@ -1,0 +1,53 @@
+"""Rows held against a manifest that they may not have been made by: a row is of its key, not of its place.
+
+Positions count in one manifest alone. Where that was lost, and the input was listed anew, or where another one was put
+in its place, the same positions may be of other images: such rows are taken back, and their images are done again.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+import pyarrow.compute as pc
+
+from vbp.storage.files import Folder
+from vbp.storage.index import forget, strangers
+from vbp.storage.manifest import Manifest
+from vbp.storage.parts import PARTS, Part, parse_parts, read_parts
+
+Drop = Callable[[list[str]], None]
+"""Removes the results of images, by key."""
+
+
+def reconcile(output: Folder, manifest: Manifest, drop: Drop, before_change: Callable[[], None]) -> int:
+    """Take back all rows of other images than the manifest has at their positions; returns how many there were.
+
+    Whoever calls it holds the lease. Killed at any time and repeated, it comes to the same end.
+
+    Args:
+        output: OUTPUT.
+        manifest: the list of images as it is now.
+        drop: called with the keys of such rows, which nothing on record explains afterwards.
+        before_change: called before anything changes, maybe more than once; never where all rows fit.
+    """
+    count = 0
+    for shard, parts in _shards(output):
+        rows = read_parts(output, parts, ["key", "position"])
+        if shard < manifest.shards:
+            rows = rows.filter(strangers(manifest, shard, rows))
+        if not rows.num_rows:
+            continue
+        before_change()
+        drop(rows["key"].to_pylist())
+        forget(output, shard, pc.unique(rows["position"]).to_pylist())
+        count += rows.num_rows
+    return count
+
+
+def _shards(output: Folder) -> Iterator[tuple[int, list[Part]]]:
+    """Every shard that has parts, also one that the manifest has not."""
+    with contextlib.suppress(FileNotFoundError):  # nothing was committed yet
+        paths = (file.path for file in output.child(PARTS).walk())
+        for _, group in groupby(paths, key=lambda path: path.partition("/")[0]):
+            if parts := parse_parts(group):
+                yield parts[0].shard, parts
