@@ -1,4 +1,4 @@
-"""Parts that somebody else wrote under one of our names, or wrote over: they count as damaged, and never crash a reader."""
+"""Parts that others wrote under our names: they count as damaged, and crash no reader."""
 
 import datetime
 
