@@ -211,6 +211,8 @@ def _unsqueezing(call: Call) -> Value:
 
 def _indexing(call: Call) -> Value:
     index = call.node.args[1]
+    if isinstance(index, str):
+        return call.unknown("that takes the images out of a dictionary (give a module that is called with images)")
     if call.map.several:
         return call.result(several=False)
     order: list[int] = []

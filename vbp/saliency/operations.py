@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.fx.node import map_aggregate
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from vbp.errors import ModelError
 from vbp.saliency.geometry import Pooling, Resampling, Window
@@ -91,12 +95,32 @@ def asks_metadata(node: Node) -> bool:
 
 def operation_of(node: Node, model: nn.Module) -> Any:
     """The module type, function or method name that a node calls."""
-    return known_type(module_of(node, model)) if node.op == "call_module" else node.target
+    return kind_of(module_of(node, model)) if node.op == "call_module" else node.target
 
 
-def known_type(module: nn.Module) -> type:
-    """The known type that a module is an instance of, else its own."""
-    return next((base for base in type(module).__mro__ if base in KNOWN), type(module))
+def kind_of(module: nn.Module) -> type:
+    """The class whose code a module runs; a subclass is another kind than its parent, for it may do more."""
+    # PyTorch itself puts a subclass of its own around a layer whose weights it computes.
+    kind = type_before_parametrizations(module)
+    return getattr(kind, "cls_to_become", None) or kind
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a module does what its kind is known to do."""
+    return kind_of(module) in KNOWN and not is_patched(module)
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether a method was replaced, on the module or on its class."""
+    kind = kind_of(module)
+    replaced = any(callable(getattr(kind, name, None)) for name in vars(module))
+    return replaced or any(
+        _package(method) != _package(kind) for method in vars(kind).values() if isinstance(method, FunctionType)
+    )
+
+
+def _package(member: Any) -> str:
+    return str(member.__module__).partition(".")[0]
 
 
 def module_of(node: Node, model: nn.Module) -> nn.Module:
@@ -130,8 +154,7 @@ def window_of(node: Node, model: nn.Module) -> Window | None:
         return _padding_window(node, model)
     if operation in CONVOLUTIONS:
         settings = arguments(node, model, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        if node.op != "call_module":
-            settings["kernel_size"] = _weight_size(settings["weight"], node, model)
+        settings = {**settings, "kernel_size": _kernel_size(settings, node, model)}
     else:
         shared = ("input", "kernel_size", "stride", "padding")
         names = ("ceil_mode",) if operation is F.avg_pool2d else ("dilation", "ceil_mode", "return_indices")
@@ -165,11 +188,46 @@ def _padding_window(node: Node, model: nn.Module) -> Window | None:
     return Window((1, 1), before=(top, left), after=(bottom, right))
 
 
-def _weight_size(weight: Any, node: Node, model: nn.Module) -> tuple[int, int]:
-    if not isinstance(weight, Node) or weight.op != "get_attr":
-        raise ModelError(f"{type(model).__name__} computes the weights of {node.name}; its kernel size is unknown.")
-    rows, columns = operator.attrgetter(str(weight.target))(model).shape[-2:]
-    return rows, columns
+def _kernel_size(settings: Mapping[str, Any], node: Node, model: nn.Module) -> Any:
+    """Of the weights, which may be others than the layer was made with."""
+    if node.op != "call_module":
+        return tuple(_computed(settings["weight"], node, model).shape[-2:])
+    weight = settings["_parameters"].get("weight")
+    return settings["kernel_size"] if weight is None or is_lazy(weight) else tuple(weight.shape[-2:])
+
+
+def _computed(value: Any, convolution: Node, model: nn.Module) -> Any:
+    """What the network computes from its weights alone, as a convolution's own weights.
+
+    Raises:
+        ModelError: it depends on more of the image than its number of channels.
+    """
+    if not isinstance(value, Node):
+        return value
+    if value.op == "get_attr":
+        return operator.attrgetter(str(value.target))(model)
+    if _asks_channels(value):
+        return 1
+    try:
+        if value.op == "placeholder":
+            raise ValueError("it is the image's")
+        args, settings = map_aggregate((value.args, value.kwargs), lambda part: _computed(part, convolution, model))
+        if value.op == "call_module":
+            return module_of(value, model)(*args, **settings)
+        if value.op == "call_method":
+            return getattr(args[0], str(value.target))(*args[1:], **settings)
+        return value.target(*args, **settings)  # type: ignore[operator]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{type(model).__name__} computes the weights of {name_of(convolution)}; its kernel size is unknown."
+        ) from error
+
+
+def _asks_channels(node: Node) -> bool:
+    """Whether a node is ``x.shape[1]`` or ``x.size(1)``."""
+    asked = node.args[0] if node.args else None
+    of_shape = node.target is operator.getitem and isinstance(asked, Node) and asks_metadata(asked)
+    return (of_shape or node.target == "size") and node.args[1:] == (1,)
 
 
 def _paddings(

@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 from torch import nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Graph, Node
 from torch.nn import functional as F
 
 from vbp.errors import ModelError, UsageError
 from vbp.saliency.dataflow import follow
-from vbp.saliency.forward import evaluating
 from vbp.saliency.geometry import Branches, Stage, Step, Strand, map_sizes
-from vbp.saliency.operations import CONVOLUTIONS, KNOWN, known_type, module_of, name_of, operation_of
+from vbp.saliency.graph import graph_of
+from vbp.saliency.operations import CONVOLUTIONS, module_of, name_of, operation_of
 from vbp.saliency.values import Map
 
 
@@ -88,7 +88,7 @@ def trace(model: nn.Module) -> Trace:
     Raises:
         ModelError: it cannot be explained; the message says why in one sentence.
     """
-    graph = _graph_of(model)
+    graph = graph_of(model)
     _untangle_in_place(graph, model)
     stages, taps = _stages(graph, model)
     if not stages:
@@ -96,21 +96,6 @@ def trace(model: nn.Module) -> Trace:
         missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"
         raise ModelError(f"{_name(model)} has {missing}, so VisualBackProp has no map to start from.")
     return Trace(tuple(stages), tuple(taps), graph)
-
-
-class _Tracer(Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Do not look into a known layer, nor into a user's subclass of one."""
-        return known_type(m) in KNOWN or super().is_leaf_module(m, module_qualified_name)
-
-
-def _graph_of(model: nn.Module) -> Graph:
-    try:
-        with evaluating(model):
-            return _Tracer().trace(model)
-    except Exception as error:  # tracing runs the user's own forward code, which may raise anything
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{_name(model)} cannot be traced by torch.fx: {reason}") from error
 
 
 def _untangle_in_place(graph: Graph, model: nn.Module) -> None:

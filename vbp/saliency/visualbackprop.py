@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 from vbp.errors import ImageError, ModelError, UsageError
 from vbp.saliency.forward import AveragingInterpreter, channel_mean, evaluating, shortened
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
+from vbp.saliency.graph import unwrapped
 from vbp.saliency.packing import can_pack, packed
 from vbp.saliency.smoothing import noisy_copies
 from vbp.saliency.target import Target, score_of, weighted_mean
@@ -207,10 +208,10 @@ class VisualBackProp:
     deepest map is weighted; the maps below, which give the mask its detail, stay as they are.
 
     The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set. Hooks of
-    its own on layers run as ever; those on containers see the trace, not the pass. Of a network from
-    ``torch.compile`` the original is run. Which of its maps are multiplied is told in `vbp.saliency.trace`; negative
-    activations count as 0. Where branches were added or concatenated, the mask is led down each with its own
-    geometry, and the results are averaged.
+    its own on layers run as ever; those on containers see the trace, not the pass. Of a network within a wrapper
+    (``torch.compile``, ``DataParallel``) the original is run. Which of its maps are multiplied is told in
+    `vbp.saliency.trace`; negative activations count as 0. Where branches were added or concatenated, the mask is led
+    down each with its own geometry, and the results are averaged.
 
     Example:
         >>> vbp = VisualBackProp(torchvision.models.vgg16(weights="DEFAULT"))
@@ -218,7 +219,7 @@ class VisualBackProp:
         >>> cat_B1HW = vbp(images_BCHW, target=281)
 
     Args:
-        model: a network whose first argument is a batch of images.
+        model: a network whose first argument is a batch of images; all others keep their defaults.
         preset: `paper` or `reference`, see `PRESETS`.
         stages: which maps are multiplied: `all`; `last`, the last of each resolution; or names, see `.stages`. The
             way through the others stays.
@@ -251,8 +252,7 @@ class VisualBackProp:
         seed: int = 500,
     ):
         _check_choices(preset, pooling, smooth, noise)
-        # The code from torch.compile cannot be looked into; it is run node by node as if it were not compiled.
-        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.model = unwrapped(model)
         self.preset = preset
         self.pooling = pooling
         self.multiply_input = multiply_input
