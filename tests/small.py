@@ -1,5 +1,7 @@
 """A small image tree and a small network, for tests of the whole job."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def picture(seed, width, height):
 
 @pytest.fixture(scope="session")
 def network_file(tmp_path_factory):
-    """A compact VGG16 with random weights and three named classes, as a checkpoint file."""
+    """A compact VGG16 with random weights and three classes, which it names, as a checkpoint file."""
     generator = torch.Generator().manual_seed(7)
     layers, channels = [], 3
     for width in WIDTHS:
@@ -43,7 +45,7 @@ def network_file(tmp_path_factory):
         fan_in = max(1, tensor[0].numel())
         state[name] = torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file(state, path)
+    save_file(state, path, {"classes": json.dumps(CLASSES)})
     return str(path)
 
 

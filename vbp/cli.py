@@ -58,6 +58,9 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Any], Any]:
         settings["type"] = click.Choice(get_args(hint))
     elif field.name == "outputs":
         settings |= {"default": ",".join(RunConfig.outputs), "callback": lambda _c, _p, v: tuple(v.split(","))}
+    elif field.name == "suffixes":
+        settings |= {"callback": lambda _c, _p, v: v and tuple(v.split(",")), "show_default": False}
+        settings["metavar"] = "LIST"
     elif field.name == "storage_options":
         settings |= {"default": "{}", "callback": _json_object, "show_default": False, "metavar": "JSON"}
     elif hint == int | None:

@@ -43,6 +43,8 @@ def print_status(status: Status) -> None:
     done = status.ok + status.error
     share = f" ({100 * done / status.images:.1f} %)" if status.images else ""
     table.add_row("images", f"{done} of {status.images}{share}: {status.ok} ok, {status.error} failed")
+    if status.left_out:
+        table.add_row("left out", status.left_out_in_words)
     if status.left:
         ahead = "" if status.seconds_left is None else f", {duration(status.seconds_left)} to go"
         table.add_row("left", f"{status.left}{ahead}")
@@ -99,6 +101,8 @@ def print_plan(plan: Plan) -> None:
     table = _facts()
     size = "" if plan.bytes is None else f", {_bytes(plan.bytes)}"
     table.add_row("images", f"{plan.images}{size}, in {plan.shards} shards of {plan.shard_size}")
+    if plan.left_out:
+        table.add_row("left out", plan.left_out_in_words)
     table.add_row("done before", str(plan.done))
     table.add_row("left", str(plan.left))
     table.add_row(

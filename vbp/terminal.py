@@ -229,14 +229,15 @@ def print_summary(summary: Summary) -> None:
         f"{summary.runner} runner, {summary.workers} worker(s), {summary.device}, {summary.precision}, "
         f"batches of {summary.batch_size}",
     )
+    if summary.left_out:
+        table.add_row("left out", summary.left_out_in_words)
     if summary.classes:
         table.add_row("classes", summary.classes)
     table.add_row("results", summary.output)
     if not summary.complete:
-        missing = summary.images - summary.ok - summary.error
-        table.add_row("", f"{missing} images have no row yet: no _SUCCESS; run the same command again")
+        table.add_row("", f"{summary.failure}: no _SUCCESS; run the same command again")
     elif not summary.succeeded:
-        table.add_row("", f"more than {summary.failures_allowed} failed (--max-failures): no _SUCCESS")
+        table.add_row("", f"{summary.failure}: no _SUCCESS")
     Console(highlight=False, soft_wrap=True).print(table)
 
 
@@ -254,8 +255,7 @@ def print_sweep(summary: SweepSummary) -> None:
         own = f"{ended.computed} in {duration(ended.seconds)}" if ended.computed else "none: done before"
         table.add_row(outcome.run.name, state, str(ended.images), str(ended.error), own)
         if not ended.succeeded:
-            failed = f"more than {ended.failures_allowed} images failed (max_failures): no _SUCCESS"
-            reasons.setdefault(failed, []).append(outcome.run.name)
+            reasons.setdefault(f"{ended.failure}: no _SUCCESS", []).append(outcome.run.name)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     for reason, runs in reasons.items():

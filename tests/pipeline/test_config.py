@@ -67,10 +67,18 @@ def test_output_inside_the_input_through_a_link(tmp_path):
 
 @pytest.mark.parametrize(
     ("share", "images", "allowed"),
-    [("1%", 64, 0), ("1%", 100, 1), ("1%", 199, 1), ("50%", 7, 3), ("12", 1, 12), ("0", 9, 0)],
+    [("1%", 64, 0), ("1%", 100, 1), ("1%", 199, 1), ("50%", 7, 3), ("0.57%", 10_000, 57), ("12", 1, 12), ("0", 9, 0)],
 )
 def test_failures_allowed(share, images, allowed):
     assert config(max_failures=share).failures_allowed(images) == allowed
+
+
+def test_suffixes():
+    assert config(suffixes=("JPG", ".heic", " none")).suffixes == (".jpg", ".heic", "none")
+    assert RunConfig(**config(suffixes=(".jpg",)).as_json()) == config(suffixes=(".jpg",))
+    assert "--suffixes=.jpg,none" in config(suffixes=("jpg", "none")).arguments()
+    with pytest.raises(UsageError, match=r"--suffixes \(=\*\.jpg\) must name ends of files .*'\*\.jpg' is neither"):
+        config(suffixes=("*.jpg",))
 
 
 def test_the_order_of_outputs_means_nothing():

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from vbp.errors import InterruptedRunError, UsageError
 from vbp.pipeline import Observer, RunConfig, run
+from vbp.pipeline.job import is_for_ray
+from vbp.review.status import status
 
 EXCEPTED = {"run_id", "seconds", "finished_at", "device", "mask_uri", "overlay_uri"}
 """Columns in which equal runs may differ (the URIs name the output folder)."""
@@ -43,6 +45,56 @@ def size_of(path):
 
 def files_below(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def edited(path, **changes):
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in (record | changes).items() if value is not ...}))
+
+
+def test_what_is_left_out_is_said_and_read_when_it_is_asked_for(photos, tmp_path, network_file):
+    root, out = tmp_path / "photos", tmp_path / "out"
+    for name in ("cat/01.png", "cat/._01.png", "cat/07.odd", "__MACOSX/cat/._01.png", "cat/notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "cat/01.png", root / name)
+    seen = Notes()
+    made = config(root, out, network_file)
+    summary = run(made, seen)
+    assert (summary.images, summary.left_out) == (1, {"system": 2, ".odd": 1, ".txt": 1})
+    assert "Left out of the listing: 2 are system files, 1 ends in .odd, 1 ends in .txt." in seen.notes
+    assert json.loads((out / "_run/run.json").read_text())["summary"]["left_out"] == summary.left_out
+    assert status(str(out)).left_out == summary.left_out
+    # an output of before all this was counted
+    edited(out / "_run/manifest.json", left_out=..., suffixes=...)
+    facts = json.loads((out / "_run/run.json").read_text())
+    edited(out / "_run/run.json", summary={n: v for n, v in facts["summary"].items() if n != "left_out"})
+    assert run(made).computed == 0
+    other = dataclasses.replace(made, suffixes=(".png", "odd"))
+    assert (run(other).computed, run(other).computed) == (1, 0)
+    assert set(index_of(out)) == {"cat/01.png", "cat/07.odd"}
+
+
+class Notes(Observer):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("runner", "address", "images", "expected"),
+    [
+        ("auto", False, 500, False),
+        ("auto", False, 501, True),
+        ("auto", True, 1, True),
+        ("local", True, 501, False),
+        ("ray", False, 0, True),
+    ],
+)
+def test_ray_is_for_many_images_or_where_it_is(runner, address, images, expected, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "here") if address else monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert is_for_ray(RunConfig(input="s3://b/photos", output="out", runner=runner), images) is expected
 
 
 def assert_agree(one, other, *, exact):
@@ -356,7 +408,7 @@ def test_a_refused_first_run_does_not_decide_for_the_next(photos, network_file, 
     other = tmp_path / "other"
     shutil.copytree(photos / "cat", other / "cat")
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    with pytest.raises(UsageError, match="1 folders"):
+    with pytest.raises(UsageError, match="folder 'cat' is none of its 3 names"):
         run(config(other, tmp_path / "out", network_file, select="correct", classes=str(tmp_path / "names.txt")))
     summary = run(config(photos, tmp_path / "out", network_file))
     assert (summary.images, summary.ok) == (22, 22)
@@ -374,6 +426,19 @@ def test_a_smaller_limit_than_what_is_done_takes_nothing_back(local_run, photos,
     summary = run(config(photos, tmp_path / "out", network_file, mask_format="npy", limit=5))
     assert (summary.images, summary.ok, summary.exit_code) == (22, 22, 0)
     assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_an_output_whose_classes_went_by_the_alphabet_goes_on_so(photos, network_file, tmp_path):
+    """As they did before that had to be asked for."""
+    out, nameless = tmp_path / "out", tmp_path / "nameless.safetensors"
+    save_file(load_file(network_file), nameless)
+    made, seen = config(photos, out, nameless, limit=1), Notes()
+    run(made, seen)
+    assert any(note.startswith("No prediction is called correct or wrong: nobody says") for note in seen.notes)
+    assert next(iter(index_of(out).values()))["correct"] is None
+    edited(out / "_run/run.json", classes={"bird": 0, "cat": 1, "dog": 2})
+    run(dataclasses.replace(made, limit=2))
+    assert {row["correct"] is None for row in index_of(out).values()} == {True, False}
 
 
 def test_a_trial_run_does_not_decide_batches_or_classes(photos, network_file, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
 from vbp.pipeline.prepare import choose_batch_size, choose_precision, choose_shard_size, list_input
 
@@ -40,6 +41,21 @@ def test_batch_size_as_asked_else_as_before_on_such_a_device_else_by_the_device(
 def test_precision_as_asked_else_as_before():
     assert choose_precision(config(precision="float32"), "cpu", {"precision": "bfloat16"}) == "float32"
     assert choose_precision(config(), "cpu", {"precision": "bfloat16"}) == "bfloat16"
+
+
+def test_a_folder_without_images_names_what_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("vbp.pipeline.prepare._reads_heif", lambda: False)
+    for name in ("a.heic", "b.heic", "c.txt", "d", "._e.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    expected = (
+        r"holds no images: of its files 2 end in \.heic, 1 ends in \.txt, 1 has no suffix, 1 is a system file "
+        r"\(to read HEIF: pip install 'vbp\[heif\]'\); images end in \.jpg .*, and --suffixes names others\.$"
+    )
+    with pytest.raises(UsageError, match=expected):
+        list_input(config(input=str(tmp_path)))
+    assert [row.key for row in list_input(config(input=str(tmp_path), suffixes=("none",)))] == ["d"]
+    monkeypatch.setattr("vbp.pipeline.prepare._reads_heif", lambda: True)
+    assert [row.key for row in list_input(config(input=str(tmp_path)))] == ["a.heic", "b.heic"]
 
 
 def test_a_listing_tells_how_far_it_is(tmp_path):

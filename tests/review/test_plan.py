@@ -15,6 +15,7 @@ from vbp.errors import UsageError
 from vbp.pipeline import RunConfig, run
 from vbp.review.plan import plan
 from vbp.storage.files import Folder
+from vbp.tables import print_plan
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +154,17 @@ def test_weights_that_are_not_here_are_not_downloaded(config, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_listing_leaves_out(config, photos, tmp_path, capsys):
+    root = shutil.copytree(photos, tmp_path / "photos")
+    for name in ("cat/._00.jpg", "cat/notes.txt", "__MACOSX/a.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    planned = plan(config(input=str(root)), images_per_second=1)
+    assert (planned.images, planned.left_out) == (22, {"system": 2, ".txt": 1})
+    print_plan(planned)
+    assert "2 are system files, 1 ends in .txt" in capsys.readouterr().out
+
+
 def test_on_a_real_store(config, s3_server, photos):
     options = s3_server.storage_options
     folder = Folder(s3_server.new_url(), options)
@@ -160,8 +172,7 @@ def test_on_a_real_store(config, s3_server, photos):
         folder.write(f"photos/{path.name}", path.read_bytes())
     before = folder.list()
     planned = plan(config(input=folder.uri("photos"), output=folder.uri("out"), storage_options=options, runner="auto"))
-    assert (planned.images, planned.left, planned.runner, planned.sampled) == (3, 3, "ray", 3)
-    assert "takes the rate of a cluster as" in planned.notes[0]
+    assert (planned.images, planned.left, planned.runner, planned.sampled) == (3, 3, "local", 3)
     assert folder.list() == before
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from vbp.errors import UsageError
 from vbp.storage.files import Folder
+from vbp.storage.leftout import LeftOut
 from vbp.storage.listing import list_tree, read_manifest_input
 
 
@@ -23,6 +24,26 @@ def test_a_tree(folder):
     assert [row.path for row in rows] == [row.key.encode() for row in rows]
     assert [row.uri for row in rows] == [folder.uri(row.key) for row in rows]
     assert all(row.version for row in rows)
+
+
+def test_what_a_tree_leaves_out(folder):
+    names = (
+        "cat/b.JPG",
+        "cat/._b.jpg",
+        "cat/c.jfif",
+        "cat/d.heic",
+        "e",
+        "f.none",
+        "notes.txt",
+        ".ipynb_checkpoints/g.jpg",
+    )
+    for name in names:
+        folder.write(name, b"123")
+    left_out = LeftOut()
+    assert [row.key for row in list_tree(folder, left_out=left_out)] == ["cat/b.JPG", "cat/c.jfif"]
+    assert left_out.counts == {"system": 2, ".heic": 1, "none": 1, ".none": 1, ".txt": 1}
+    asked = list_tree(folder, suffixes=(".heic", "none"), left_out=left_out)
+    assert [row.key for row in asked] == ["cat/d.heic", "e"]
 
 
 def test_results_inside_the_input_are_no_input(folder):

@@ -101,6 +101,13 @@ def test_an_unreadable_folder_is_an_error_that_names_it(open_folder):
         list(Folder(open_folder).walk())
 
 
+def test_an_unreadable_folder_of_the_system_stops_nothing(open_folder):
+    (open_folder / "lost+found").mkdir(mode=0o700)
+    (open_folder / "a.jpg").write_bytes(b"1")
+    with unprivileged():
+        assert [file.path for file in Folder(open_folder).walk()] == ["a.jpg"]
+
+
 def test_forbidden_files(open_folder):
     (open_folder / "secret.jpg").write_bytes(b"1")
     (open_folder / "secret.jpg").chmod(0o600)

@@ -25,6 +25,7 @@ from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
 from vbp.storage.lease import Holder, Lease, check
+from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.reconcile import reconcile
 from vbp.storage.refresh import refresh_manifest
@@ -96,29 +97,42 @@ class Attempt:
             contents=prepare.contents_sha256(self.config),
         )
         self.record.refuse_other(self.recipe)
-        self._names = prepare.class_names(self.config, model)
-        self._num_classes = model.num_classes
+        prepare.declared_classes(self.config)  # a file that cannot be read is refused before the listing
+        self._own_names, self._num_classes = model.class_names, model.num_classes
 
-    def list_images(self, observer: Observer, rows: Iterator[ManifestRow] | None = None) -> None:
+    def list_images(self, observer: Observer, known: Manifest | None = None) -> None:
         """The manifest: read where there is one of this input, else made; brought up to date where that is wanted.
 
         Args:
             observer: is told how the listing goes.
-            rows: the images, where they are known already.
+            known: another run's list of the same input, to be taken over.
         """
         manifest = self.record.manifest(self.config.input)
         if manifest is None:
-            listing = rows or prepare.list_input(self.config, observer.listed)
+            left_out = LeftOut()
+            listing = known.rows() if known else prepare.list_input(self.config, observer.listed, left_out)
+            if known:
+                left_out.counts = dict(known.left_out)
             shard_size, listing = prepare.choose_shard_size(self.config, listing)
             if self.config.resume_mode == "overwrite":
                 clear(self.output)
             self.record.begin_listing(self.config)
-            manifest = write_manifest(self.output, listing, shard_size, self.config.limit, input=self.config.input)
+            manifest = write_manifest(
+                self.output,
+                listing,
+                shard_size,
+                self.config.limit,
+                input=self.config.input,
+                left_out=left_out,
+                suffixes=self.config.suffixes,
+            )
         elif self.config.refresh or wants_more(self.config, manifest):
             manifest = self._refreshed(manifest, observer)
         self.manifest = manifest
         if not self.record.fits(manifest):
             self._reconcile(observer)
+        if told := prepare.about_left_out(manifest.left_out):
+            observer.note(f"Left out of the listing: {told}.")
 
     @property
     def images(self) -> int:
@@ -140,7 +154,9 @@ class Attempt:
         Raises:
             UsageError: ``select`` needs classes that nobody knows, or folders now stand for other classes.
         """
-        classes = prepare.choose_classes(self.config, self._num_classes, self._names, self.manifest)
+        before = self.record.facts.get("classes")
+        folders = prepare.class_folders(self.config, self.manifest)
+        classes = prepare.choose_classes(self.config, self._num_classes, self._own_names, folders, before)
         threads = given.threads if given else 0
         self.recipe = dataclasses.replace(self.recipe, classes=classes, network=network, threads=threads)
         self.record.refuse_other_classes(self.recipe)
@@ -154,8 +170,11 @@ class Attempt:
         """The summary of an earlier run that left nothing to do, if there was one."""
         return None if self.pending else self.record.finished(self.images, self.config)
 
-    def begin(self) -> None:
+    def begin(self, observer: Observer) -> None:
         """Before the first image: the old promise is withdrawn, the configuration put down."""
+        classes = self.recipe.classes
+        if classes is not None and not classes.index:
+            observer.note(f"No prediction is called correct or wrong: {classes.rule}.")
         self.record.begin(self.recipe)
 
     def count(self, report: Mapping[str, Any]) -> tuple[int, int]:
@@ -210,6 +229,8 @@ class Attempt:
             batch_size=self.recipe.batch_size,
             workers=given.workers if given else 1,
             classes=self.recipe.classes.rule if self.recipe.classes else None,
+            left_out=self.manifest.left_out,
+            max_failures=self.config.max_failures,
         )
         check(self.output, self.run_id)
         self._remove_orphans(observer)
@@ -224,13 +245,16 @@ class Attempt:
             # what comes instead may be an error row or one without a mask, and leave these behind
             self._drop([row.key for row in rows.values()])
 
+        left_out = LeftOut()
         manifest, changes = refresh_manifest(
             self.output,
             manifest,
-            prepare.list_input(config, observer.listed),
+            prepare.list_input(config, observer.listed, left_out),
             config.limit,
             forget=forget if config.refresh else None,
             before_change=lambda: self.record.begin_listing(config),
+            left_out=left_out,
+            suffixes=config.suffixes,
         )
         if config.refresh:
             gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
@@ -280,8 +304,9 @@ def open_record(config: RunConfig, output: Folder) -> Record:
 
 
 def wants_more(config: RunConfig, manifest: Manifest) -> bool:
-    """Whether the listing was cut at a limit that is now larger."""
-    return not manifest.complete and (config.limit is None or config.limit > manifest.images)
+    """Whether the listing was cut at a limit that is now larger, or went by other suffixes than are asked for."""
+    cut = not manifest.complete and (config.limit is None or config.limit > manifest.images)
+    return cut or config.suffixes not in (None, manifest.suffixes)
 
 
 @contextmanager

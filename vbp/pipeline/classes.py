@@ -1,21 +1,31 @@
 """Which output of the network each folder of the input stands for.
 
-An image tree names classes by folder, a network numbers them.  The rules, first that fits:
+An image tree names classes by folder, a network numbers them. Only a declaration that matches in full pairs them:
 
-1. every folder is an ImageNet WordNet id (``n02086240``) and the network has 1,000 classes;
-2. every folder is one of the network's class names (case, spaces, ``_`` and ``-`` aside);
-3. there are as many folders as classes: alphabetical order, as ``torchvision.datasets.ImageFolder`` numbers them.
+1. every folder is the name or the WordNet id of one class, by ``--classes FILE``, else by the checkpoint (case, spaces,
+   ``_`` and ``-`` aside, and of ``tench, Tinca tinca`` one of the names is enough);
+2. every folder is an ImageNet WordNet id (``n02086240``) and the network has ImageNet's 1,000 classes;
+3. ``--classes by-order``: as many folders as classes, in the order of their names, as
+   ``torchvision.datasets.ImageFolder`` numbers them.
 
-Class names come from ``--classes FILE``, else from the checkpoint.
+Where a class file does not match, the run is refused; where nobody declares anything, nobody knows what is correct.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vbp.errors import UsageError
+from vbp.pipeline.classfile import ClassNames
+from vbp.pipeline.config import BY_ORDER
+
+_SHOWN = 3
+"""Names that a sentence shows, at most."""
+_ALIKE = 0.9
+"""Share of a class file's names that must be ImageNet's own, in its order, for WordNet ids to mean its outputs."""
 
 
 @dataclass(frozen=True)
@@ -35,39 +45,94 @@ class ClassMap:
 
 
 def map_classes(
-    folders: Sequence[str], num_classes: int, class_names: Sequence[str] | None, wnids: Sequence[str]
+    folders: Sequence[str],
+    num_classes: int,
+    own: Sequence[str] | None,
+    wnids: Sequence[str],
+    declared: ClassNames | str | None = None,
 ) -> ClassMap:
     """Match the folders of an image tree with the outputs of a network.
 
     Args:
         folders: distinct first-level folders of the input.
         num_classes: outputs of the network.
-        class_names: their names in order, or None.
+        own: what the checkpoint calls them, in order, or None.
         wnids: the 1,000 sorted WordNet ids of ImageNet.
+        declared: of a class file, or ``BY_ORDER``; None where neither was given.
 
     Raises:
-        UsageError: `class_names` has another length than `num_classes`.
+        UsageError: what is declared does not fit the network or the folders; both sides are named.
     """
-    if class_names is not None and len(class_names) != num_classes:
+    folders = sorted(folders)
+    if declared == BY_ORDER:
+        return _by_order(folders, num_classes, own)
+    if isinstance(declared, ClassNames):
+        return _by_file(folders, num_classes, own, wnids, declared)
+    if own is not None and not (strangers := _strangers(folders, named := ClassNames(tuple(own)))) and folders:
+        return ClassMap(_numbers(folders, named), own, "folders are class names")
+    if _are_wnids(folders, num_classes, wnids):
+        return _by_wnid(folders, own, wnids)
+    if not folders:
+        return ClassMap({}, own, "the images lie in no class folders")
+    if own is None:
+        why = f"nobody says which of the network's {num_classes} outputs each of {_listed(folders)} stands for"
+    else:
+        why = f"the checkpoint calls its classes {_listed(own)}, and {_mismatch(strangers, ClassNames(tuple(own)))}"
+    order = f", or {BY_ORDER} if they are numbered by the alphabet" if len(folders) == num_classes else ""
+    return ClassMap({}, own, f"{why}; tell them with --classes FILE{order}")
+
+
+def _by_file(
+    folders: Sequence[str], num_classes: int, own: Sequence[str] | None, wnids: Sequence[str], declared: ClassNames
+) -> ClassMap:
+    if len(declared) != num_classes:
         raise UsageError(
-            f"The class file holds {len(class_names)} names, the network has {num_classes} classes; "
+            f"The class file holds {len(declared)} names, the network has {num_classes} classes; "
             "give one name a line, in the order of the network's outputs."
         )
-    folders = sorted(folders)
-    if num_classes == len(wnids) and folders and set(folders) <= set(wnids):
-        number = {wnid: i for i, wnid in enumerate(wnids)}
-        return ClassMap({f: number[f] for f in folders}, class_names, "folders are ImageNet WordNet ids")
-    if class_names is not None:
-        known = _numbers_by_name(class_names)
-        if folders and all(_plain(f) in known for f in folders):
-            return ClassMap({f: known[_plain(f)] for f in folders}, class_names, "folders are class names")
-    if len(folders) == num_classes:
-        return ClassMap(
-            {f: i for i, f in enumerate(folders)},
-            class_names if class_names is not None else folders,
-            f"{num_classes} folders in alphabetical order, one a class",
+    if not folders:
+        return ClassMap({}, declared.names, "the images lie in no class folders")
+    strangers = _strangers(folders, declared)
+    if not strangers:
+        return ClassMap(_numbers(folders, declared), declared.names, "folders are class names")
+    if _are_wnids(folders, num_classes, wnids) and own is not None and _are_alike(declared.names, own):
+        return _by_wnid(folders, declared.names, wnids)
+    raise UsageError(
+        f"Folders and class file (--classes) do not match: {_mismatch(strangers, declared)}. Correct one of them, or "
+        "leave --classes out: no prediction is called correct then."
+    )
+
+
+def _by_order(folders: Sequence[str], num_classes: int, own: Sequence[str] | None) -> ClassMap:
+    if len(folders) != num_classes:
+        raise UsageError(
+            f"--classes {BY_ORDER} needs a folder for each class: INPUT has {len(folders)} ({_listed(folders)}), "
+            f"the network {num_classes} classes; name these with --classes FILE."
         )
-    return ClassMap({}, class_names, _why_none_fits(folders, num_classes, class_names))
+    index = {folder: number for number, folder in enumerate(folders)}
+    if own is not None and not _strangers(folders, named := ClassNames(tuple(own))):
+        numbers = _numbers(folders, named)
+        if other := [folder for folder in folders if numbers[folder] != index[folder]]:
+            raise UsageError(
+                f"--classes {BY_ORDER} makes folder {other[0]!r} class {index[other[0]]}, but the checkpoint itself "
+                f"calls class {numbers[other[0]]} so; leave --classes out, and its names count."
+            )
+    return ClassMap(index, own or folders, f"{num_classes} folders in alphabetical order, one a class ({BY_ORDER})")
+
+
+def _by_wnid(folders: Sequence[str], names: Sequence[str] | None, wnids: Sequence[str]) -> ClassMap:
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    return ClassMap({f: number[f] for f in folders}, names, "folders are ImageNet WordNet ids")
+
+
+def _are_wnids(folders: Sequence[str], num_classes: int, wnids: Sequence[str]) -> bool:
+    return num_classes == len(wnids) and bool(folders) and set(folders) <= set(wnids)
+
+
+def _are_alike(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists of names mean the same classes in the same order."""
+    same = sum(bool(_aliases(one) & _aliases(other)) for one, other in zip(names, others, strict=True))
+    return same >= _ALIKE * len(names)
 
 
 def _plain(name: str) -> str:
@@ -75,20 +140,49 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
-def _numbers_by_name(class_names: Sequence[str]) -> dict[str, int]:
-    """Class number by plain name, leaving out the names that stand for two classes (ImageNet has `crane` twice)."""
-    plain = [_plain(name) for name in class_names]
-    return {name: i for i, name in enumerate(plain) if plain.count(name) == 1}
+def _aliases(name: str) -> set[str]:
+    """All that a class may be called: its whole name, and each part between commas."""
+    return {plain for part in (name, *name.split(",")) if (plain := _plain(part))}
 
 
-def _why_none_fits(folders: Sequence[str], num_classes: int, class_names: Sequence[str] | None) -> str:
-    if not folders:
-        return "the images lie in no class folders"
-    stranger = folders[0]
-    if class_names is not None:
-        known = _numbers_by_name(class_names)
-        stranger = next(f for f in folders if _plain(f) not in known)
-    return (
-        f"{len(folders)} folders (such as {stranger!r}) are neither WordNet ids nor class names of the network, "
-        f"and it has {num_classes} classes; name them with --classes FILE"
-    )
+def _numbers_by_name(declared: ClassNames) -> dict[str, int | None]:
+    """Class number by plain name; None for names that stand for two classes (ImageNet has `crane` twice).
+
+    A whole name comes before the part of another.
+    """
+    whole: dict[str, int | None] = {}
+    parts: dict[str, int | None] = {}
+    for number, name in enumerate(declared.names):
+        own = {_plain(name)} | ({declared.ids[number]} if declared.ids else set())
+        for known, aliases in ((whole, own), (parts, _aliases(name) - own)):
+            for alias in aliases:
+                known[alias] = None if alias in known else number
+    return parts | whole
+
+
+def _numbers(folders: Sequence[str], declared: ClassNames) -> dict[str, int]:
+    known = _numbers_by_name(declared)
+    return {folder: number for folder in folders if (number := known[_plain(folder)]) is not None}
+
+
+def _strangers(folders: Sequence[str], declared: ClassNames) -> list[str]:
+    """Folders that are the name of no class, or of two."""
+    known = _numbers_by_name(declared)
+    return [folder for folder in folders if known.get(_plain(folder)) is None]
+
+
+def _mismatch(strangers: Sequence[str], declared: ClassNames) -> str:
+    """What is wrong with folders that are no classes, with the names that come closest."""
+    first, known = strangers[0], _numbers_by_name(declared)
+    more = f" (nor are {len(strangers) - 1} others, such as {strangers[1]!r})" if len(strangers) > 1 else ""
+    if namesakes := [number for number, name in enumerate(declared.names) if _plain(first) in _aliases(name)]:
+        return f"folder {first!r} is the name of the classes {namesakes[0]} and {namesakes[-1]}"
+    close = difflib.get_close_matches(_plain(first), known, _SHOWN)
+    names = [declared.names[number] for each in close if (number := known[each]) is not None]
+    nearest = f"the closest are {_listed(list(dict.fromkeys(names)))}" if names else f"it has {_listed(declared.names)}"
+    return f"folder {first!r} is none of its {len(declared)} names{more}; {nearest}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -11,15 +11,20 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, get_args, get_type_hints
 
 from vbp.errors import UsageError
 from vbp.pipeline.resources import parse_labels
+from vbp.storage.leftout import suffixes_in
 
 OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
 """What a run writes below OUTPUT."""
+
+BY_ORDER = "by-order"
+"""Instead of a class file: the folders of the input, in the order of their names, are the classes."""
 
 Preset = Literal["paper", "reference"]
 PoolingChoice = Literal["exact", "merged", "unpool"]
@@ -97,7 +102,9 @@ class RunConfig:
     seed: int = option(500, "Seeds random weights and the noise of --smooth; recorded; else without effect.")
     select: Select = option("all", "Which images get masks; the others get an index row only.", fingerprint=True)
     classes: str | None = option(
-        None, "File with the model's class names, one a line, in the order of its outputs.", fingerprint=True
+        None,
+        "File with the model's class names, in the order of its outputs; by-order: the folders' own order.",
+        fingerprint=True,
     )
     outputs: tuple[Output, ...] = option(
         ("mask", "overlay"), "Comma-separated: mask, overlay, input, maps.", fingerprint=True
@@ -126,6 +133,10 @@ class RunConfig:
     retry_failed: bool = option(False, "Try the images with error rows again.")
     refresh: bool = option(False, "List INPUT again: add new images, do changed ones again.")
     max_failures: str = option("1%", "More failed images than this (a number or N%) make the run fail, exit 3.")
+    suffixes: tuple[str, ...] | None = option(
+        None,
+        "Which files of a tree are images, comma-separated; none: names without a suffix [default: all that are read].",
+    )
     limit: int | None = option(None, "Stop after the first N images of the listing.")
     shard_size: int | None = option(
         None, "Images in one unit of work, fixed when the input is first listed [default: auto]."
@@ -134,7 +145,9 @@ class RunConfig:
     node_labels: str | None = option(
         None, "Nodes for these, by Ray's labels: ray.io/accelerator-type=A100,ray.io/market-type=!spot."
     )
-    runner: Runner = option("auto", "local: in this process; ray: Ray Data; auto: local for small local inputs.")
+    runner: Runner = option(
+        "auto", "local: in this process; ray: Ray Data; auto: Ray for over 500 images, or where RAY_ADDRESS is set."
+    )
     storage_options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata={"help": "JSON of non-secret options by URL prefix: endpoint_url, region, anon, requester_pays."},
@@ -147,6 +160,8 @@ class RunConfig:
         asked = {kind.strip() for kind in self.outputs}
         order = [*get_args(Output), *sorted(asked - set(get_args(Output)))]
         object.__setattr__(self, "outputs", tuple(kind for kind in order if kind in asked and kind))
+        if self.suffixes is not None:
+            object.__setattr__(self, "suffixes", _suffixes(self.suffixes))
         for name, hint in get_type_hints(type(self)).items():
             self._check_choice(name, hint)
         for name in ("size", "batch_size", "limit", "shard_size", "workers"):
@@ -177,12 +192,17 @@ class RunConfig:
                 if item not in choices:
                     raise UsageError(f"{_flag(name)} (={item}) must be one of {', '.join(choices)}.")
 
+    @property
+    def class_file(self) -> str | None:
+        """Where the class names lie; None where ``classes`` names no file."""
+        return None if self.classes == BY_ORDER else self.classes
+
     def failures_allowed(self, images: int) -> int:
         """How many of `images` may fail before the run counts as failed (``max_failures``)."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", self.max_failures.strip())
         if match is None or (match[2] == "" and "." in match[1]):
             raise UsageError(f"--max-failures (={self.max_failures}) must be a number of images or a share like 1%.")
-        return int(images * float(match[1]) / 100) if match[2] else int(match[1])
+        return int(images * Fraction(match[1]) / 100) if match[2] else int(match[1])
 
     def fingerprint(self) -> dict[str, Any]:
         """The fields on which the written results depend, by name, as JSON values."""
@@ -224,6 +244,16 @@ class RunConfig:
             f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
             for f in dataclasses.fields(self)
         }
+
+
+def _suffixes(asked: Iterable[str]) -> tuple[str, ...]:
+    try:
+        return suffixes_in(asked)
+    except ValueError as error:
+        raise UsageError(
+            f"--suffixes (={','.join(asked)}) must name ends of files like .jpg,.heic, or none for names without one; "
+            f"{error} is neither."
+        ) from error
 
 
 def _flag(name: str) -> str:

@@ -57,17 +57,17 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
         stack.enter_context(attempt.leased(observer))
         with failures_as_sentences(before_work=True):
             attempt.open()
-            given = connect(config, stack, observer) if is_surely_for_ray(config) else None
+            given = connect(config, stack, observer) if is_for_ray(config) else None
             attempt.check(model, given)
             attempt.list_images(observer)
-            if given is None and config.runner == "auto" and attempt.images > LOCAL_IMAGES:
+            if given is None and is_for_ray(config, attempt.images):
                 given = connect(config, stack, observer)
             attempt.settle(given, model if given is None else None)
             if finished := attempt.finished():
                 observer.note(NOTHING_LEFT)
                 return finished
         with failures_as_sentences(before_work=False):
-            attempt.begin()
+            attempt.begin(observer)
             observer.note(f"Running on Ray: {given}." if given else "Running in this process (--runner ray for Ray).")
             observer.started(attempt.images, attempt.images - attempt.left)
             totals = _until_complete(attempt, given, observer)
@@ -119,11 +119,16 @@ def _until_complete(attempt: Attempt, given: Resources | None, observer: Observe
             return totals
 
 
-def is_surely_for_ray(config: RunConfig) -> bool:
-    """Whether Ray is needed whatever the number of images."""
-    return config.runner == "ray" or (
-        config.runner == "auto" and ("://" in config.input or "RAY_ADDRESS" in os.environ)
-    )
+def is_for_ray(config: RunConfig, images: int = 0) -> bool:
+    """Whether Ray does the work: where it was asked for, is there already, or there is much to do.
+
+    Args:
+        config: asks for a runner, or for none.
+        images: listed, of all runs together; 0 before the listing, and then Ray may still turn out to be needed.
+    """
+    if config.runner != "auto":
+        return config.runner == "ray"
+    return "RAY_ADDRESS" in os.environ or images > LOCAL_IMAGES
 
 
 def connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resources:

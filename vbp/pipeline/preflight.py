@@ -124,7 +124,7 @@ def unseen(places: Mapping[str, tuple[str, str]], seconds: float) -> list[str]:
 def _local_places(config: RunConfig) -> Iterator[dict[str, tuple[str, str]]]:
     """What of a configuration lies on a disk, and for each a path that is there now; of OUTPUT a probe, which goes."""
     weights = None if config.weights in NAMED_WEIGHTS else config.weights
-    given = {"INPUT": config.input, "--weights": weights, "--classes": config.classes}
+    given = {"INPUT": config.input, "--weights": weights, "--classes": config.class_file}
     places = {name: (place, place) for name, place in given.items() if place is not None and "://" not in place}
     if "://" in config.output:
         yield places

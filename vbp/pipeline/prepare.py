@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from vbp.errors import ImageError, StorageError, UsageError
 from vbp.pipeline.classes import ClassMap, map_classes
+from vbp.pipeline.classfile import ClassNames, parse_class_file
 from vbp.pipeline.config import RunConfig
 from vbp.storage.files import Folder, open_uri, read_uri
-from vbp.storage.listing import IMAGE_SUFFIXES, ManifestRow, is_manifest, list_tree, read_manifest_input
+from vbp.storage.leftout import LeftOut, in_words
+from vbp.storage.listing import (
+    HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    ManifestRow,
+    is_manifest,
+    list_tree,
+    read_manifest_input,
+)
 
 if TYPE_CHECKING:
     from vbp.saliency.models import Model
@@ -29,7 +39,7 @@ memory that the system has to clear first (DECISIONS, 2026-11-23)."""
 
 def absolute(config: RunConfig) -> RunConfig:
     """The same configuration with places that mean the same on every worker, whatever its working directory."""
-    names = ["input", "output", "classes"]
+    names = ["input", "output"] + ["classes"] * (config.class_file is not None)
     if config.weights not in NAMED_WEIGHTS:
         names.append("weights")
     places: dict[str, Any] = {n: _absolute(place) for n in names if (place := getattr(config, n)) is not None}
@@ -64,28 +74,61 @@ LISTED_EVERY = 1000
 """Images between two signs of progress of a listing."""
 
 
-def list_input(config: RunConfig, on_progress: Callable[[int], None] = lambda images: None) -> Iterator[ManifestRow]:
+def image_suffixes(config: RunConfig) -> tuple[str, ...]:
+    """Of the files that are images: those that were asked for, else all that are read here."""
+    return config.suffixes or (*IMAGE_SUFFIXES, *(HEIF_SUFFIXES if _reads_heif() else ()))
+
+
+def _reads_heif() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def about_left_out(counts: Mapping[str, int]) -> str:
+    """What a listing passed over, and how to have it read: for people; empty where that is nothing."""
+    if not counts:
+        return ""
+    heif = " (to read HEIF: pip install 'vbp[heif]')" if not _reads_heif() and set(HEIF_SUFFIXES) & set(counts) else ""
+    return f"{in_words(counts)}{heif}"
+
+
+def list_input(
+    config: RunConfig,
+    on_progress: Callable[[int], None] = lambda images: None,
+    left_out: LeftOut | None = None,
+) -> Iterator[ManifestRow]:
     """One row for every image of the tree or the manifest, in listing order, streamed.
 
     Args:
         config: what to list.
         on_progress: called now and then, and at the end, with the number of images found so far.
+        left_out: counts the files that are no images, as the listing goes.
 
     Raises:
         UsageError: there is nothing at that place, or no image in it.
     """
+    left_out, suffixes = left_out or LeftOut(), image_suffixes(config)
     if is_manifest(config.input):
         rows = read_manifest_input(config.input, config.storage_options)
     else:
-        rows = list_tree(Folder(config.input, config.storage_options))
+        rows = list_tree(Folder(config.input, config.storage_options), suffixes=suffixes, left_out=left_out)
     try:
         first = next(rows, None)
     except FileNotFoundError as error:
         raise UsageError(f"INPUT (={config.input}) does not exist: {error}.") from error
     if first is None:
-        why = "it has no rows" if is_manifest(config.input) else f"no name ends in {' '.join(IMAGE_SUFFIXES)}"
-        raise UsageError(f"INPUT (={config.input}) holds no images: {why}.")
+        raise UsageError(f"INPUT (={config.input}) holds no images: {_why_no_images(config, left_out)}.")
     return _counted(itertools.chain([first], rows), on_progress)
+
+
+def _why_no_images(config: RunConfig, left_out: LeftOut) -> str:
+    if is_manifest(config.input):
+        return "it has no rows"
+    if not left_out.counts:
+        return "there is no file in it"
+    return (
+        f"of its files {about_left_out(left_out.counts)}; images end in {' '.join(image_suffixes(config))}, and "
+        "--suffixes names others"
+    )
 
 
 def _counted(rows: Iterator[ManifestRow], on_progress: Callable[[int], None]) -> Iterator[ManifestRow]:
@@ -155,7 +198,7 @@ def contents_sha256(config: RunConfig) -> dict[str, str]:
     Raises:
         UsageError: one cannot be read.
     """
-    files = {"classes_sha256": config.classes, "input_sha256": config.input if is_manifest(config.input) else None}
+    files = {"classes_sha256": config.class_file, "input_sha256": config.input if is_manifest(config.input) else None}
     return {name: _sha256(place, config.storage_options) for name, place in files.items() if place is not None}
 
 
@@ -184,44 +227,58 @@ def weights_are_missing(config: RunConfig) -> bool:
     return not imagenet_is_here(config.model)
 
 
-def class_names(config: RunConfig, model: Model) -> Sequence[str] | None:
-    """Names of the network's classes: of ``--classes FILE``, else of the checkpoint; None where nobody names them.
+def declared_classes(config: RunConfig) -> ClassNames | str | None:
+    """What ``--classes`` says: the names in the file, or ``BY_ORDER``; None where it says nothing.
 
     Raises:
         UsageError: the file cannot be read.
     """
-    if config.classes is None:
-        return model.class_names
+    if config.class_file is None:
+        return config.classes
     try:
-        lines = read_uri(config.classes, config.storage_options).decode().splitlines()
-    except (OSError, StorageError, UnicodeDecodeError) as error:
+        return parse_class_file(read_uri(config.class_file, config.storage_options))
+    except (OSError, StorageError, ValueError) as error:
         raise UsageError(f"--classes (={config.classes}) cannot be read: {error}.") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def choose_classes(
-    config: RunConfig, num_classes: int | None, names: Sequence[str] | None, manifest: Manifest
+    config: RunConfig,
+    num_classes: int | None,
+    own: Sequence[str] | None,
+    folders: Sequence[str],
+    before: Mapping[str, int] | None = None,
 ) -> ClassMap | None:
-    """How folders and outputs match; None without a classifier (`num_classes` is None).
+    """How folders and outputs match; None without a classifier.
+
+    Args:
+        config: says what is declared, and whether a match is needed.
+        num_classes: outputs of the network; None without a classifier.
+        own: what the checkpoint calls them.
+        folders: of the first level, with images.
+        before: class number of each folder when the output was begun: it stays where nothing is declared.
 
     Raises:
-        UsageError: no rule fits, and `config.select` needs one.
+        UsageError: the class file cannot be read or does not match; or no rule fits, and `config.select` needs one.
     """
     from vbp.saliency.models import imagenet_wnids
 
     if num_classes is None:
         return None
-    chosen = map_classes(_class_folders(config, manifest), num_classes, names, imagenet_wnids())
+    chosen = map_classes(folders, num_classes, own, imagenet_wnids(), declared_classes(config))
+    if not chosen.index and before and set(folders) <= set(before):
+        names = chosen.names or [folder for folder, _ in sorted(before.items(), key=lambda item: item[1])]
+        chosen = ClassMap(dict(before), names, "folders stand for the classes that they did when the output was begun")
     if config.select != "all" and not chosen.index:
         raise UsageError(f"--select {config.select} needs the class of each image: {chosen.rule}.")
     return chosen
 
 
-def _class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
+def class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
     """The first-level folders with images; of the whole tree even where ``--limit`` has cut the listing short."""
     if manifest.complete or "://" in config.input or is_manifest(config.input):
         return manifest.labels
-    return sorted({row.label for row in list_tree(Folder(config.input)) if row.label is not None})
+    rows = list_tree(Folder(config.input), suffixes=image_suffixes(config))
+    return sorted({row.label for row in rows if row.label is not None})
 
 
 def choose_device(config: RunConfig) -> str:

@@ -141,8 +141,11 @@ class Record:
             return None
         if summary["images"] < images or not is_complete(self._output):
             return None
-        now = {"failures_allowed": config.failures_allowed(summary["images"])}
-        fields = {name: summary[name] for name in Summary.__dataclass_fields__}
+        now = {
+            "failures_allowed": config.failures_allowed(summary["images"]),
+            "max_failures": config.max_failures,
+        }
+        fields = {name: summary[name] for name in Summary.__dataclass_fields__ if name in summary}
         return Summary(**fields | now | {"computed": 0, "seconds": 0.0, "stage_seconds": {}})
 
     def begin_listing(self, config: RunConfig) -> None:

@@ -104,7 +104,7 @@ def check_places(config: RunConfig, address: str) -> None:
     Raises:
         UsageError: a path is relative to this machine's working directory or home.
     """
-    places = {"INPUT": config.input, "OUTPUT": config.output, "--classes": config.classes}
+    places = {"INPUT": config.input, "OUTPUT": config.output, "--classes": config.class_file}
     if config.weights not in NAMED_WEIGHTS:
         places["--weights"] = config.weights
     for name, place in places.items():

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vbp.storage.leftout import in_words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -35,6 +37,10 @@ class Summary:
     workers: int
     classes: str | None = None
     """How folders were matched with classes, or why not; None without a classifier."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files of INPUT that are no images, by suffix or kind."""
+    max_failures: str = ""
+    """As it was asked for: what `failures_allowed` comes from."""
 
     @property
     def complete(self) -> bool:
@@ -45,6 +51,26 @@ class Summary:
     def succeeded(self) -> bool:
         """Complete, and no more failures than allowed: what ``_SUCCESS`` says."""
         return self.complete and self.error <= self.failures_allowed
+
+    @property
+    def left_out_in_words(self) -> str:
+        """The same for people."""
+        return in_words(self.left_out)
+
+    @property
+    def failure(self) -> str:
+        """A clause that says why the run failed, with its arithmetic; empty where it did not."""
+        if not self.complete:
+            missing = self.images - self.ok - self.error
+            return f"{missing} images have no row yet"
+        if self.succeeded:
+            return ""
+        share = f"{100 * self.error / self.images:.3g} %"
+        allowed = f"{self.max_failures} of {self.images} images: {self.failures_allowed}"
+        return (
+            f"{self.error} of {self.images} images failed, {share}, and --max-failures allows "
+            f"{allowed if self.max_failures.endswith('%') else self.failures_allowed}"
+        )
 
     @property
     def images_per_second(self) -> float:

@@ -34,7 +34,6 @@ from vbp.pipeline.summary import Summary
 from vbp.pipeline.sweepfile import Budget, Sweep, SweepRun
 from vbp.storage.combined import RUN, combine
 from vbp.storage.files import Folder
-from vbp.storage.listing import ManifestRow
 from vbp.storage.manifest import Manifest
 from vbp.storage.record import SWEEP, is_complete, load_record, mark_complete, mark_incomplete, save_record
 
@@ -205,7 +204,7 @@ class _Sweep:
                 each.attempt.open()
         common = self._configs[runs[0].name]
         given = None
-        if any(job.is_surely_for_ray(each.attempt.config) for each in working):
+        if any(job.is_for_ray(each.attempt.config) for each in working):
             given = self._connect(common, stack)
         for each in working:
             with _named(each.run):
@@ -214,7 +213,7 @@ class _Sweep:
                 each.attempt.check(model, given)
         self._list(working)
         images = sum(each.attempt.images for each in working)
-        if given is None and common.runner == "auto" and images > job.LOCAL_IMAGES:
+        if given is None and job.is_for_ray(common, images):
             given = self._connect(common, stack)
         for each in working:
             with _named(each.run):
@@ -232,18 +231,19 @@ class _Sweep:
 
     def _list(self, working: Sequence[_Working]) -> None:
         """Each input is listed once, so that its runs see the same images."""
-        listed: dict[tuple[str, int | None], Manifest] = {}
+        listed: dict[tuple[str, int | None, tuple[str, ...] | None], Manifest] = {}
         for name, outcome in self._outcomes.items():
             config = self._configs[name]
             manifest = Manifest.load(Folder(config.output, config.storage_options)) if outcome.summary else None
             if manifest is not None:
-                listed.setdefault((config.input, config.limit), manifest)
+                listed.setdefault((config.input, config.limit, config.suffixes), manifest)
         for each in working:
             config = each.attempt.config
-            known = listed.get((config.input, config.limit))
+            wanted = (config.input, config.limit, config.suffixes)
+            known = listed.get(wanted)
             with _named(each.run):
-                each.attempt.list_images(self._observer, _rows(known) if known and len(known.listings) == 1 else None)
-            listed.setdefault((config.input, config.limit), each.attempt.manifest)
+                each.attempt.list_images(self._observer, known if known and len(known.listings) == 1 else None)
+            listed.setdefault(wanted, each.attempt.manifest)
 
     # Work
 
@@ -252,7 +252,7 @@ class _Sweep:
         if not working:
             return
         for each in working:
-            each.attempt.begin()
+            each.attempt.begin(self._observer)
         self._observer.note(f"Running on Ray: {given}." if given else "Running in this process (runner: ray for Ray).")
         images = sum(each.attempt.images for each in working)
         finished = sum(outcome.summary.images for outcome in self._outcomes.values() if outcome.summary)
@@ -434,13 +434,6 @@ def _of_one_shape(working: Sequence[_Working]) -> list[_Working]:
     """Those of the first shape: rows of several runs meet in the blocks between the workers of a GPU."""
     wanted = shape(working[0].attempt.recipe)
     return [each for each in working if shape(each.attempt.recipe) == wanted]
-
-
-def _rows(manifest: Manifest) -> Iterator[ManifestRow]:
-    for shard in range(manifest.shards):
-        table = manifest.read_shard(shard)
-        columns = (table[name].to_pylist() for name in ManifestRow._fields)
-        yield from map(ManifestRow._make, zip(*columns, strict=True))
 
 
 def columns_of(asked: Sweep) -> pa.Schema:

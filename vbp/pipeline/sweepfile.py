@@ -44,6 +44,7 @@ ELSEWHERE = {
 """Fields of ``RunConfig`` that are no settings of a sweep, and why."""
 
 _HINTS = get_type_hints(RunConfig)
+_LISTS = {"outputs": "[mask, overlay]", "suffixes": "[.jpg, .png, none]"}
 _SETTINGS = [field.name for field in dataclasses.fields(RunConfig) if field.name not in ELSEWHERE]
 _PLACES = ("input", "weights", "classes")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -231,10 +232,10 @@ class _File:
     def _value(self, where: str, field: str, value: Any) -> Any:
         """A value of the field's type and domain, as ``RunConfig`` takes it."""
         hint = _HINTS[field]
-        if field == "outputs":
+        if field in _LISTS and (value is not None or field == "outputs"):
             kinds = value.split(",") if isinstance(value, str) else value
             if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-                self._refuse(where, value, "must be a list like [mask, overlay]")
+                self._refuse(where, value, f"must be a list like {_LISTS[field]}")
             value = tuple(kinds)
         elif field == "storage_options":
             value = self._mapping(where, value)

@@ -6,7 +6,6 @@ The rate is, first that is known: the one given; that of the newest run in OUTPU
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import time
 from collections import Counter
@@ -18,17 +17,18 @@ import numpy as np
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline import prepare
-from vbp.pipeline.attempt import open_record
+from vbp.pipeline.attempt import open_record, wants_more
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.job import LOCAL_IMAGES
+from vbp.pipeline.job import is_for_ray
 from vbp.pipeline.recipe import Recipe, rows_together
 from vbp.pipeline.record import Record
 from vbp.pipeline.steps import Batch, good_rows, objects
 from vbp.review.status import status
 from vbp.storage.files import Folder
 from vbp.storage.index import pending_shards
+from vbp.storage.leftout import LeftOut, in_words
 from vbp.storage.listing import ManifestRow
-from vbp.storage.manifest import Manifest
+from vbp.storage.manifest import MAX_LABELS, Manifest
 
 _BATCHES = 2
 """That are measured; another warms up."""
@@ -68,6 +68,8 @@ class Plan:
     """Seconds an image by stage."""
     output_bytes: int | None
     """Of masks and other files still to be written."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files of INPUT that are no images, by suffix or kind."""
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -81,6 +83,11 @@ class Plan:
         if self.left == 0:
             return 0.0
         return self.left / self.images_per_second if self.images_per_second else None
+
+    @property
+    def left_out_in_words(self) -> str:
+        """The same for people."""
+        return in_words(self.left_out)
 
     @property
     def cost(self) -> float | None:
@@ -117,7 +124,9 @@ def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_s
         raise UsageError(str(error)) from error
     sample = _Sample(config, record, seen.rows)
     sample.refuse_other()
-    runner = _runner(config, seen.images)
+    if seen.folders is not None:
+        sample.refuse_classes(config, seen.folders)
+    runner = "ray" if is_for_ray(config, seen.images) else "local"
     workers = 1 if runner == "local" else config.workers or prepare.workers_here(sample.recipe.device)
     if left:
         sample.measure()
@@ -148,6 +157,7 @@ def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_s
         failures=dict(sample.failures),
         sample_seconds=sample.seconds,
         output_bytes=None if per_image is None else round(left * per_image),
+        left_out=dict(seen.left_out),
         notes=tuple(_notes(config, runner, sample)),
     )
 
@@ -162,10 +172,14 @@ class _Seen:
     shard_size: int
     rows: list[ManifestRow]
     """Some of them, chosen by ``--seed``."""
+    left_out: Mapping[str, int]
+    """Files that are no images, by suffix or kind."""
+    folders: Sequence[str] | None
+    """Of the first level; None where the listing was cut before it had seen them all."""
 
 
 def _seen(config: RunConfig, manifest: Manifest | None) -> _Seen:
-    if manifest is None or config.refresh or _lacks_images(config, manifest):
+    if manifest is None or config.refresh or wants_more(config, manifest):
         return _listed(config, manifest)
     images = manifest.images if config.limit is None else min(manifest.images, config.limit)
     wanted = [shard for shard in range(manifest.shards) if manifest.shard_start(shard) < images]
@@ -177,23 +191,40 @@ def _seen(config: RunConfig, manifest: Manifest | None) -> _Seen:
         for values in zip(*(table[name].to_pylist() for name in names), strict=True):
             look.add(ManifestRow(*values))
     size = None if look.bytes is None else round(look.bytes * images / max(look.images, 1))
-    return _Seen(images, size, len(wanted), manifest.shard_size, look.rows)
-
-
-def _lacks_images(config: RunConfig, manifest: Manifest) -> bool:
-    return not manifest.complete and (config.limit is None or config.limit > manifest.images)
+    return _Seen(
+        images,
+        size,
+        len(wanted),
+        manifest.shard_size,
+        look.rows,
+        manifest.left_out,
+        prepare.class_folders(config, manifest),
+    )
 
 
 def _listed(config: RunConfig, manifest: Manifest | None) -> _Seen:
     """List INPUT as a run would."""
-    shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config))
+    left_out = LeftOut()
+    shard_size, rows = prepare.choose_shard_size(config, prepare.list_input(config, left_out=left_out))
     shard_size = manifest.shard_size if manifest else shard_size
     look = _Look(config)
+    folders: set[str] | None = set()
     for row in rows:
         if look.images == config.limit:
+            folders = None
             break
+        if folders is not None and row.label is not None and len(folders) < MAX_LABELS:
+            folders.add(row.label)
         look.add(row)
-    return _Seen(look.images, look.bytes, -(-look.images // shard_size), shard_size, look.rows)
+    return _Seen(
+        look.images,
+        look.bytes,
+        -(-look.images // shard_size),
+        shard_size,
+        look.rows,
+        left_out.counts,
+        None if folders is None else sorted(folders),
+    )
 
 
 class _Look:
@@ -224,12 +255,6 @@ def _left(config: RunConfig, output: Folder, manifest: Manifest | None, seen: _S
         return seen.images
     pending = sum(shard.images for shard in pending_shards(output, manifest, config.retry_failed, config.limit))
     return pending + max(0, seen.images - manifest.images)
-
-
-def _runner(config: RunConfig, images: int) -> str:
-    if config.runner != "auto":
-        return config.runner
-    return "ray" if "://" in config.input or "RAY_ADDRESS" in os.environ or images > LOCAL_IMAGES else "local"
 
 
 class _Sample:
@@ -274,6 +299,11 @@ class _Sample:
         if self.stands_in and before:
             known = dataclasses.replace(known, weights_sha256=before.get("weights"))
         self._record.refuse_other(known)
+
+    def refuse_classes(self, config: RunConfig, folders: Sequence[str]) -> None:
+        """Refuse what a run would refuse: folders that are no classes, where they must be; errors as there."""
+        before = self._record.facts.get("classes")
+        prepare.choose_classes(config, self._model.num_classes, self._model.class_names, folders, before)
 
     def measure(self) -> None:
         """Fetch, decode, explain and encode the images in memory."""

@@ -19,6 +19,7 @@ from vbp.review.output import Output, begun_at
 from vbp.storage.files import Folder
 from vbp.storage.index import counts, parts_by_shard
 from vbp.storage.lease import Holder, holder
+from vbp.storage.leftout import in_words
 from vbp.storage.parts import Part, read_parts
 
 State = Literal["listing", "running", "finished", "failed", "interrupted", "dead"]
@@ -59,6 +60,8 @@ class Status:
     """Since the lease was renewed, by the clocks of its holder and of this machine."""
     attempts: tuple[Attempt, ...]
     """Oldest first."""
+    left_out: Mapping[str, int]
+    """Files of INPUT that are no images, by suffix or kind, of its last listing."""
 
     @property
     def left(self) -> int:
@@ -71,6 +74,11 @@ class Status:
         if self.state != "running" or not self.images_per_second:
             return None
         return self.left / self.images_per_second
+
+    @property
+    def left_out_in_words(self) -> str:
+        """The same for people."""
+        return in_words(self.left_out)
 
     @property
     def is_live(self) -> bool:
@@ -122,6 +130,7 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
             Attempt(run_id=name, begun_at=begun_at(name), ok=done[0], error=done[1])
             for name, done in sorted(attempts.items())
         ),
+        left_out=dict(output.manifest.left_out) if output.manifest else {},
     )
 
 

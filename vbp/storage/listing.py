@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -11,9 +11,17 @@ import pyarrow.parquet as pq
 
 from vbp.errors import UsageError
 from vbp.storage.files import Folder, open_uri
+from vbp.storage.leftout import NO_SUFFIX, LeftOut, is_system, suffix_of
 from vbp.storage.naming import key_of, key_of_uri, label_of
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".mpo"),
+    *(".png", ".apng", ".gif", ".webp", ".avif", ".avifs"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+)
+HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics", ".heifs")
+"""Read where the package for them is installed."""
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".txt")
 
 _ABSOLUTE = re.compile(r"/|~|[A-Za-z][A-Za-z0-9+.-]*://")
@@ -35,12 +43,20 @@ class ManifestRow(NamedTuple):
     version: str | None = None
 
 
-def list_tree(folder: Folder, output: Folder | None = None) -> Iterator[ManifestRow]:
-    """The image files of a folder, known by their extension, in byte order of the path.
+def list_tree(
+    folder: Folder,
+    output: Folder | None = None,
+    *,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+    left_out: LeftOut | None = None,
+) -> Iterator[ManifestRow]:
+    """The image files of a folder, known by their suffix, in byte order of the path; system files are none.
 
     Args:
         folder: INPUT.
         output: left out where it lies inside ``folder``, so that results are never explained in turn.
+        suffixes: in lower case, of images; ``none`` for names that have none.
+        left_out: counts the files that are no images.
 
     Raises:
         FileNotFoundError, StorageError: as ``Folder.walk``.
@@ -48,11 +64,20 @@ def list_tree(folder: Folder, output: Folder | None = None) -> Iterator[Manifest
     inside = output is not None and output.url.startswith(folder.url.rstrip("/") + "/")
     results = output.url.removeprefix(folder.url.rstrip("/") + "/") + "/" if output and inside else None
     for file in folder.walk():
-        if not file.path.lower().endswith(IMAGE_SUFFIXES) or (results and file.path.startswith(results)):
+        if results and file.path.startswith(results):
+            continue
+        if is_system(file.path) or not _ends_in(file.path, suffixes):
+            if left_out is not None:
+                left_out.add(file.path)
             continue
         key = key_of(file.path)
         path = os.fsencode(file.path)
         yield ManifestRow(key, folder.uri(file.path), path, label_of(key), file.size, file.version)
+
+
+def _ends_in(path: str, suffixes: Sequence[str]) -> bool:
+    ends = tuple(suffix for suffix in suffixes if suffix != NO_SUFFIX)
+    return path.lower().endswith(ends) or (len(ends) < len(suffixes) and not suffix_of(path))
 
 
 def is_manifest(uri: str) -> bool:

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from vbp.errors import StorageError
+from vbp.storage.leftout import is_system
 from vbp.storage.retry import attempt
 from vbp.storage.store import File
 from vbp.storage.walk import PIECE, Level, Piece, walk
@@ -112,6 +113,8 @@ def _enter(top: bytes, path: bytes) -> Level:
             # a / behind the names of folders makes their order that of whole paths
             names = sorted(entry.name + b"/" if _is_folder(entry) else entry.name for entry in entries)
     except OSError as error:
+        if is_system(os.fsdecode(path).rstrip("/")) and isinstance(error, PermissionError):
+            return Level(path, [])  # lost+found, a Mac's .Trashes: closed, and nothing that anyone looks for
         message = f"cannot list the folder {display(os.fsdecode(folder)).rstrip('/')}: {error.strerror}"
         missing = isinstance(error, FileNotFoundError) and not path
         raise (FileNotFoundError if missing else StorageError)(message) from error

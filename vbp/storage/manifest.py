@@ -14,7 +14,7 @@ import math
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate, islice
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from vbp.errors import StorageError, UsageError
 from vbp.storage.files import Folder
+from vbp.storage.leftout import LeftOut
 from vbp.storage.listing import ManifestRow, is_manifest, list_tree, read_manifest_input
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 from vbp.storage.record import load_record, save_record
@@ -70,6 +71,10 @@ class Manifest:
     listed_at: str
     id: str = ""
     """Of the first listing: positions count in this manifest alone. Empty where an older vbp made it."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files that the last listing passed over, by suffix or kind (``vbp.storage.leftout``)."""
+    suffixes: tuple[str, ...] | None = None
+    """Those of images that the last listing was asked for; None for the usual ones."""
 
     @classmethod
     def load(cls, output: Folder) -> "Manifest | None":
@@ -81,14 +86,14 @@ class Manifest:
         record = load_record(output, MANIFEST)
         if record is None:
             return None
-        record = {"id": "", **record}
+        record = {"id": "", "left_out": {}, "suffixes": None, **record}  # what an older vbp did not put down
         wrong = [name for name, is_right in _RIGHT.items() if not is_right(record.get(name))]
         if wrong:
             raise StorageError(
                 f"{output.uri(MANIFEST)} is damaged ({wrong[0]} is {record.get(wrong[0])!r}); restore it"
             )
-        own = {field.name: record[field.name] for field in fields(cls) if field.name != "folder"}
-        own |= {"listings": tuple(record["listings"]), "labels": tuple(record["labels"])}
+        own = {each.name: record[each.name] for each in fields(cls) if each.name != "folder"}
+        own |= {name: tuple(own[name]) for name in ("listings", "labels", "suffixes") if own[name] is not None}
         return cls(folder=output, **own)
 
     @property
@@ -118,6 +123,13 @@ class Manifest:
         with open_parquet(self.folder, numbered(MANIFEST_PARTS, self.first_part(listing) + part)) as file:
             table = file.read_row_group(group)
         return table.append_column("position", pa.array(range(table.num_rows), pa.int32()))
+
+    def rows(self) -> Iterator[ManifestRow]:
+        """All rows, shard by shard."""
+        for shard in range(self.shards):
+            table = self.read_shard(shard)
+            columns = (table[name].to_pylist() for name in ManifestRow._fields)
+            yield from map(ManifestRow._make, zip(*columns, strict=True))
 
     @property
     def shards_per_part(self) -> int:
@@ -150,7 +162,7 @@ class Manifest:
 
     def _save(self) -> None:
         record = {"images": self.images, "shards": self.shards}
-        record |= {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
+        record |= {each.name: getattr(self, each.name) for each in fields(self) if each.name != "folder"}
         save_record(self.folder, record, MANIFEST)
 
 
@@ -172,12 +184,21 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "complete": lambda value: isinstance(value, bool),
     "listed_at": _is_text,
     "id": _is_text,
+    "left_out": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "suffixes": lambda value: value is None or (isinstance(value, list) and all(map(_is_text, value))),
 }
 """What each field of the record must be."""
 
 
 def write_manifest(
-    output: Folder, source: Iterable[ManifestRow], shard_size: int, limit: int | None = None, *, input: str = ""
+    output: Folder,
+    source: Iterable[ManifestRow],
+    shard_size: int,
+    limit: int | None = None,
+    *,
+    input: str = "",
+    left_out: LeftOut | None = None,
+    suffixes: tuple[str, ...] | None = None,
 ) -> Manifest:
     """List the images of ``source`` from scratch.
 
@@ -187,6 +208,8 @@ def write_manifest(
         shard_size: images per shard, the unit of work and of resume.
         limit: stop after so many images.
         input: INPUT, for the record.
+        left_out: what ``source`` passes over, counted as it goes; for the record.
+        suffixes: of images, where they are others than usual; for the record.
 
     Raises:
         UsageError: two images of a manifest file have one key, or there are too many shards.
@@ -196,11 +219,17 @@ def write_manifest(
     output.delete(MANIFEST)
     nothing = Manifest(output, input, shard_size, (), (), True, limit, False, "", secrets.token_hex(8))
     first = First(source, limit)
-    return append(nothing, in_order(first), first)
+    return append(nothing, in_order(first, left_out), first, left_out=left_out, suffixes=suffixes)
 
 
 def append(
-    manifest: Manifest, rows: Iterator[ManifestRow], source: First, before_save: Callable[[], None] | None = None
+    manifest: Manifest,
+    rows: Iterator[ManifestRow],
+    source: First,
+    before_save: Callable[[], None] | None = None,
+    *,
+    left_out: LeftOut | None = None,
+    suffixes: tuple[str, ...] | None = None,
 ) -> Manifest:
     """Add a listing of ``rows``, in order, as new shards; killed half-way, the manifest is as it was.
 
@@ -209,6 +238,8 @@ def append(
         rows: what ``source`` has beyond that.
         source: tells whether it was cut at its limit.
         before_save: called before a manifest with new images replaces the old one.
+        left_out: what ``source`` passes over; None keeps what is on record.
+        suffixes: of images, that ``source`` goes by, where they are others than usual.
 
     Raises:
         UsageError: there are too many shards.
@@ -239,6 +270,8 @@ def append(
         limit=source.limit,
         complete=not source.cut,
         listed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        left_out=manifest.left_out if left_out is None else dict(left_out.counts),
+        suffixes=suffixes,
     )
     if replace(extended, listed_at=manifest.listed_at) == manifest:
         return manifest

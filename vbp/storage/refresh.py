@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from vbp.storage.files import Folder
+from vbp.storage.leftout import LeftOut
 from vbp.storage.listing import ManifestRow
 from vbp.storage.manifest import MANIFEST_PARTS, Manifest, append
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
@@ -46,6 +47,8 @@ def refresh_manifest(
     *,
     forget: Forget | None = None,
     before_change: Callable[[], None] | None = None,
+    left_out: LeftOut | None = None,
+    suffixes: tuple[str, ...] | None = None,
 ) -> tuple[Manifest, Changes]:
     """Append the images of ``source`` that are not listed yet, and forget those that have changed.
 
@@ -60,14 +63,17 @@ def refresh_manifest(
         forget: called, in threads, for each shard with changed images; None leaves these as they are.
         before_change: called before the ledger or the list of images changes, maybe more than once; never where
             nothing is new or changed.
+        left_out: what ``source`` passes over, counted as it goes; for the record.
+        suffixes: of images, where they are others than usual; for the record.
 
     Raises:
         UsageError: two images of a manifest file have one key, or there are too many shards.
     """
     manifest = replace(manifest, folder=output)
     first = First(source, limit)
-    comparison = _Comparison(manifest, first, _Rewriter(manifest, forget, before_change) if forget else None)
-    extended = append(manifest, comparison.new_rows(), first, before_change)
+    rewriter = _Rewriter(manifest, forget, before_change) if forget else None
+    comparison = _Comparison(manifest, first, rewriter, left_out)
+    extended = append(manifest, comparison.new_rows(), first, before_change, left_out=left_out, suffixes=suffixes)
     return extended, comparison.changes()
 
 
@@ -84,13 +90,15 @@ class _Place(NamedTuple):
 class _Comparison:
     """A listing beside the one before: yields what is new, counts the rest."""
 
-    def __init__(self, manifest: Manifest, source: First, rewriter: "_Rewriter | None"):
-        self._manifest, self._source, self._rewriter = manifest, source, rewriter
+    def __init__(
+        self, manifest: Manifest, source: First, rewriter: "_Rewriter | None", left_out: LeftOut | None = None
+    ):
+        self._manifest, self._source, self._rewriter, self._left_out = manifest, source, rewriter, left_out
         self._new = self._changed = self._gone = 0
 
     def new_rows(self) -> Iterator[ManifestRow]:
         """Rows that no listing has; when they end, everything that changed has been dealt with."""
-        for row, known in _side_by_side(in_order(self._source), _listed(self._manifest)):
+        for row, known in _side_by_side(in_order(self._source, self._left_out), _listed(self._manifest)):
             if known is None and row is not None:
                 self._new += 1
                 yield row

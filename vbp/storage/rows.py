@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vbp.errors import UsageError
+from vbp.storage.leftout import REPEATED, LeftOut
 from vbp.storage.listing import ManifestRow
 
 MANIFEST_SCHEMA = pa.schema(
@@ -52,16 +53,20 @@ class First:
             yield row
 
 
-def in_order(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+def in_order(rows: Iterable[ManifestRow], left_out: LeftOut | None = None) -> Iterator[ManifestRow]:
     """Rows of a tree come sorted, those of a manifest file are sorted here.
 
+    Args:
+        rows: as they are listed.
+        left_out: counts the rows that repeat an image.
+
     Raises:
-        UsageError: two images of a manifest file have one key.
+        UsageError: two images of a manifest file have one key, or one image has two labels.
     """
     iterator = iter(rows)
     for row in iterator:
         everything = chain([row], iterator)
-        yield from everything if row.path is not None else _one_per_key(sorted_by_key(everything))
+        yield from everything if row.path is not None else _one_per_key(sorted_by_key(everything), left_out)
 
 
 def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
@@ -78,7 +83,7 @@ def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
         yield from heapq.merge(*map(_read_run, runs), key=order_of)
 
 
-def _one_per_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
+def _one_per_key(rows: Iterator[ManifestRow], left_out: LeftOut | None) -> Iterator[ManifestRow]:
     """The same image named twice is one; two images under one key would overwrite each other's results."""
     last: ManifestRow | None = None
     for row in rows:
@@ -88,6 +93,13 @@ def _one_per_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
                     f"the manifest has two images with the key {row.key!r}: {last.uri} and {row.uri}; "
                     "give each a key of its own in the column key"
                 )
+            if row.label != last.label:
+                raise UsageError(
+                    f"the manifest names {row.uri} twice, with the labels {last.label!r} and {row.label!r}; "
+                    "keep one of the rows, or give each a key of its own in the column key"
+                )
+            if left_out is not None:
+                left_out.count(REPEATED)
             continue
         last = row
         yield row
