@@ -432,7 +432,7 @@ def test_an_output_whose_classes_went_by_the_alphabet_goes_on_so(photos, network
     """As they did before that had to be asked for."""
     out, nameless = tmp_path / "out", tmp_path / "nameless.safetensors"
     save_file(load_file(network_file), nameless)
-    made, seen = config(photos, out, nameless, limit=1), Notes()
+    made, seen = config(photos, out, str(nameless), limit=1), Notes()
     run(made, seen)
     assert any(note.startswith("No prediction is called correct or wrong: nobody says") for note in seen.notes)
     assert next(iter(index_of(out).values()))["correct"] is None

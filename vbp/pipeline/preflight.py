@@ -17,7 +17,7 @@ from vbp.errors import StorageError, UsageError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.prepare import NAMED_WEIGHTS
 from vbp.storage.files import Folder, read_uri
-from vbp.storage.listing import is_manifest
+from vbp.storage.manifestfile import is_manifest
 from vbp.storage.options import CREDENTIALS, family_of
 
 PROBE = "_run/preflight"

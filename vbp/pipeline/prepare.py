@@ -20,10 +20,9 @@ from vbp.storage.listing import (
     HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
     ManifestRow,
-    is_manifest,
     list_tree,
-    read_manifest_input,
 )
+from vbp.storage.manifestfile import is_manifest, read_manifest_input
 
 if TYPE_CHECKING:
     from vbp.saliency.models import Model

@@ -25,7 +25,8 @@ import pyarrow as pa
 from vbp.errors import StorageError, UsageError
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.listing import ManifestRow, is_manifest, list_tree, read_manifest_input
+from vbp.storage.listing import ManifestRow, list_tree
+from vbp.storage.manifestfile import is_manifest, read_manifest_input
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 from vbp.storage.record import load_record, save_record
 from vbp.storage.rows import MANIFEST_SCHEMA, First, in_order, table_of
