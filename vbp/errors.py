@@ -11,6 +11,7 @@
     │   ├── NotAnImageError           the bytes are of no image format that we read
     │   ├── CorruptImageError         an image format, but truncated or broken inside
     │   ├── UnsupportedLayoutError    a sound image, in a layout that we do not read
+    │   ├── FileTooLargeError         more bytes than ``--max-bytes``
     │   ├── ImageTooLargeError        more pixels than the limit against decompression bombs
     │   ├── NonFiniteActivationError  the network gave infinity or NaN for this image
     │   └── WorkerDiedError           the process that had it in hand was killed, more than once
@@ -56,6 +57,10 @@ class CorruptImageError(ImageError):
 
 class UnsupportedLayoutError(ImageError):
     """A sound image in a layout that we do not read; the message says which."""
+
+
+class FileTooLargeError(ImageError):
+    """More bytes than the limit against files without end."""
 
 
 class ImageTooLargeError(ImageError):

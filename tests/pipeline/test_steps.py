@@ -44,3 +44,12 @@ def test_a_single_missing_file_is_an_error_row(photos):
     (photos / "05.jpg").unlink()
     found = Fetch(str(photos))(batch(photos, range(20)))
     assert [kind for kind in found["error_type"] if kind] == ["FileNotFoundError"]
+
+
+def test_what_an_address_may_hold_in_secret_is_read_with_and_not_kept(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    columns = {"key": ["k", "l"], "uri": [f"{tmp_path}/a", "http://me:word@127.0.0.1:9/x?sig=word#word"]}
+    found = Fetch("", max_bytes=4)({name: objects(values) for name, values in columns.items()})
+    assert list(found["uri"]) == [f"{tmp_path}/a", "http://127.0.0.1:9/x"]
+    assert list(found["error_type"]) == ["FileTooLargeError", "UsageError"]
+    assert "word" not in str(found).replace("password", "")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vbp.errors import StorageError
+from vbp.errors import FileTooLargeError, StorageError
 from vbp.storage.files import File, Folder
+from vbp.storage.local import LocalStore
 
 NOBODY = 65534
 WRITER = """
@@ -214,3 +215,15 @@ def test_a_vanished_folder_is_an_error(tmp_path):
     (tmp_path / "b99").rmdir()
     with pytest.raises(StorageError, match=f"{tmp_path}/b99: No such file"):
         next(walk)
+
+
+def test_a_limit_refuses_what_is_longer_or_never_ends(tmp_path):
+    store, path = LocalStore(), str(tmp_path / "a")
+    store.write(path, b"12345")
+    assert store.read(path, limit=5) == b"12345"
+    with pytest.raises(FileTooLargeError, match=f"{path} has 5 bytes or more, and --max-bytes allows 4"):
+        store.read(path, limit=4)
+    os.mkfifo(tmp_path / "pipe")
+    for endless in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path)):
+        with pytest.raises(StorageError, match=f"cannot read {endless}: it is no regular file"):
+            store.read(endless, limit=5)

@@ -9,6 +9,7 @@ from vbp.storage import manifest as module
 from vbp.storage import rows as rows_module
 from vbp.storage.files import Folder
 from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.manifestfile import read_manifest_input
 from vbp.storage.refresh import refresh_manifest
 
 
@@ -167,3 +168,15 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
     small, large = peak(20_000), peak(200_000)
     print(f"peak memory: {small // 1024} MB for 20,000 images, {large // 1024} MB for 200,000")  # noqa: T201
     assert large < small + 60 * 1024
+
+
+def test_images_that_differ_by_the_query_alone_need_keys_and_a_version_is_kept(tmp_path):
+    path = tmp_path / "images.txt"
+    path.write_text("https://h/a.jpg?versionId=7&sig=word\nhttps://h/b.jpg?id=1\n")
+    rows = list(read_manifest_input(str(path)))
+    assert [(row.key, row.version) for row in rows] == [("h/a.jpg", "7"), ("h/b.jpg", None)]
+    assert rows[0].uri.endswith("?versionId=7&sig=word")  # it is read by
+    path.write_text("https://h/a.jpg?id=1&sig=word\nhttps://h/a.jpg?id=2&sig=word\n")
+    with pytest.raises(UsageError, match=r"'h/a.jpg': https://h/a.jpg with two queries.*give each a key") as caught:
+        write_manifest(Folder(tmp_path / "out"), read_manifest_input(str(path)), 10)
+    assert "word" not in str(caught.value)

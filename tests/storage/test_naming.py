@@ -108,7 +108,8 @@ def test_all_small_paths_differ():
     ("uri", "key"),
     [
         ("s3://bucket/a/b c.jpg", "bucket/a/b c.jpg"),
-        ("https://host:8080/a.jpg?x=1&y=2#top", "host%3A8080/a.jpg%3Fx=1&y=2%23top"),
+        ("https://host:8080/a.jpg?x=1&y=2#top", "host%3A8080/a.jpg"),
+        ("https://me:word@host/a%3Fb.jpg?sig=1", "host/a%253Fb.jpg"),
         ("http://h/a%20b.jpg", "h/a%2520b.jpg"),
         ("/data/a.jpg", "data/a.jpg"),
         ("file:///data/a.jpg", "data/a.jpg"),

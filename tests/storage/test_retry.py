@@ -7,7 +7,7 @@ from s3fs.errors import translate_boto_error
 
 from vbp.errors import StorageError
 from vbp.storage.remote import RemoteStore
-from vbp.storage.retry import Kind, Refusal, attempt
+from vbp.storage.retry import Kind, Refusal, attempt, reason
 
 
 def s3_error(code, status, operation="GetObject"):
@@ -140,7 +140,7 @@ def test_no_secret_in_messages(text):
 def test_no_secret_of_a_signed_url_in_messages():
     with pytest.raises(StorageError) as caught:
         attempt(Failing(ValueError("x")), "read https://host/a.jpg?X-Amz-Signature=hunter2&x=1", None)
-    assert str(caught.value) == "cannot read https://host/a.jpg?X-Amz-Signature=***&x=1: ValueError: x"
+    assert str(caught.value) == "cannot read https://host/a.jpg: ValueError: x"
 
 
 class LosingAnswers:
@@ -177,3 +177,17 @@ class Deleting(LosingAnswers):
 
 def test_create_over_what_then_vanishes_is_not():
     assert not RemoteStore(Deleting(b"theirs")).create("bucket/a", b"mine")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TimeoutError(), "no answer in time (TimeoutError)"),
+        (aiohttp.ServerTimeoutError(), "no answer in time (ServerTimeoutError)"),
+        (ValueError(" "), "ValueError"),
+        (OSError(5, ""), "OSError: [Errno 5]"),
+        (RuntimeError("x\ny"), "RuntimeError: x y"),
+    ],
+)
+def test_no_reason_is_empty(error, words):
+    assert reason(error).startswith(words)

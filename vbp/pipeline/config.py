@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from vbp.errors import UsageError
 from vbp.pipeline.resources import parse_labels
+from vbp.storage.addresses import check_place, without_secrets
 from vbp.storage.leftout import suffixes_in
 
 OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
@@ -137,6 +138,7 @@ class RunConfig:
         None,
         "Which files of a tree are images, comma-separated; none: names without a suffix [default: all that are read].",
     )
+    max_bytes: int = option(1 << 30, "A longer file is an error row, also where a server sends without end.")
     limit: int | None = option(None, "Stop after the first N images of the listing.")
     shard_size: int | None = option(
         None, "Images in one unit of work, fixed when the input is first listed [default: auto]."
@@ -164,7 +166,7 @@ class RunConfig:
             object.__setattr__(self, "suffixes", _suffixes(self.suffixes))
         for name, hint in get_type_hints(type(self)).items():
             self._check_choice(name, hint)
-        for name in ("size", "batch_size", "limit", "shard_size", "workers"):
+        for name in ("size", "batch_size", "max_bytes", "limit", "shard_size", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} (={value}) must be at least 1.")
@@ -178,6 +180,8 @@ class RunConfig:
             )
         self.failures_allowed(0)
         parse_labels(self.node_labels)
+        check_place("INPUT", self.input)
+        check_place("OUTPUT", self.output)
         _check_apart(self.input, self.output)
 
     def _check_choice(self, name: str, hint: Any) -> None:
@@ -209,7 +213,7 @@ class RunConfig:
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("fingerprint")}
         if self.smooth:
             chosen |= {"noise": self.noise, "noise_seed": self.seed}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+        return {name: _recorded(value) for name, value in chosen.items()}
 
     def method(self) -> dict[str, Any]:
         """The arguments of ``vbp.saliency.VisualBackProp`` but for the network."""
@@ -239,11 +243,14 @@ class RunConfig:
         return [*flags, "--", self.input, self.output]
 
     def as_json(self) -> dict[str, Any]:
-        """All fields as JSON values, for ``run.json``; holds no secrets, since none are accepted."""
-        return {
-            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
-            for f in dataclasses.fields(self)
-        }
+        """All fields as JSON values, for ``run.json``; holds no secrets, since none are accepted or kept."""
+        return {f.name: _recorded(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def _recorded(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_secrets(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _suffixes(asked: Iterable[str]) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class Recipe:
 
     def fetch(self) -> Fetch:
         """The first step."""
-        return Fetch(self.config.input, self.config.storage_options)
+        return Fetch(self.config.input, self.config.storage_options, max_bytes=self.config.max_bytes)
 
     def decode(self) -> Decode:
         """The second step."""

@@ -32,6 +32,7 @@ from vbp.errors import ImageError, NonFiniteActivationError, StorageError, Usage
 from vbp.pipeline.breaker import Breaker
 from vbp.pipeline.layouts import FOLDERS, make_layout
 from vbp.storage import lease
+from vbp.storage.addresses import without_secrets
 from vbp.storage.files import Folder, read_uri
 from vbp.storage.parts import PART_SCHEMA, write_part
 
@@ -85,11 +86,12 @@ def good_rows(batch: Batch) -> list[int]:
 
 
 class Fetch(Step):
-    """``path`` or ``uri`` -> ``data`` (bytes), ``bytes`` (their number), ``sha256``.
+    """``path`` or ``uri`` -> ``data`` (bytes), ``bytes`` (their number), ``sha256``; ``uri`` loses what is secret.
 
     Args:
         root: the input folder that ``path`` is relative to; rows without ``path`` are read by ``uri``.
         storage_options: non-secret options by URL prefix.
+        max_bytes: of one file; None: any number. A longer one is an error row, of which no more is held.
         threads: reads in flight.
         breaker: stops the run when most reads fail for reasons that lie in the store.
 
@@ -104,11 +106,13 @@ class Fetch(Step):
         root: str,
         storage_options: Mapping[str, Any] | None = None,
         *,
+        max_bytes: int | None = None,
         threads: int = 16,
         breaker: Breaker | None = None,
     ) -> None:
         self._root = root
         self._options = storage_options
+        self._max_bytes = max_bytes
         self._threads = threads
         self._breaker = breaker or Breaker(is_gone=self._root_is_gone)
         self._folder: Folder | None = None
@@ -127,6 +131,7 @@ class Fetch(Step):
                     self.fail(batch, row, result)
                 else:
                     data[row] = result
+        batch["uri"] = objects([without_secrets(uri) for uri in batch["uri"]])
         batch["data"] = objects(data)
         batch["bytes"] = objects([None if d is None else len(d) for d in data])
         batch["sha256"] = objects([None if d is None else hashlib.sha256(d).hexdigest() for d in data])
@@ -135,10 +140,10 @@ class Fetch(Step):
     def _read(self, task: tuple[bytes | None, str]) -> bytes:
         path, uri = task
         if path is None:
-            return read_uri(uri, self._options)
+            return read_uri(uri, self._options, limit=self._max_bytes)
         if self._folder is None:
             self._folder = Folder(self._root, self._options)
-        return self._folder.read(os.fsdecode(path))
+        return self._folder.read(os.fsdecode(path), limit=self._max_bytes)
 
     def _root_is_gone(self) -> bool:
         """Whether the input folder is not there any more, or holds nothing, as an empty mount point does."""

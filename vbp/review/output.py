@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline.sweepfile import RUNS
+from vbp.storage.addresses import check_place
 from vbp.storage.files import Folder
 from vbp.storage.index import newest_rows, read_index
 from vbp.storage.manifest import Manifest
@@ -36,6 +37,7 @@ class Output:
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Output:
         """The output at a path or URL; errors as for `at`."""
+        check_place("OUTPUT", url)
         return cls.at(Folder(url, options))
 
     @classmethod

@@ -95,9 +95,9 @@ class Folder:
         """
         return temporaries(self._root) if self.is_local else iter(())
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The file's bytes, all by default, else from ``start`` up to ``end``."""
-        return self._store.read(self._at(path), start, end)
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
+        """The file's bytes, all by default, else from ``start`` up to ``end``; errors as for ``read_uri``."""
+        return self._store.read(self._at(path), start, end, limit=limit)
 
     def open(self, path: str) -> BinaryIO:
         """The file for reading here and there; remote ones are fetched in pieces, as they are asked for."""
@@ -159,6 +159,8 @@ def read_uri(
     options: Mapping[str, Any] | None = None,
     start: int | None = None,
     end: int | None = None,
+    *,
+    limit: int | None = None,
 ) -> bytes:
     """The bytes of the file at a path or URL.
 
@@ -167,15 +169,17 @@ def read_uri(
         options: as for ``Folder``.
         start: the first byte that is wanted; the file's first by default.
         end: the one after the last; the file's last by default.
+        limit: most bytes of a file that is read as a whole, and of a local one that it is a regular file.
 
     Raises:
+        FileTooLargeError: it has more; at most so much is read.
         FileNotFoundError: there is no such file.
         PermissionError: it may not be read.
         UsageError: the URL or the options cannot be used.
         StorageError: the store does not answer, after retries.
     """
     store, path = _find(uri, options)
-    return store.read(path, start, end)
+    return store.read(path, start, end, limit=limit)
 
 
 def write_uri(uri: str | os.PathLike[str], data: bytes, options: Mapping[str, Any] | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from vbp.errors import StorageError
 from vbp.storage.leftout import is_system
 from vbp.storage.retry import attempt
-from vbp.storage.store import File
+from vbp.storage.store import File, refuse_larger
 from vbp.storage.walk import PIECE, Level, Piece, walk
 
 T = TypeVar("T")
@@ -48,10 +48,15 @@ class LocalStore:
             return None
         return info.st_size if stat.S_ISREG(info.st_mode) else None
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes from ``start`` up to ``end``."""
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
+        """The bytes from ``start`` up to ``end``; with a ``limit`` nothing but a regular file is read.
+
+        A device or a pipe may never end, and to open one may never return.
+        """
 
         def read() -> bytes:
+            if limit is not None:
+                _check_regular(path, limit)
             with open(path, "rb") as file:
                 file.seek(start or 0)
                 return file.read() if end is None else file.read(end - (start or 0))
@@ -88,6 +93,13 @@ class LocalStore:
                 os.unlink(path)
 
         _attempt_write(delete, path)
+
+
+def _check_regular(path: str, limit: int) -> None:
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is no regular file, but a folder, a device or a pipe")
+    refuse_larger(display(path), info.st_size, limit)
 
 
 def display(path: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vbp.errors import UsageError
+from vbp.storage.addresses import version_in
 from vbp.storage.files import open_uri
 from vbp.storage.listing import ManifestRow
 from vbp.storage.naming import key_of, key_of_uri
@@ -77,7 +78,7 @@ def _row(record: Record, home: str, where: str) -> ManifestRow:
         uri=_absolute(uri, home),
         path=None,
         label=label or None,
-        version=version or None,
+        version=version or version_in(uri),
     )
 
 

@@ -8,6 +8,8 @@ import hashlib
 import re
 from urllib.parse import quote
 
+from vbp.storage.addresses import without_secrets
+
 OUTPUT_SUFFIXES = (".png", ".jpg", ".npy")
 
 _NAME_BYTES = 255  # of one part of a path, on all common disks
@@ -45,9 +47,10 @@ def key_of_uri(uri: str) -> str:
     r"""The key of an image that a manifest names by URL or path: the URI without its scheme.
 
     What means something in URLs or is unsafe in names is percent-escaped (``: ? # % \ * " < > |`` and
-    control characters), the rest goes through ``key_of``. Different URIs of one scheme have different keys.
+    control characters), the rest goes through ``key_of``. Different URIs of one scheme have different keys, but for
+    what may be secret: the query of a web address, and passwords.
     """
-    rest = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", uri)
+    rest = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", without_secrets(uri))
     return key_of(re.sub(r'[\x00-\x1f\x7f:?#%\\*"<>|]', lambda match: quote(match[0]), rest.removeprefix("/")))
 
 

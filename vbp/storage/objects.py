@@ -23,7 +23,7 @@ from vbp.storage.options import family_of, options_for
 from vbp.storage.order import in_byte_order
 from vbp.storage.remote import RemoteStore, open_store
 from vbp.storage.retry import attempt, created
-from vbp.storage.store import File
+from vbp.storage.store import File, refuse_larger
 
 T = TypeVar("T")
 
@@ -113,16 +113,18 @@ class ObjectStore:
             return None
         return int(info["size"])
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
         """The bytes from ``start`` up to ``end``."""
         if not _can_say(path):
-            return self._by_fsspec.read(path, start, end)
+            return self._by_fsspec.read(path, start, end, limit=limit)
         if end is not None and end <= (start or 0):
             return b""
 
         def read() -> bytes:
             if end is None and not start:
-                return bytes(self._store.get(self._key(path)).bytes())
+                answer = self._store.get(self._key(path))
+                refuse_larger(f"{self._url}/{self._key(path)}", answer.meta["size"], limit)
+                return bytes(answer.bytes())
             try:
                 if end is not None:
                     return bytes(self._store.get_range(self._key(path), start=start or 0, end=end))

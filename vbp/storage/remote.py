@@ -7,13 +7,14 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.cached import CachingFileSystem
 
 from vbp.errors import StorageError, UsageError
+from vbp.storage.addresses import without_secrets
 from vbp.storage.options import family_of, options_for, protocol_of
-from vbp.storage.retry import attempt, created, reason
-from vbp.storage.store import File
+from vbp.storage.retry import attempt, created, is_out_of_range, reason
+from vbp.storage.store import File, refuse_larger
 from vbp.storage.walk import Level, Piece, walk
 
 # The packages behind the protocols, as extras of our own. fsspec brings the rest.
@@ -49,6 +50,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "az": {"use_listings_cache": False},
     "abfs": {"use_listings_cache": False},
 }
+
+
+_QUOTED = re.compile(r"(?:[!#$&-;=?-Z_a-z~\[\]]|%[0-9A-Fa-f]{2})*")
+"""URLs that hold nothing but what may be sent."""
+CONNECT_SECONDS = IDLE_SECONDS = 15.0
+"""A web server may take so long to take a connection, and so long to send nothing."""
+ANSWER_SECONDS = 600.0
+"""And so long for one whole file, however steadily it comes."""
+
+
+def _http() -> dict[str, Any]:
+    """How web servers are asked: not for ever, through the proxy of the environment, under a name of our own."""
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=IDLE_SECONDS)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True, "headers": {"User-Agent": "vbp"}}}
 
 
 class RemoteStore:
@@ -127,11 +144,23 @@ class RemoteStore:
             return None
         return int(info["size"]) if info.get("type") == "file" else None
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes from ``start`` up to ``end``."""
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
+        """The bytes from ``start`` up to ``end``; with a ``limit`` one more is asked for, and shows that it is less."""
         _refuse_version(path)
-        data = attempt(lambda: self.filesystem.cat_file(path, start=start, end=end), f"read {self._name(path)}")
-        return bytes(data)
+        if limit is not None and start is None and end is None:
+            start, end = 0, limit + 1
+
+        def read() -> bytes:
+            try:
+                return bytes(self.filesystem.cat_file(path, start=start, end=end))
+            except Exception as error:
+                if limit is not None and is_out_of_range(error):  # there is no first byte in an empty file
+                    return b""
+                raise
+
+        data = attempt(read, f"read {self._name(path)}")
+        refuse_larger(self._name(path), len(data), limit)
+        return data
 
     def write(self, path: str, data: bytes) -> None:
         """Replace the object: one PUT, visible as a whole."""
@@ -169,8 +198,36 @@ class RemoteStore:
 class HttpStore(RemoteStore):
     """Files of a web server: a path is its URL, and names within it are quoted."""
 
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
+        """The bytes from ``start`` up to ``end``, counted as they come; also of a server that always sends all."""
+        if end is not None and end <= (start or 0):
+            return b""
+        read = partial(sync, self.filesystem.loop, self._get, path, start or 0, end, limit)
+        return bytes(attempt(read, f"read {path}"))
+
+    async def _get(self, url: str, start: int, end: int | None, limit: int | None) -> bytes:
+        wanted = {"Range": f"bytes={start}-{'' if end is None else end - 1}", "Accept-Encoding": "identity"}
+        headers = wanted if start or end is not None else {}
+        session = await self.filesystem.set_session()
+        given = dict(self.filesystem.kwargs)
+        headers |= given.pop("headers", {})
+        async with session.get(_exactly(url), headers=headers, **given) as answer:
+            if answer.status == 416:  # begins behind the end
+                return b""
+            answer.raise_for_status()
+            name = without_secrets(url)
+            refuse_larger(name, answer.content_length, limit)
+            data = bytearray()
+            async for piece in answer.content.iter_any():
+                data += piece
+                refuse_larger(name, len(data), limit)
+        return bytes(data if answer.status == 206 else data[start:end])
+
     def _path(self, name: str, start: str) -> str:
         return unquote(super()._path(name, start))
+
+    def _name(self, path: str) -> str:
+        return without_secrets(path)
 
 
 def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore, str]:
@@ -191,6 +248,13 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
     return (HttpStore if protocol in ("http", "https") else RemoteStore)(filesystem), path
+
+
+def _exactly(url: str) -> Any:
+    """The URL for aiohttp, which writes it anew unless it is told not to: signatures do not survive that."""
+    from yarl import URL
+
+    return URL(url, encoded=bool(_QUOTED.fullmatch(url)))
 
 
 def quoted(path: str) -> str:
@@ -215,10 +279,14 @@ def _same(files: list[File]) -> list[File]:
 def _settings(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     links = [link for link in url.split("::") if "://" in link]
     by_link = {
-        protocol_of(link): _merged(_DEFAULTS.get(protocol_of(link), {}), _as_fsspec(link, options_for(link, options)))
+        protocol_of(link): _merged(_defaults(protocol_of(link)), _as_fsspec(link, options_for(link, options)))
         for link in links
     }
     return by_link if len(links) > 1 else by_link[protocol_of(url)]
+
+
+def _defaults(protocol: str) -> dict[str, Any]:
+    return _http() if protocol in ("http", "https") else _DEFAULTS.get(protocol, {})
 
 
 def _as_fsspec(url: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tenacity
 
-from vbp.errors import StorageError
+from vbp.errors import ImageError, StorageError
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ _TRANSIENT_ERRNO = {
 _NETWORK_CLASS = re.compile("Timeout|Connect|Disconnect|Payload|IncompleteRead|HTTPClientError|ResponseParser")
 _SECRETS = (
     (re.compile(r"//[^/@\s]+:[^/@\s]+@"), "//***@"),
+    (re.compile(r"(?i)(https?://)[^/@\s'\"<>]+@"), r"\1***@"),
+    (re.compile(r"(?i)(https?://[^\s?#'\"<>]+)[?#][^\s'\"<>]*"), r"\1"),
     (
         re.compile(r"(?i)\b([\w-]*(?:sig|signature|token|secret|password|key|credential)=)[^&\s'\"]+"),
         r"\1***",
@@ -72,6 +74,7 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
         FileNotFoundError: the file, or the bucket, is not there (never tried again).
         FileExistsError: the store refuses to overwrite (never tried again).
         PermissionError: the store refuses, also when asked a second time.
+        ImageError: as it comes, since it is not the store's.
         StorageError: everything else, with the cause in its message and nothing secret.
     """
     retrying = tenacity.Retrying(
@@ -83,6 +86,8 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
     )
     try:
         return retrying(operation)
+    except ImageError:
+        raise
     except Exception as error:
         message = f"cannot {_without_secrets(what)}: {reason(error)}"
         match kind(error):
@@ -151,9 +156,12 @@ def kind(error: BaseException) -> Kind:
 
 
 def reason(error: BaseException) -> str:
-    """The error's own words on one line, passwords and signatures blotted out."""
-    text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return " ".join(_without_secrets(text).split())
+    """The error's own words on one line, passwords and signatures blotted out; never empty."""
+    name = type(error).__name__
+    words = str(getattr(error, "strerror", None) or "") or (f"{name}: {error}" if str(error).strip() else "")
+    if not words:
+        words = f"no answer in time ({name})" if isinstance(error, TimeoutError) else name
+    return " ".join(_without_secrets(words).split())
 
 
 def _without_secrets(text: str) -> str:
@@ -189,6 +197,11 @@ def kind_of_status(status: int) -> Kind:
     return Kind.TRANSIENT if status in _TRANSIENT_STATUS else Kind.PERMANENT
 
 
+def is_out_of_range(error: BaseException) -> bool:
+    """Whether a store says that a piece begins behind the file's end."""
+    return any(_http_status(link) == 416 for link in _chain(error))
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     link: BaseException | None = error
     while link is not None:
@@ -203,7 +216,7 @@ def _code(error: BaseException) -> str | None:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """Where botocore, aiohttp, Azure, requests and gcsfs each keep the status."""
+    """The status of the answer, from where botocore, aiohttp, Azure, requests and gcsfs each keep it; else None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vbp.errors import UsageError
+from vbp.storage.addresses import without_secrets
 from vbp.storage.leftout import REPEATED, LeftOut
 from vbp.storage.listing import ManifestRow
 
@@ -88,14 +89,16 @@ def _one_per_key(rows: Iterator[ManifestRow], left_out: LeftOut | None) -> Itera
     last: ManifestRow | None = None
     for row in rows:
         if last is not None and row.key == last.key:
+            one, other = without_secrets(last.uri), without_secrets(row.uri)
             if row.uri != last.uri:
+                which = f"{one} with two queries, which are no part of a key" if one == other else f"{one} and {other}"
                 raise UsageError(
-                    f"the manifest has two images with the key {row.key!r}: {last.uri} and {row.uri}; "
+                    f"the manifest has two images with the key {row.key!r}: {which}; "
                     "give each a key of its own in the column key"
                 )
             if row.label != last.label:
                 raise UsageError(
-                    f"the manifest names {row.uri} twice, with the labels {last.label!r} and {row.label!r}; "
+                    f"the manifest names {other} twice, with the labels {last.label!r} and {row.label!r}; "
                     "keep one of the rows, or give each a key of its own in the column key"
                 )
             if left_out is not None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from vbp.errors import StorageError, UsageError
 from vbp.storage.options import options_for, protocol_of
 from vbp.storage.retry import Kind, Refusal, attempt, reason
-from vbp.storage.store import File
+from vbp.storage.store import File, refuse_larger
 from vbp.storage.walk import Level, Piece, walk
 
 T = TypeVar("T")
@@ -59,12 +59,13 @@ class SftpStore:
             return None
         return int(info.st_size) if stat.S_ISREG(info.st_mode) else None
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
         """The bytes from ``start`` up to ``end``."""
 
         def read(ftp: Any) -> bytes:
             with ftp.open(path, "rb") as file:
                 first, size = start or 0, file.stat().st_size
+                refuse_larger(path, size, limit)
                 count = (size if end is None else min(end, size)) - first
                 return b"".join(file.readv([(first, count)])) if count > 0 else b""
 

@@ -6,6 +6,8 @@ A store knows files by their full path: an absolute path on a local disk, ``buck
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from vbp.errors import FileTooLargeError
+
 
 class File(NamedTuple):
     """One file of a folder."""
@@ -33,8 +35,8 @@ class Store(Protocol):
         """Bytes in the file; None where there is no such file."""
         ...
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes from ``start`` up to ``end``, the whole file by default."""
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
+        """The bytes from ``start`` up to ``end``; the whole file by default, of at most ``limit`` bytes."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
@@ -48,3 +50,21 @@ class Store(Protocol):
     def delete(self, path: str) -> None:
         """Remove the file; nothing happens where there is none."""
         ...
+
+
+def refuse_larger(name: str, size: int | None, limit: int | None) -> None:
+    """Refuse what is too much to be held, by the size that is declared or, while it is read, by what has come.
+
+    Args:
+        name: of the file, for the message.
+        size: in bytes; None where it is not known.
+        limit: most bytes that are taken; None: any number.
+
+    Raises:
+        FileTooLargeError: it is more.
+    """
+    if size is not None and limit is not None and size > limit:
+        raise FileTooLargeError(
+            f"{name} has {size} bytes or more, and --max-bytes allows {limit}; if it is an image, allow more and run "
+            "with --retry-failed"
+        )
