@@ -1,6 +1,7 @@
 # Everything that anyone needs to type; `make help` lists it.
 PYTHON ?= python3
 BIN := .venv/bin
+TEST_PROCESSES ?= 3
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
@@ -13,7 +14,7 @@ demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
 	$(BIN)/vbp demo vbp-demo
 
 test: .venv/ready .venv/azurite/ready ## the tests; needs no network, no GPU
-	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadgroup $(TESTS)
 
 slow: .venv/ready .venv/azurite/ready ## tests of over a minute whose ground a shorter one covers too
 	$(BIN)/python -m pytest -q -m slow $(TESTS)

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from tests.servers import (
     any_store,
     azure_server,
@@ -29,3 +31,22 @@ __all__ = [
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # before gcsfs is imported: it asks Google about buckets
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: else it writes a token file into the home folder
+
+
+CLUSTERS = ("tests/jobs/", "tests/cluster/test_rehearsal.py", "tests/pipeline/test_gpu_head.py")
+"""Tests that start a Ray of their own; each takes a minute and more."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where tests run side by side: all that share a Ray in one process, else a file in one, the longest first."""
+    for item in items:
+        group = "ray" if "ray_session" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
+
+
+def _turn(item):
+    if item.nodeid.startswith(CLUSTERS):
+        return 0
+    return 1 if "ray_session" in item.fixturenames else 2

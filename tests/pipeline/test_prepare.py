@@ -4,7 +4,7 @@ import pytest
 
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
-from vbp.pipeline.prepare import choose_batch_size, choose_precision, choose_shard_size, list_input
+from vbp.pipeline.prepare import choose_batch_size, choose_shard_size, list_input
 
 
 def config(**changes):
@@ -36,11 +36,6 @@ def test_a_shard_size_that_was_asked_for():
 )
 def test_batch_size_as_asked_else_as_before_on_such_a_device_else_by_the_device(asked, before, size):
     assert choose_batch_size(config(batch_size=asked), "cpu", before) == size
-
-
-def test_precision_as_asked_else_as_before():
-    assert choose_precision(config(precision="float32"), "cpu", {"precision": "bfloat16"}) == "float32"
-    assert choose_precision(config(), "cpu", {"precision": "bfloat16"}) == "bfloat16"
 
 
 def test_a_folder_without_images_names_what_it_holds(tmp_path, monkeypatch):

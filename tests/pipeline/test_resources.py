@@ -29,12 +29,37 @@ def test_cpus_are_shared_out_and_half_of_them_claimed(nodes, workers, count, cla
 
 @pytest.mark.parametrize(
     ("nodes", "workers", "count", "share"),
-    [([GPU], None, 1, 1), ([GPU, SMALL, GPU], None, 2, 1), ([GPU], 4, 4, 0.25), ([GPU, GPU], 1, 1, 1)],
+    [
+        ([GPU], None, 1, 1),
+        ([GPU, SMALL, GPU], None, 2, 1),
+        ([GPU], 4, 4, 0.25),
+        ([GPU, GPU], 1, 1, 1),
+        ([GPU, GPU], 3, 3, 1 / 2),
+        ([GPU, GPU], 5, 5, 1 / 3),
+        ([Node(cpus=64, gpus=8)], 12, 12, 1 / 2),
+    ],
 )
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_gpus_are_taken_one_for_each_worker_or_shared(nodes, workers, count, share, device):
     given = divide(nodes, device, workers)
-    assert (given.workers, given.num_cpus, given.num_gpus) == (count, 0, share)
+    assert (given.workers, given.num_gpus) == (count, share)
+    assert sum(int(node.gpus * (1 / share + 1e-9)) for node in nodes) >= count  # all of them find room
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "claim", "codec"),
+    [
+        ([GPU], None, 1, 1),
+        ([GPU], 2, 1, 1),
+        ([GPU], 4, 0, 0.5),  # 8 CPUs are not three for each of four
+        ([Node(cpus=16, gpus=1), Node(cpus=2, gpus=1)], None, 0, 0.5),
+        ([Node(gpus=1), LARGE], None, 0, 0.5),
+        ([HEAD, Node(cpus=16, gpus=4)], None, 1, 1),
+    ],
+)
+def test_where_there_are_cpus_for_it_each_process_claims_the_core_that_it_keeps_busy(nodes, workers, claim, codec):
+    given = divide(nodes, "cuda", workers)
+    assert (given.num_cpus, given.codec_cpus) == (claim, codec)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +74,8 @@ def test_gpus_are_taken_one_for_each_worker_or_shared(nodes, workers, count, sha
 )
 def test_where_nodes_come_gpus_need_not_be_there_yet(nodes, device, workers, count, most):
     given = divide(nodes, device, workers, grows=True)
-    assert (given.workers, given.at_most, given.num_gpus, given.num_cpus) == (count, most, 1, 0)
+    assert (given.workers, given.at_most, given.num_gpus) == (count, most, 1)
+    assert given.num_cpus == (1 if GPU in nodes else 0)  # of nodes that are not there nobody knows their CPUs
 
 
 def test_where_nodes_come_cpu_workers_claim_their_whole_share():
@@ -143,6 +169,6 @@ def test_without_a_gpu_auto_takes_cpus_and_cuda_is_refused():
 def test_a_shortage_is_told_in_numbers():
     given = Resources(workers=3, num_cpus=0, num_gpus=1, threads=0)
     assert shortage(given, [HEAD, GPU, SMALL], Node(cpus=1.5)) == (
-        "3 worker(s) claim 0 CPUs and 3 GPUs, and tasks beside them half a CPU each; "
+        "3 worker(s) claim 0 CPUs and 3 GPUs, and tasks beside them 0.5 CPU each; "
         "the cluster has 10 CPUs and 1 GPUs, of which 1.5 CPUs and 0 GPUs are free"
     )

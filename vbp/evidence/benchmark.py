@@ -14,6 +14,7 @@ from vbp.evidence.start import start
 from vbp.evidence.storage import storage
 from vbp.evidence.timing import Findings, Setup, machine
 from vbp.pipeline import RunConfig, prepare
+from vbp.pipeline.hardware import common_precision, look
 
 PARTS: Mapping[str, Callable[[Setup], Findings]] = {
     "engine": engine,
@@ -57,7 +58,7 @@ def benchmark(
         asked=batch_size is not None,
         rounds=rounds,
         device=device,
-        precisions=tuple(dict.fromkeys(("float32", prepare.choose_precision(config, device, {})))),
+        precisions=tuple(dict.fromkeys(("float32", common_precision(config.precision, None, [look(device)])))),
         place=place,
         storage_options=storage_options or {},
         report=report,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.config import RunConfig
+from vbp.pipeline.hardware import common_precision, kinds, look, slow_machines
 from vbp.pipeline.layouts import INDEXED
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
@@ -76,27 +77,32 @@ class Attempt:
         """Read the record of earlier runs; errors as for `open_record`."""
         self.record = open_record(self.config, self.output)
 
-    def check(self, model: Model, given: Resources | None) -> None:
+    def check(self, model: Model, given: Resources | None, observer: Observer) -> None:
         """Refuse what cannot be carried out; nothing is removed or written.
 
         Args:
             model: the network.
             given: of Ray; None for work in this process.
+            observer: is told which machines are slow at what is computed.
 
         Raises:
             UsageError: the output holds results of another configuration, or the classes cannot be read.
         """
         device = prepare.choose_device(self.config) if given is None else "cuda" if given.num_gpus else "cpu"
+        found = given.hardware if given else (look(device),)
         self.recipe = Recipe(
             config=self.config,
             run_id=self.run_id,
             device=device,
-            precision=prepare.choose_precision(self.config, device, self.record.facts),
+            precision=common_precision(self.config.precision, self.record.facts.get("precision"), found),
+            processors=tuple(kinds(found)),
             batch_size=prepare.choose_batch_size(self.config, device, self.record.facts),
             weights_sha256=model.sha256,
             contents=prepare.contents_sha256(self.config),
         )
         self.record.refuse_other(self.recipe)
+        if (slow := slow_machines(self.recipe.precision, found)) is not None:
+            observer.note(slow)
         prepare.declared_classes(self.config)  # a file that cannot be read is refused before the listing
         self._own_names, self._num_classes = model.class_names, model.num_classes
 

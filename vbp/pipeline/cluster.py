@@ -13,10 +13,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from vbp.errors import InterruptedRunError, UsageError
-from vbp.pipeline.resources import Node
+from vbp.pipeline.hardware import Hardware, look
+from vbp.pipeline.resources import Node, Resources, fits, shortage
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,6 +29,10 @@ QUIET = {
 STARTS = 3
 ANSWER_SECONDS = 10
 """So long may a head take to take a connection."""
+LOOK_SECONDS, FIRST_SECONDS = 60, 540
+"""So long may all nodes take to say what hardware they have, and so much longer the first of them."""
+LOOK_GPUS = 0.001
+"""Claimed by who looks at a GPU, so that there is room beside the workers of other runs."""
 TOKEN = (
     "Set RAY_AUTH_MODE=token and put the cluster's token into RAY_AUTH_TOKEN, into the file that RAY_AUTH_TOKEN_PATH "
     "names, or into ~/.ray/auth_token."
@@ -202,6 +208,69 @@ def nodes() -> list[Node]:
     import ray
 
     return [_node(each["Resources"], each["Labels"]) for each in ray.nodes() if each["Alive"]]
+
+
+def hardware(given: Resources) -> tuple[Hardware, ...]:
+    """What the nodes of the workers offer: each is asked by a task, which sees what a worker there would see.
+
+    The node of this process may be a head without a GPU, so that its own torch tells nothing about the workers.
+    A node that is busy with other jobs may not answer in time and is left out; where an autoscaler has no node yet,
+    it starts the first one now.
+
+    Args:
+        given: of the workers.
+
+    Raises:
+        UsageError: a node cannot run vbp and torch.
+        InterruptedRunError: no node answers.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    device, claimed = ("cuda", LOOK_GPUS) if given.num_gpus else ("cpu", 0)
+    at_work = {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("GPU" if claimed else "CPU", 0)
+        and fits(node["Labels"], given.labels)
+    }
+    here = ray.get_runtime_context().get_node_id()
+    if not claimed and list(at_work) == [here]:
+        return (look(device, at_work[here]),)
+    task = ray.remote(num_cpus=0, num_gpus=claimed, max_calls=1, max_retries=0)(look)  # a process with a GPU ends
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            device, address
+        ): address
+        for node, address in at_work.items()
+    }
+    if not asked:
+        first = task.options(num_gpus=given.num_gpus, num_cpus=given.num_cpus, label_selector=dict(given.labels))
+        asked = {first.remote(device, "that the autoscaler has started"): "that the autoscaler has started"}
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_SECONDS)
+    if not answered:
+        answered, _ = ray.wait(list(asked), timeout=FIRST_SECONDS)
+    for unanswered in asked.keys() - set(answered):
+        ray.cancel(unanswered, force=True)
+    if not answered:
+        raise InterruptedRunError(
+            f"No worker has started within {LOOK_SECONDS + FIRST_SECONDS} s: {shortage(given, nodes(), free())}. Free "
+            "some or add nodes, and run the same command again."
+        )
+    return tuple(_seen(answer, asked[answer]) for answer in answered)
+
+
+def _seen(answer: Any, address: str) -> Hardware:
+    import ray
+
+    try:
+        return cast(Hardware, ray.get(answer))
+    except ray.exceptions.RayTaskError as error:
+        raise UsageError(f"Node {address} cannot run the network: {error.cause!r}.") from error
+    except ray.exceptions.RayError as error:
+        lines = str(error).splitlines()
+        raise InterruptedRunError(f"Node {address} was lost: {lines[0]} Run the same command again.") from error
 
 
 def free() -> Node:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -12,6 +14,7 @@ from vbp.errors import InterruptedRunError, StorageError, UsageError, VBPError
 from vbp.pipeline import prepare
 from vbp.pipeline.attempt import Attempt, failures_as_sentences, open_record, wants_more
 from vbp.pipeline.config import RunConfig
+from vbp.pipeline.hardware import refuse_missing_gpus
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.preflight import preflight, preflight_on_a_worker, preflight_on_all_nodes
 from vbp.pipeline.resources import Resources, divide, parse_labels, shortage
@@ -58,7 +61,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
         with failures_as_sentences(before_work=True):
             attempt.open()
             given = connect(config, stack, observer) if is_for_ray(config) else None
-            attempt.check(model, given)
+            attempt.check(model, given, observer)
             attempt.list_images(observer)
             if given is None and is_for_ray(config, attempt.images):
                 given = connect(config, stack, observer)
@@ -68,7 +71,8 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
                 return finished
         with failures_as_sentences(before_work=False):
             attempt.begin(observer)
-            observer.note(f"Running on Ray: {given}." if given else "Running in this process (--runner ray for Ray).")
+            where = f"on Ray: {given}" if given else "in this process (--runner ray for Ray)"
+            observer.note(f"Running {where}; {attempt.recipe.computing}.")
             observer.started(attempt.images, attempt.images - attempt.left)
             totals = _until_complete(attempt, given, observer)
             return attempt.end(totals, given, observer)
@@ -145,6 +149,8 @@ def connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resource
             grows=cluster.grows(),
             labels=parse_labels(config.node_labels),
         )
+        given = dataclasses.replace(given, hardware=cluster.hardware(given))
+        refuse_missing_gpus(given.hardware)
         preflight_on_a_worker(config.input, config.output, config.storage_options)
         preflight_on_all_nodes(config)
     except OSError as error:  # of Ray: what is wrong with a place is a UsageError by now
@@ -197,8 +203,15 @@ def _ray_reports(
         ) from error
     except RayError as error:
         raise InterruptedRunError(
-            f"Ray could not go on: {str(error).splitlines()[0]} What was finished is kept; run the same command again."
+            f"Ray could not go on: {_said(str(error))} What was finished is kept; run the same command again."
         ) from error
+
+
+def _said(text: str) -> str:
+    """Of Ray's message the sentence that says why: our own, where a worker could not start, else the first line."""
+    own = re.findall(r"^vbp\.errors\.\w+: (.+)$", text, re.MULTILINE)
+    node = re.search(r"\bip=([\w.:]+)", text)
+    return f"on node {node[1]}: {own[-1]}" if own and node else text.splitlines()[0]
 
 
 def _cause(error: Exception) -> Exception:

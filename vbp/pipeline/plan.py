@@ -82,7 +82,7 @@ def _fused(source: Dataset, recipe: Recipe | Recipes, given: Resources, shards: 
 
 def _spread(source: Dataset, recipe: Recipe | Recipes, given: Resources) -> Dataset:
     return (
-        source.map_batches(fetch_and_decode, fn_args=(recipe,), batch_size=1, num_cpus=0.5)
+        source.map_batches(fetch_and_decode, fn_args=(recipe,), batch_size=1, num_cpus=given.codec_cpus)
         .map_batches(
             Explainer,
             fn_constructor_args=(recipe,),
@@ -91,7 +91,7 @@ def _spread(source: Dataset, recipe: Recipe | Recipes, given: Resources) -> Data
             num_gpus=given.num_gpus or None,
             **_pool(given),
         )
-        .map_batches(encode_and_write, fn_args=(recipe,), batch_size=None, num_cpus=0.25)
+        .map_batches(encode_and_write, fn_args=(recipe,), batch_size=None, num_cpus=given.codec_cpus)
     )
 
 

@@ -300,15 +300,6 @@ def workers_here(device: str) -> int:
     return torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
 
 
-def choose_precision(config: RunConfig, device: str, before: Mapping[str, Any]) -> str:
-    """float32 or bfloat16: as asked, as the run that is continued, or as the hardware is fast."""
-    from vbp.saliency.engine import resolve_precision
-
-    if config.precision != "auto":
-        return config.precision
-    return str(before.get("precision") or resolve_precision("auto", device))
-
-
 def choose_batch_size(config: RunConfig, device: str, before: Mapping[str, Any]) -> int:
     """Images in one forward pass: as asked, as the run that is continued on such a device, or by the device."""
     kept = before.get("batch_size") if before.get("device") == device else None

@@ -6,7 +6,7 @@ everything that cannot travel: file systems, the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,8 @@ class Recipe:
     """cpu or cuda."""
     precision: str
     """float32 or bfloat16, resolved."""
+    processors: Sequence[str] = ()
+    """Names of the processors of the workers, each once."""
     batch_size: int
     """Images in one forward pass, resolved."""
     weights_sha256: str
@@ -46,6 +48,11 @@ class Recipe:
     def with_network(self, network: Any) -> Recipe:
         """The same for a worker in a process where the network is loaded already."""
         return replace(self, network=network)
+
+    @property
+    def computing(self) -> str:
+        """Precision and processors, for people: ``bfloat16 on NVIDIA H200``."""
+        return f"{self.precision} on {' and '.join(self.processors) or self.device}"
 
     @property
     def rows(self) -> int:

@@ -167,6 +167,7 @@ class Record:
             "device": recipe.device,
             "batch_size": recipe.batch_size,
             "precision": recipe.precision,
+            "processors": list(recipe.processors),
             "classes": dict(recipe.classes.index) if recipe.classes else None,
             "versions": _versions(),
         }

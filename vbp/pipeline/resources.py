@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vbp.errors import UsageError
+from vbp.pipeline.hardware import Hardware
+
+CPUS_A_GPU_WORKER = 3
+"""One for its own thread, one for a task that decodes, one for a task that encodes: each of them keeps a core busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,16 @@ class Resources:
     at_most: float = 0
     """To which their number grows as nodes come; ``inf``: as far as there are any; less than `workers`: it stays."""
     num_cpus: float
-    """Logical CPUs of one worker; 0 for a GPU worker, so that readers and writers keep the CPUs."""
+    """Logical CPUs of one worker; of a GPU worker 1 where its node has two more for each, else 0."""
     num_gpus: float
     threads: int
     """Threads of the network on the CPU."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of the nodes where they may be, as Ray selects by labels; none: all nodes."""
+    codec_cpus: float = 0.5
+    """Logical CPUs of a task that reads and decodes, or encodes and writes, beside GPU workers."""
+    hardware: Sequence[Hardware] = ()
+    """Of the nodes where they may be."""
 
     def __str__(self) -> str:
         on = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.threads} CPU thread(s)"
@@ -69,7 +77,7 @@ def divide(
         raise UsageError(_no_node_fits(nodes, labels))
     gpus, cpus = (int(sum(getattr(node, name) for node in fitting)) for name in ("gpus", "cpus"))
     if device == "cuda" or (device == "auto" and gpus > 0):
-        return _on_gpus(gpus, sum(node.cpus for node in nodes), workers, grows, labels)
+        return _on_gpus([node for node in fitting if node.gpus], nodes, workers, grows, labels)
     if not cpus and not grows:
         raise UsageError(
             "No node of the Ray cluster has a CPU for work: start a worker node, or the head without --num-cpus=0."
@@ -78,24 +86,36 @@ def divide(
     return _on_cpus(max(1, cpus), max(1, largest), workers, grows, labels)
 
 
-def _on_gpus(gpus: int, cpus: float, workers: int | None, grows: bool, labels: Mapping[str, str]) -> Resources:
+def _on_gpus(
+    with_gpus: Sequence[Node], nodes: Sequence[Node], workers: int | None, grows: bool, labels: Mapping[str, str]
+) -> Resources:
+    gpus = int(sum(node.gpus for node in with_gpus))
     if grows:  # each gets a GPU of its own, the first ones those that are there
-        count, most = max(1, min(workers or gpus, gpus)), workers or math.inf
-        return Resources(workers=count, at_most=most, num_cpus=0, num_gpus=1, threads=0, labels=labels)
-    if not gpus:
+        count, most, share = max(1, min(workers or gpus, gpus)), workers or math.inf, 1.0
+    elif not gpus:
         raise UsageError(
             "--device cuda needs a GPU, and no node of the Ray cluster has one"
             + (" and fits --node-labels" if labels else "")
             + "; add a node with one, or use --device cpu or auto."
         )
-    if cpus < 1:
+    elif sum(node.cpus for node in nodes) < 1:
         raise UsageError(
             "The Ray cluster has GPUs but no CPU, and images are read, decoded and written on CPUs: start the nodes "
             "with --num-cpus, or add one without a GPU."
         )
-    count = workers or gpus
-    share = min(1.0, gpus / count)
-    return Resources(workers=count, at_most=workers or math.inf, num_cpus=0, num_gpus=share, threads=0, labels=labels)
+    else:  # a worker cannot be spread over GPUs, so each GPU takes the same whole number of them
+        count, most = workers or gpus, workers or math.inf
+        share = 1 / math.ceil(count / gpus)
+    roomy = bool(with_gpus) and all(node.cpus >= CPUS_A_GPU_WORKER * node.gpus / share for node in with_gpus)
+    return Resources(
+        workers=count,
+        at_most=most,
+        num_cpus=1 if roomy else 0,
+        num_gpus=share,
+        threads=0,
+        labels=labels,
+        codec_cpus=1 if roomy else 0.5,
+    )
 
 
 def _on_cpus(cpus: int, largest: int, workers: int | None, grows: bool, labels: Mapping[str, str]) -> Resources:
@@ -154,8 +174,8 @@ def shortage(given: Resources, nodes: Sequence[Node], free: Node) -> str:
     has = Node(cpus=sum(node.cpus for node in nodes), gpus=sum(node.gpus for node in nodes))
     asked = Node(cpus=given.workers * given.num_cpus, gpus=given.workers * given.num_gpus)
     return (
-        f"{given.workers} worker(s) claim {_amounts(asked)}, and tasks beside them half a CPU each; the cluster has "
-        f"{_amounts(has)}, of which {_amounts(free)} are free"
+        f"{given.workers} worker(s) claim {_amounts(asked)}, and tasks beside them {given.codec_cpus:g} CPU each; "
+        f"the cluster has {_amounts(has)}, of which {_amounts(free)} are free"
     )
 
 

@@ -210,7 +210,7 @@ class _Sweep:
             with _named(each.run):
                 model = self._networks.load(each.attempt.config)
                 prepare.check_network(each.attempt.config, model)
-                each.attempt.check(model, given)
+                each.attempt.check(model, given, self._observer)
         self._list(working)
         images = sum(each.attempt.images for each in working)
         if given is None and job.is_for_ray(common, images):
@@ -253,7 +253,9 @@ class _Sweep:
             return
         for each in working:
             each.attempt.begin(self._observer)
-        self._observer.note(f"Running on Ray: {given}." if given else "Running in this process (runner: ray for Ray).")
+        where = f"on Ray: {given}" if given else "in this process (runner: ray for Ray)"
+        computing = " or ".join(sorted({each.attempt.recipe.computing for each in working}))
+        self._observer.note(f"Running {where}; {computing}.")
         images = sum(each.attempt.images for each in working)
         finished = sum(outcome.summary.images for outcome in self._outcomes.values() if outcome.summary)
         self._observer.started(images + finished, images + finished - sum(each.left for each in working))

@@ -19,6 +19,7 @@ from vbp.errors import StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.attempt import open_record, wants_more
 from vbp.pipeline.config import RunConfig
+from vbp.pipeline.hardware import common_precision, look
 from vbp.pipeline.job import is_for_ray
 from vbp.pipeline.recipe import Recipe, rows_together
 from vbp.pipeline.record import Record
@@ -278,7 +279,7 @@ class _Sample:
             config=config,
             run_id="plan",
             device=device,
-            precision=prepare.choose_precision(config, device, record.facts),
+            precision=common_precision(config.precision, record.facts.get("precision"), [look(device)]),
             batch_size=prepare.choose_batch_size(config, device, record.facts),
             weights_sha256=self._model.sha256,
             contents=prepare.contents_sha256(config),

@@ -1,0 +1,51 @@
+"""What all machines of a run can compute, and where the network cannot be at all."""
+
+import pytest
+
+from vbp.errors import UsageError
+from vbp.pipeline.hardware import Hardware, common_precision, kinds, look, refuse_missing_gpus, slow_machines
+
+NEW = Hardware(node="10.0.0.1", device="cpu", processor="CPU with AVX512", bfloat16=True)
+OLD = Hardware(node="10.0.0.2", device="cpu", processor="CPU with AVX2", bfloat16=False)
+EMPTY = Hardware(node="10.0.0.3", device="cuda", processor="no GPU", bfloat16=False, available=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "found", "precision"),
+    [
+        ("auto", None, [NEW, NEW], "bfloat16"),
+        ("auto", None, [NEW, OLD], "float32"),
+        ("auto", "bfloat16", [OLD], "bfloat16"),
+        ("auto", "float32", [NEW], "float32"),
+        ("bfloat16", None, [OLD], "bfloat16"),
+        ("float32", "bfloat16", [NEW], "float32"),
+    ],
+)
+def test_precision_as_asked_else_as_before_else_what_all_machines_compute(asked, before, found, precision):
+    assert common_precision(asked, before, found) == precision
+
+
+def test_machines_that_are_slow_at_it_are_named():
+    assert slow_machines("bfloat16", [NEW, NEW]) is None
+    assert slow_machines("float32", [NEW, OLD]) is None
+    sentence = slow_machines("bfloat16", [NEW, OLD])
+    assert "10.0.0.2 (CPU with AVX2)" in sentence
+    assert "10.0.0.1" not in sentence
+    assert slow_machines("bfloat16", [OLD] * 7).count("10.0.0.2") == 5
+    assert "and 2 more" in slow_machines("bfloat16", [OLD] * 7)
+
+
+def test_gpus_that_torch_does_not_see_are_refused_with_their_node():
+    refuse_missing_gpus([NEW, OLD])
+    with pytest.raises(UsageError, match=r"Ray counts GPUs on node 10\.0\.0\.3, but torch sees none there"):
+        refuse_missing_gpus([EMPTY, NEW])
+
+
+def test_each_kind_of_processor_is_told_once():
+    assert kinds([NEW, OLD, NEW]) == ["CPU with AVX2", "CPU with AVX512"]
+
+
+def test_this_machine_knows_its_processor():
+    found = look("cpu")
+    assert (found.node, found.device, found.available) == ("this machine", "cpu", True)
+    assert found.processor.startswith("CPU with ")
