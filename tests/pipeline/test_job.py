@@ -1,9 +1,11 @@
 """The main job, whole: local and Ray, resume, selection, and what it leaves behind."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vbp.errors import InterruptedRunError, UsageError
+from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import Observer, RunConfig, run
 from vbp.pipeline.job import is_for_ray
 from vbp.review.status import status
@@ -231,14 +233,55 @@ print("torch" in sys.modules, "ray" in sys.modules)
     assert ended.stdout.split() == ["False", "False"]
 
 
-def test_other_weights_under_the_same_name_are_refused(local_run, photos, network_file, tmp_path):
+def test_other_weights_are_refused_by_their_places_and_content(local_run, photos, network_file, tmp_path):
     """Also where every image has its row, so that the network is not loaded to see it."""
-    out = tmp_path / "out"
+    out, other = tmp_path / "out", tmp_path / "other.safetensors"
     shutil.copytree(local_run[0], out)
     tensors = load_file(network_file)
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "other.safetensors")
-    with pytest.raises(UsageError, match="weights was"):
-        run(config(photos, out, str(tmp_path / "other.safetensors"), mask_format="npy"))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, other)
+    digests = [hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8] for file in (network_file, other)]
+    said = f"weights was {network_file} (SHA-256 {digests[0]}...), now {other} (SHA-256 {digests[1]}...). Use"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        run(config(photos, out, str(other), mask_format="npy"))
+
+
+def test_weights_that_changed_in_their_place_are_refused(local_run, photos, network_file, tmp_path):
+    out, place = tmp_path / "out", tmp_path / "net.safetensors"
+    shutil.copytree(local_run[0], out)
+    record = json.loads((out / "_run" / "run.json").read_text())
+    record["config"]["weights"] = str(place)
+    (out / "_run" / "run.json").write_text(json.dumps(record))
+    save_file({name: tensor + 1 for name, tensor in load_file(network_file).items()}, place)
+    with pytest.raises(UsageError, match=r"net\.safetensors \(SHA-256 \w{8}\.\.\.\): its content has changed since"):
+        run(config(photos, out, str(place), mask_format="npy"))
+
+
+@pytest.mark.parametrize("weights", ["https://127.0.0.1:1/model.pth", "s3://no-such-bucket-anywhere/model.pth"])
+def test_weights_that_no_store_gives_are_a_usage_error(photos, tmp_path, weights, monkeypatch):
+    def silent(uri, options):
+        raise StorageError(f"cannot read {uri}: Connection refused")
+
+    monkeypatch.setattr("vbp.saliency.weights.read_uri", silent)
+    with pytest.raises(UsageError, match=r"--weights \(=.*model\.pth\) cannot be read: .*refused; look at its address"):
+        run(config(photos, tmp_path / "out", weights))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_checkpoint_was_taken_for_is_told(photos, network_file, tmp_path):
+    import torch
+
+    class Notes(Observer):
+        def __init__(self):
+            self.heard = []
+
+        def note(self, text):
+            self.heard.append(text)
+
+    notes, file = Notes(), tmp_path / "best.pth"
+    torch.save({"model": load_file(network_file), "model_ema": {"module": load_file(network_file)}}, file)
+    assert run(config(photos, tmp_path / "out", str(file), limit=2), notes).ok == 2
+    said = f"Weights {file}: the averaged weights under 'model_ema' are taken, not those beside them."
+    assert said in notes.heard
 
 
 def test_another_configuration_is_refused_and_the_difference_named(local_run, photos, network_file):

@@ -94,6 +94,66 @@ def test_checkpoint_of_another_network_names_a_key_and_what_fits(tmp_path, found
         load_model(asked, save(tmp_path, shrunk(found)))
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "regnet_y_400mf", "googlenet", "inception_v3", "mnasnet0_5"])
+def test_networks_of_every_family_load_what_they_save(tmp_path, name):
+    tensors = load_model(name, "random").network.state_dict()
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(("aux", "AuxLogits"))}
+    found = load_model(name, save(tmp_path, tensors)).network.state_dict()
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
+
+
+def test_what_a_checkpoint_fits_is_found_among_all_networks(tmp_path):
+    state = load_model("regnet_y_800mf", "random").network.state_dict()
+    file = save(tmp_path, {f"model.{key}": value for key, value in state.items()})
+    with pytest.raises(WeightsError, match=r"It fits regnet_y_800mf\.$"):
+        load_model("vgg11", file)
+
+
+def test_widths_of_another_network_are_not_followed(tmp_path):
+    """They would be computed right here, but a run would have the wrong name; with groups also be computed wrong."""
+    with torch.device("meta"):
+        state = torchvision.models.wide_resnet50_2().state_dict()
+    file = save(tmp_path, {key: torch.ones(()).expand(value.shape) for key, value in state.items()})
+    with pytest.raises(WeightsError, match="do not fit resnet50: their widths are those of wide_resnet50_2"):
+        load_model("resnet50", file)
+    assert fitting_model(file) == "wide_resnet50_2"
+
+
+def test_a_checkpoint_that_fits_two_networks_alike_asks_which(tmp_path):
+    state = load_model("mnasnet0_5", "random").network.state_dict()
+    halved = {key: value[:8] if value.ndim == 1 and len(value) > 8 else value for key, value in state.items()}
+    odd = {
+        key: torch.rand(5) if value.ndim == 1 else torch.rand(5, 5, *value.shape[2:]) for key, value in halved.items()
+    }
+    with pytest.raises(WeightsError, match=r"fit mnasnet0_5 and .* alike: say which with --model"):
+        fitting_model(save(tmp_path, odd))
+
+
+def test_two_of_a_kind_in_one_file_are_named(tmp_path):
+    one, two = (shrunk("vgg11", classes=count) for count in (2, 3))
+    two["features.0.weight"] = two["features.0.weight"] + 1
+    with pytest.raises(WeightsError, match=r"hold vgg11 more than once, under 'generator' and 'discriminator': save"):
+        load_model("vgg11", save(tmp_path, {"generator": one, "discriminator": two}))
+    model = load_model("vgg11", save(tmp_path, {"state_dict": one, "state_dict_ema": two}))
+    assert model.num_classes == 3
+    assert re.search("the averaged weights under 'state_dict_ema' are taken, not those beside", model.notes[0])
+
+
+def test_weights_that_diverged_are_refused(tmp_path):
+    tensors = shrunk("vgg11")
+    tensors["features.3.bias"][1] = float("nan")
+    with pytest.raises(WeightsError, match=r"net\.pth' cannot be used: features\.3\.bias holds NaN"):
+        load_model("vgg11", save(tmp_path, tensors))
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    tensors = shrunk("vgg11")
+    tensors["features.0.weight"] = (tensors["features.0.weight"] * 100).to(torch.int8)
+    with pytest.raises(WeightsError, match=r"cannot be used: features\.0\.weight is of torch\.int8, and quantised"):
+        load_model("vgg11", save(tmp_path, tensors))
+
+
 def test_residual_checkpoint_is_recognised(tmp_path):
     tensors = torchvision.models.resnet18(weights=None).state_dict()
     with pytest.raises(WeightsError, match=r"features\.0\.weight is missing\. It fits resnet18\."):

@@ -15,9 +15,9 @@ from vbp.saliency.weights import read_checkpoint
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "count": torch.tensor(3)}
 
 
-def assert_is_tensors(found):
-    assert list(found) == list(TENSORS)
-    assert all(torch.equal(found[key], value) for key, value in TENSORS.items())
+def assert_is_tensors(found, place=""):
+    assert list(found) == [place + key for key in TENSORS]
+    assert all(torch.equal(found[place + key], value) for key, value in TENSORS.items())
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
@@ -27,7 +27,7 @@ def test_torch_checkpoints(tmp_path, nest, prefix):
     file = tmp_path / "some.pth"
     torch.save({nest: content, "epoch": 3} if nest else content, file)
     checkpoint = read_checkpoint(str(file), "vgg16")
-    assert_is_tensors(checkpoint.tensors)
+    assert_is_tensors(checkpoint.tensors, f"{nest}." if nest else "")
     assert checkpoint.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert checkpoint.class_names is None
 
@@ -43,34 +43,86 @@ def test_safetensors_of_any_float_type_with_class_names(tmp_path, dtype):
     safetensors.torch.save_file(content, tmp_path / "x", metadata={"classes": json.dumps(["cat", "dog"])})
     checkpoint = read_checkpoint(f"file://{tmp_path}/x", "vgg16")
     assert {key: value.dtype for key, value in checkpoint.tensors.items()} == {
-        "a.weight": torch.float32,
-        "a.bias": torch.float32,
+        "a.weight": dtype,
+        "a.bias": dtype,
         "count": torch.int64,
     }
-    assert_is_tensors({key: checkpoint.tensors[key] for key in TENSORS})
+    assert_is_tensors({key: checkpoint.tensors[key].to(TENSORS[key].dtype) for key in TENSORS})
     assert checkpoint.class_names == ("cat", "dog")
 
 
-class Payload:
-    def __reduce__(self):
-        return (print, ("code ran",))
+def in_parts(folder, save=safetensors.torch.save_file, suffix="safetensors"):
+    """`TENSORS` in two files and their index, as Hugging Face keeps large networks."""
+    names = {
+        f"net-0000{number}-of-00002.{suffix}": keys for number, keys in ((1, ["a.weight"]), (2, ["a.bias", "count"]))
+    }
+    for name, keys in names.items():
+        save({key: TENSORS[key] for key in keys}, folder / name)
+    weight_map = {key: name for name, keys in names.items() for key in keys}
+    index = folder / f"net.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 40}, "weight_map": weight_map}))
+    return index, [folder / name for name in names]
 
 
-def test_pickled_code_is_not_run(tmp_path, capsys):
-    torch.save({"model": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(WeightsError, match=r"bad.pth is no checkpoint of tensors alone.*state_dict"):
-        read_checkpoint(str(tmp_path / "bad.pth"), "vgg16")
-    assert "code ran" not in capsys.readouterr().out
+@pytest.mark.parametrize(("save", "suffix"), [(safetensors.torch.save_file, "safetensors"), (torch.save, "bin")])
+def test_a_checkpoint_in_parts_is_read_by_its_index(tmp_path, save, suffix, monkeypatch):
+    index, parts = in_parts(tmp_path, save, suffix)
+    monkeypatch.chdir(tmp_path)
+    for uri in (str(index), index.name, f"file://{index}"):
+        checkpoint = read_checkpoint(uri, "vgg16")
+        assert {key: value.tolist() for key, value in checkpoint.tensors.items()} == {
+            key: value.tolist() for key, value in TENSORS.items()
+        }
+    data = index.read_bytes() + b"".join(part.read_bytes() for part in parts)
+    assert checkpoint.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_parts_on_a_store(tmp_path):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    index, parts = in_parts(tmp_path)
+    for file in (index, *parts):
+        store.pipe(f"/parts/{file.name}", file.read_bytes())
+    assert set(read_checkpoint(f"memory://parts/{index.name}", "vgg16").tensors) == set(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"weight_map": {"a": "gone.bin"}}', "gone.bin, which .* names, cannot be read.*put all parts beside it"),
+        ('{"weight_map": {"a": "../secret.bin"}}', "names the part '../secret.bin', which does not lie beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names the part '/etc/passwd', which does not lie beside it"),
+        ('{"weight_map": {}}', "names none"),
+        ('{"weight_map": 3}', "is a damaged index"),
+        ('{"weight_map": {"a', "is a damaged index"),
+        ('{"weight_map": {"a": "page.html"}}', r"\(its part page\.html\) is a web page"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, text, said):
+    (tmp_path / "page.html").write_text("<html>")
+    (tmp_path / "net.index.json").write_text(text)
+    with pytest.raises(WeightsError, match=said):
+        read_checkpoint(str(tmp_path / "net.index.json"), "vgg16")
+
+
+def test_a_folder_names_what_is_in_it(tmp_path):
+    with pytest.raises(WeightsError, match="are a folder that is empty; give the file"):
+        read_checkpoint(str(tmp_path), "vgg16")
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(WeightsError, match=r"are a folder that holds pytorch_model\.bin; give the file"):
+        read_checkpoint(str(tmp_path), "vgg16")
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "bad is no"),
-        (b"hello, I am a text file", "bad is no"),
-        (b"PK\x03\x04 a broken zip", "bad is no readable checkpoint"),
-        ((2**40).to_bytes(8, "little") + b"{}", "bad is no readable checkpoint"),
-        (safetensors.torch.save(TENSORS)[:-5], "bad is no readable checkpoint"),
+        (b"", "bad is empty"),
+        (b"hello, I am a text file", "bad is a text that begins 'hello, I am a text file'"),
+        (b"PK\x03\x04 a broken zip", "bad is cut short or damaged"),
+        ((2**40).to_bytes(8, "little") + b"{}", r"bad is cut short: it has 10 of \d+ bytes"),
+        (safetensors.torch.save(TENSORS)[:-5], r"bad is cut short: it has \d+ of \d+ bytes"),
+        (safetensors.torch.save(TENSORS)[:20], "bad is a damaged or cut safetensors file"),
         (safetensors.torch.save({}), "bad holds no tensors"),
         (safetensors.torch.save(TENSORS, {"classes": "cat, dog"}), "must be a JSON list"),
     ],

@@ -54,6 +54,8 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
         observer.note(NOTHING_LEFT)
         return finished
     model = prepare.load_network(config)
+    for note in model.notes:
+        observer.note(note)
     preflight(config.input, config.output, config.storage_options, "from this process")
     attempt = Attempt(config)
     with ExitStack() as stack:

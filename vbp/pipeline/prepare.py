@@ -8,9 +8,10 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vbp.errors import ImageError, StorageError, UsageError
+from vbp.errors import ImageError, StorageError, UsageError, WeightsError
 from vbp.pipeline.classes import ClassMap, map_classes
 from vbp.pipeline.classfile import ClassNames, parse_class_file
 from vbp.pipeline.config import RunConfig
@@ -153,14 +154,32 @@ def load_network(config: RunConfig) -> Model:
 
     Raises:
         ModelError: it cannot be explained.
-        WeightsError: the checkpoint cannot be read or does not fit.
+        WeightsError: the checkpoint cannot be had or read, or does not fit.
         UsageError: the configuration asks for a classifier that is not there.
     """
     from vbp.saliency.models import load_model
 
-    model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
+    with weights_as_usage(config):
+        model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
     check_network(config, model)
     return model
+
+
+@contextmanager
+def weights_as_usage(config: RunConfig) -> Iterator[None]:
+    """Before any work, a store that does not give the weights is the user's to look at.
+
+    Raises:
+        WeightsError: it does not.
+    """
+    try:
+        yield
+    except StorageError as error:
+        sentence = str(error).rstrip(".")
+        raise WeightsError(
+            f"--weights (={config.weights}) cannot be read: {sentence}; look at its address and at the network, "
+            "or give a file."
+        ) from error
 
 
 def check_network(config: RunConfig, model: Model) -> None:
@@ -184,7 +203,10 @@ def check_network(config: RunConfig, model: Model) -> None:
 
 
 def weights_sha256(config: RunConfig) -> str:
-    """Of the checkpoint file, as ``Model.sha256`` has it; empty where it cannot be read, which loading it explains."""
+    """Of the checkpoint file, as ``Model.sha256`` has it, but for one in parts, of which this sees the index alone.
+
+    Empty where it cannot be read, which loading it explains.
+    """
     try:
         return hashlib.sha256(read_uri(config.weights, config.storage_options)).hexdigest()
     except (OSError, StorageError):

@@ -96,7 +96,8 @@ class Record:
         refreshed = {"input_sha256"} if recipe.config.refresh else set()
         changes = [change for change in self._changes(fingerprint(recipe)) if change[0] not in refreshed]
         if changes:
-            self._refuse("; ".join(_told(change, recipe.config) for change in changes))
+            before = self.facts.get("config") or {}
+            self._refuse("; ".join(_told(change, before, recipe.config) for change in changes))
 
     def is_of(self, config: RunConfig, weights_sha256: str, contents: Mapping[str, str]) -> bool:
         """Whether `config` asks for what the output was begun with; told without the network."""
@@ -201,9 +202,13 @@ def _fingerprint(config: RunConfig, weights_sha256: str, precision: str, content
     return {**config.fingerprint(), **own, **contents}
 
 
-def _told(change: tuple[str, Any, Any], config: RunConfig) -> str:
-    """A field that differs, in words."""
+def _told(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunConfig) -> str:
+    """A field that differs, in words; `old` is the configuration that the output was begun with."""
     name, before, now = change
+    if name == "weights":
+        place = old.get("weights", "an unnamed file")
+        said = f"weights was {place} (SHA-256 {before[:8]}...), now {config.weights} (SHA-256 {now[:8]}...)"
+        return f"{said}: its content has changed since" if place == config.weights else said
     if name == "classes_sha256" and None not in (before, now):
         return f"the content of --classes (={config.classes}) has changed since"
     if name == "input_sha256":

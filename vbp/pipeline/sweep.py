@@ -206,11 +206,16 @@ class _Sweep:
         given = None
         if any(job.is_for_ray(each.attempt.config) for each in working):
             given = self._connect(common, stack)
+        told: dict[str, None] = {}
         for each in working:
             with _named(each.run):
-                model = self._networks.load(each.attempt.config)
+                with prepare.weights_as_usage(each.attempt.config):
+                    model = self._networks.load(each.attempt.config)
+                told = told | dict.fromkeys(model.notes)
                 prepare.check_network(each.attempt.config, model)
                 each.attempt.check(model, given, self._observer)
+        for note in told:
+            self._observer.note(note)
         self._list(working)
         images = sum(each.attempt.images for each in working)
         if given is None and job.is_for_ray(common, images):

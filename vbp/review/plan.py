@@ -274,6 +274,7 @@ class _Sample:
         named = "random" if self.stands_in else config.weights
         self._config = dataclasses.replace(config, weights=named, select="all")
         self._model = prepare.load_network(self._config)
+        self.notes = self._model.notes
         device = prepare.choose_device(config)
         self.recipe = Recipe(
             config=config,
@@ -351,6 +352,7 @@ def _batch(rows: Iterable[ManifestRow]) -> Batch:
 
 
 def _notes(config: RunConfig, runner: str, sample: _Sample) -> Iterable[str]:
+    yield from sample.notes
     if sample.stands_in:
         yield f"The weights of --model {config.model} are not here yet: measured with random ones, sizes may differ."
     if config.select != "all":

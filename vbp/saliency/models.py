@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -18,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from vbp.errors import ModelError, WeightsError
+from vbp.saliency.fitting import AUXILIARY, AmbiguousError, KindError, MisfitError, Wanted, fit, matches
+from vbp.saliency.sound import check_sound
 from vbp.saliency.vision import torchvision
 from vbp.saliency.weights import Checkpoint, read_checkpoint, tensors_sha256
 
@@ -45,6 +45,8 @@ class Model:
     """As asked for."""
     sha256: str
     """Of the checkpoint file's bytes; of the tensors' bytes for random weights."""
+    notes: tuple[str, ...] = ()
+    """How the checkpoint was understood, where a user should know; a sentence each."""
 
 
 TRANSFORMERS = ("maxvit", "swin", "vit")
@@ -74,7 +76,7 @@ def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Ma
     Args:
         model: torchvision's name, such as `vgg16`.
         weights: `imagenet`, `demo`, `random`, or the path or fsspec URL of a ``.pth``, ``.pt`` or ``.safetensors``
-            file that holds a state dict, bare or under `state_dict`, `model` or `net`.
+            file, or of the ``.index.json`` of one in parts, in which the network's tensors lie anywhere.
         seed: of random weights.
         storage_options: as for ``vbp.storage.files.read_uri``.
 
@@ -92,24 +94,36 @@ def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Ma
             network = _build(model)
         return _model(model, network, weights, tensors_sha256(network.state_dict()), None)
     checkpoint = read_checkpoint(weights, model, storage_options)
-    network = _fit(model, checkpoint, weights)
-    return _model(model, network, weights, checkpoint.sha256, _class_names(model, network, checkpoint, weights))
+    network, notes = _fit(model, checkpoint, weights)
+    names = _class_names(model, network, checkpoint, weights)
+    return _model(model, network, weights, checkpoint.sha256, names, notes)
 
 
 def fitting_model(weights: str, storage_options: Mapping[str, Any] | None = None) -> str | None:
     """The torchvision network that a checkpoint file belongs to, by its keys and shapes; None where none fits.
 
     Raises:
-        WeightsError: the checkpoint cannot be had or read.
+        WeightsError: the checkpoint cannot be had or read, or belongs to several alike.
+        StorageError: the store does not answer, after retries.
     """
     if weights in ("imagenet", "demo", "random"):
         return None
-    return _most_alike(read_checkpoint(weights, "", storage_options).tensors)
+    fitting = _most_alike(read_checkpoint(weights, "", storage_options).tensors)
+    if len(fitting) > 1:
+        raise WeightsError(f"weights {weights!r} fit {' and '.join(fitting)} alike: say which with --model.")
+    return next(iter(fitting), None)
 
 
-def _model(name: str, network: nn.Module, weights: str, sha256: str, class_names: tuple[str, ...] | None) -> Model:
+def _model(
+    name: str,
+    network: nn.Module,
+    weights: str,
+    sha256: str,
+    class_names: tuple[str, ...] | None,
+    notes: tuple[str, ...] = (),
+) -> Model:
     network.eval().requires_grad_(False)
-    return Model(name, network, MEAN, STD, class_names, _num_classes(network), weights, sha256)
+    return Model(name, network, MEAN, STD, class_names, _num_classes(network), weights, sha256, notes)
 
 
 @cache
@@ -128,16 +142,16 @@ def _build(name: str, device: str = "cpu") -> nn.Module:
 
 
 def _build_empty(name: str) -> nn.Module:
-    """The network without memory for its tensors, where its constructor allows that."""
-    try:
-        with _Unfilled():
-            return _build(name, "meta")
-    except NotImplementedError:
+    """The network without memory for its tensors."""
+    with _Unfilled():
         return _build(name)
 
 
 class _Unfilled(TorchFunctionMode):
-    """Draws no random numbers into tensors: in ones without memory that would load torch's compiler, for 4 s."""
+    """Tensors get no memory, and no random numbers: in ones without memory these would load torch's compiler, for 4 s.
+
+    What a network computes in order to know its widths, as RegNet does, stays on the CPU.
+    """
 
     @override
     def __torch_function__(
@@ -146,27 +160,36 @@ class _Unfilled(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
+        if func in (torch.empty, torch.zeros, torch.ones):
+            kwargs = kwargs | {"device": "meta"}
         return func(*args, **kwargs)
 
 
-def _fit(name: str, checkpoint: Checkpoint, weights: str) -> nn.Module:
-    network = _build_empty(name)
-    # DenseNet's published files are older than its names.
-    tensors = {re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key): value for key, value in checkpoint.tensors.items()}
-    head = _head(network)
-    if head and not any(key.startswith(f"{head}.") for key in tensors):
-        setattr(network, head, nn.Identity())
-    other_widths = _follow_widths(network, tensors)
-    expected = network.state_dict()
-    for key in expected:
-        # Only training reads this counter; files from before PyTorch 0.4.1 lack it.
-        if key.endswith("num_batches_tracked"):
-            tensors.setdefault(key, torch.tensor(0))
-    if difference := _first_difference(expected, tensors):
-        raise WeightsError(f"weights {weights!r} do not fit {name}: {difference}. {_what_fits(checkpoint.tensors)}")
-    network.load_state_dict(tensors, assign=True)
-    if other_widths and (difference := _check_chain(network)):
-        raise WeightsError(f"weights {weights!r} do not fit {name}: {difference}.")
+def _fit(name: str, checkpoint: Checkpoint, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with its weights, and what there is to say of them."""
+    network = _without_auxiliary(_build_empty(name))
+    try:
+        fitted = fit(network, _head(network), checkpoint.tensors)
+    except MisfitError as error:
+        message = f"weights {weights!r} do not fit {name}: {error}. {_what_fits(name, checkpoint.tensors)}"
+        raise WeightsError(message) from error
+    except KindError as error:
+        raise WeightsError(f"weights {weights!r} cannot be used: {error}.") from error
+    except AmbiguousError as error:
+        raise WeightsError(
+            f"weights {weights!r} hold {name} more than once, under {error}: save the one that you mean in a file "
+            "of its own."
+        ) from error
+    if fitted.other_widths and (twins := _exact_twins(name, network)):
+        raise WeightsError(f"weights {weights!r} do not fit {name}: their widths are those of {' and '.join(twins)}.")
+    notes = check_sound(network, weights)
+    return network, tuple(f"Weights {weights}: {note}." for note in (*fitted.notes, *notes))
+
+
+def _without_auxiliary(network: nn.Module) -> nn.Module:
+    for name in AUXILIARY:
+        if hasattr(network, name):
+            setattr(network, name, None)
     return network
 
 
@@ -184,85 +207,53 @@ def _num_classes(network: nn.Module) -> int | None:
     return widths[-1] if widths else None
 
 
-def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    """Give layers the widths of their tensors, where only a width differs; whether any did."""
-    followed = False
-    for name, module in network.named_modules():
-        weight = tensors.get(f"{name}.weight")
-        own = getattr(module, "weight", None)
-        if weight is None or own is None or weight.shape == own.shape or weight.ndim != own.ndim:
-            continue
-        if isinstance(module, nn.Conv2d) and module.groups == 1 and weight.shape[2:] == own.shape[2:]:
-            module.out_channels, module.in_channels = weight.shape[:2]
-        elif isinstance(module, nn.BatchNorm2d):
-            module.num_features = len(weight)
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
-        else:
-            continue
-        for key, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            new = tensors.get(f"{name}.{key}", old).to("meta")
-            setattr(module, key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
-        followed = True
-    return followed
+def _exact_twins(name: str, network: nn.Module) -> list[str]:
+    """Other networks of the same family that have just these layers, by names and shapes.
+
+    Strides and groups do not show in shapes, so a network of followed widths might be computed as what it is not.
+    """
+    found = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    head = _head(network)
+    of_family = [other for other in _torchvision_names() if _family(other) == _family(name) and other != name]
+    twins = []
+    for other in of_family:
+        wanted = _wanted(other)
+        shapes = {key: wanted.shapes[key] for key in wanted.trunk}
+        own = {key: shape for key, shape in found.items() if key in shapes or key.partition(".")[0] != head}
+        if shapes == {key: shape for key, shape in own.items() if not key.endswith("num_batches_tracked")}:
+            twins.append(other)
+    return twins
 
 
-def _first_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    for key, tensor in expected.items():
-        if key not in found:
-            return f"{key} is missing"
-        if found[key].shape != tensor.shape:
-            return f"{key} has shape {tuple(found[key].shape)}, not {tuple(tensor.shape)}"
-    return next((f"{key} is not part of it" for key in found if key not in expected), None)
+def _family(name: str) -> str:
+    return str(torchvision.models.get_model_builder(name).__module__)
 
 
-def _check_chain(network: nn.Module) -> str | None:
-    """What is wrong with the widths from layer to layer, found by a forward pass."""
-    try:
-        with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, 224, 224))
-    except RuntimeError as error:
-        return f"the widths of its layers do not chain for a batch of RGB images ({error})"
-    return None
-
-
-def _what_fits(tensors: Mapping[str, Tensor]) -> str:
-    fitting = _most_alike(tensors)
-    if fitting is not None:
-        return f"It fits {fitting}."
+def _what_fits(name: str, tensors: Mapping[str, Tensor]) -> str:
+    fitting = [other for other in _most_alike(tensors) if other != name]
+    if fitting:
+        return f"It fits {' and '.join(fitting)}."
     return f"Its first key is {next(iter(tensors))}; it fits no network of torchvision."
 
 
-def _most_alike(tensors: Mapping[str, Tensor]) -> str | None:
-    """The torchvision network with these keys, its classifier's aside, and the most of these shapes."""
-
-    def likeness(name: str) -> int:
-        shapes = _shapes_by_network()[name]
-        return sum(key in tensors and shape == tensors[key].shape for key, shape in shapes.items())
-
-    keys = _weight_keys(tensors)
-    features = {key for key in keys if key.startswith("features.")}
-    fitting = [
-        name
-        for name, shapes in _shapes_by_network().items()
-        if shapes.keys() == keys or (keys == features == {key for key in shapes if key.startswith("features.")})
-    ]
-    return max(fitting, key=likeness, default=None)
+def _most_alike(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The torchvision networks that fit and share the most shapes with the checkpoint; several only where alike."""
+    likeness: dict[str, int] = {}
+    for name in _torchvision_names():
+        wanted = _wanted(name)
+        for match in matches(wanted, tensors):
+            paths = match.trunk | (match.head or {})
+            same = sum(tensors[path].shape == wanted.shapes[key] for key, path in paths.items())
+            likeness[name] = max(likeness.get(name, 0), same)
+    most = max(likeness.values(), default=0)
+    return [name for name, same in likeness.items() if same == most]
 
 
 @cache
-def _shapes_by_network() -> dict[str, dict[str, torch.Size]]:
-    """Shape by key for every torchvision network that can be built without memory."""
-    shapes = {}
-    for name in _torchvision_names():
-        with suppress(NotImplementedError):
-            state = _build(name, "meta").state_dict()
-            shapes[name] = {key: state[key].shape for key in _weight_keys(state)}
-    return shapes
-
-
-def _weight_keys(keys: Iterable[str]) -> set[str]:
-    return {key for key in keys if not key.endswith("num_batches_tracked")}
+def _wanted(name: str) -> Wanted:
+    """What a torchvision network wants of a checkpoint."""
+    network = _without_auxiliary(_build_empty(name))
+    return Wanted.of(network, _head(network))
 
 
 def _class_names(name: str, network: nn.Module, checkpoint: Checkpoint, weights: str) -> tuple[str, ...] | None:

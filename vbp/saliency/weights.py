@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,18 +14,14 @@ from urllib.parse import urlparse
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from vbp.errors import WeightsError
+from vbp.errors import StorageError, WeightsError
+from vbp.saliency import pickled
+from vbp.saliency.foreign import AGAIN, describe
+from vbp.saliency.statedict import flat_tensors
 from vbp.saliency.vision import torchvision
-from vbp.storage.files import read_uri
-
-NESTS = ("state_dict", "model", "net", "model_state_dict")
-"""Keys under which training scripts store the state dict, the first found first."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""What ``DataParallel`` and ``torch.compile`` put before every key."""
+from vbp.storage.files import Folder, read_uri
 
 
 @dataclass(frozen=True)
@@ -34,9 +29,9 @@ class Checkpoint:
     """A checkpoint as read: nothing is known yet of the network that it fits."""
 
     tensors: dict[str, Tensor]
-    """float32 where floating, on the CPU, keys without wrappers' prefixes."""
+    """By path: on the CPU, as they were saved; see ``flat_tensors``."""
     sha256: str
-    """Of the file's bytes."""
+    """Of the file's bytes; of several files', one after the other, where it is in parts."""
     class_names: tuple[str, ...] | None
     """The safetensors metadata `classes` (a JSON list), where present."""
 
@@ -46,12 +41,13 @@ def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any]
 
     Args:
         weights: `imagenet` (torchvision's, for `model`), `demo` (packaged), or the path or fsspec URL of a
-            ``.pth``, ``.pt`` or ``.safetensors`` file.
+            ``.pth``, ``.pt`` or ``.safetensors`` file, or of the ``.index.json`` of one in parts.
         model: torchvision's name of the network.
         storage_options: as for ``vbp.storage.files.read_uri``.
 
     Raises:
         WeightsError: the checkpoint cannot be had or read.
+        StorageError: the store does not answer, after retries.
     """
     if weights == "imagenet":
         uri = str(_imagenet_file(model))
@@ -59,13 +55,20 @@ def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any]
         uri = str(_demo_file())
     else:
         uri = weights
-    try:
-        data = read_uri(uri, storage_options)
-    except (FileNotFoundError, PermissionError) as error:
-        hint = "give imagenet, demo, random, a file or a URL"
-        raise WeightsError(f"weights {weights!r} cannot be read: {error}; {hint}.") from error
-    tensors, metadata = _parse(data, uri)
-    return Checkpoint(_unwrap(tensors, uri), hashlib.sha256(data).hexdigest(), _class_names(metadata, uri))
+    data = _read(uri, storage_options)
+    digest = hashlib.sha256(data)
+    content: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for name in _parts(data, uri) or [""]:
+        if name:
+            data = _read_part(uri, name, storage_options)
+            digest.update(data)
+        part, described = _parse(data, f"{uri} (its part {name})" if name else uri)
+        content, metadata = ({**content, **part} if name else part), metadata | described
+    tensors = flat_tensors(content)
+    if not tensors:
+        raise WeightsError(f"{uri} holds no tensors: save the weights with torch.save(model.state_dict(), FILE).")
+    return Checkpoint(tensors, digest.hexdigest(), _class_names(metadata, uri))
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -119,35 +122,76 @@ def _demo_file() -> Path:
     return file
 
 
+def _read(uri: str, storage_options: Mapping[str, Any] | None) -> bytes:
+    hint = "give imagenet, demo, random, a file or a URL"
+    try:
+        return read_uri(uri, storage_options)
+    except (FileNotFoundError, PermissionError) as error:
+        raise WeightsError(f"weights {uri!r} cannot be read: {error}; {hint}.") from error
+    except StorageError as error:
+        if not isinstance(error.__cause__, (IsADirectoryError, NotADirectoryError)):
+            raise
+        raise WeightsError(f"weights {uri!r} are a folder{_files_in(uri)}; give the file.") from error
+
+
+def _files_in(folder: str) -> str:
+    try:
+        names = sorted(path.name for path in Path(folder).iterdir())
+    except OSError:
+        return ""
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f" that holds {shown}" if names else " that is empty"
+
+
+def _parts(data: bytes, uri: str) -> list[str]:
+    """The files of which `data` is the index, as Hugging Face's ``*.index.json``; none where it is a file itself."""
+    if data[:64].lstrip()[:1] != b"{" or b'"weight_map"' not in data:
+        return []
+    try:
+        files = sorted({str(name) for name in json.loads(data)["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{uri} is a damaged index of a checkpoint in parts: {AGAIN}.") from error
+    if not files:
+        raise WeightsError(f"{uri} is an index of a checkpoint in parts, and names none: {AGAIN}.")
+    return files
+
+
+def _read_part(index: str, name: str, storage_options: Mapping[str, Any] | None) -> bytes:
+    """A file beside the index; a name that leads elsewhere is refused."""
+    folder = index.rpartition("/")[0] if "://" in index else posixpath.dirname(index)
+    try:
+        return Folder(folder or ("." if not index.startswith("/") else "/"), storage_options).read(name)
+    except (FileNotFoundError, PermissionError) as error:
+        raise WeightsError(f"{name}, which {index} names, cannot be read: {error}; put all parts beside it.") from error
+    except StorageError as error:
+        if ".." in name or name.startswith("/"):
+            raise WeightsError(f"{index} names the part {name!r}, which does not lie beside it.") from error
+        raise
+
+
 def _parse(data: bytes, uri: str) -> tuple[Any, dict[str, str]]:
     """The content and metadata of a checkpoint; its format is told by its first bytes, not by its name."""
+    # A safetensors file begins with the length of its JSON header in 8 bytes, which is no text.
+    if data[8:9] == b"{" and b"\0" in data[:8]:
+        return _safetensors(data, uri)
+    if foreign := describe(data):
+        raise WeightsError(f"{uri} {foreign}.")
+    return pickled.load(data, uri), {}
+
+
+def _safetensors(data: bytes, uri: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    length = int.from_bytes(data[:8], "little")
     try:
-        # A safetensors file begins with the length of its JSON header in 8 bytes.
-        if data[8:9] == b"{":
-            length = int.from_bytes(data[:8], "little")
-            metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-            return safetensors.torch.load(data), metadata
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{uri} is no checkpoint of tensors alone, and nothing else is read because a pickle can run code: "
-            f"save it again with torch.save(model.state_dict(), FILE)."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"{uri} is no readable checkpoint: {str(error).partition(chr(10))[0]}") from error
-
-
-def _unwrap(content: Any, uri: str) -> dict[str, Tensor]:
-    nest = next((key for key in NESTS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
-    if nest:
-        return _unwrap(content[nest], uri)
-    items = content.items() if isinstance(content, dict) else ()
-    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{uri} holds no tensors, neither bare nor under {', '.join(NESTS)}.")
-    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in tensors)), None):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        whole = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
+        if whole > len(data):
+            raise WeightsError(f"{uri} is cut short: it has {len(data)} of {whole} bytes; {AGAIN}.")
+        return safetensors.torch.load(data), metadata
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged header can raise anything
+        raise WeightsError(f"{uri} is a damaged or cut safetensors file ({len(data)} bytes): {AGAIN}.") from error
 
 
 def _class_names(metadata: Mapping[str, str], uri: str) -> tuple[str, ...] | None:

@@ -1,0 +1,142 @@
+"""What ``torch.save`` wrote, read without running any code that a file names."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from vbp.errors import WeightsError
+
+SAVE = "save the weights alone, with torch.save(model.state_dict(), FILE)"
+
+
+class _Nothing:
+    """Stands in for a harmless object that lies beside the weights; takes all that is said of it, and keeps nothing."""
+
+    def __new__(cls, *args: Any) -> Any:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Items:
+    """Stands in for a kind of dict: what is in it may be the weights."""
+
+    def __new__(cls, *args: Any) -> Any:
+        return OrderedDict()
+
+
+class _List:
+    """Stands in for a kind of list."""
+
+    def __new__(cls, *args: Any) -> Any:
+        return []
+
+
+STAND_INS: dict[type, tuple[str, ...]] = {
+    _Nothing: (
+        # arguments of the training script: torchvision's references, timm, DETR
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+        # a best score or losses that nobody made a float
+        *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        "numpy.ndarray",
+        "numpy.dtype",
+        # folders among the settings
+        *(
+            f"pathlib{module}.{flavour}{system}Path"
+            for module in ("", "._local")
+            for flavour in ("", "Pure")
+            for system in ("Posix", "Windows", "")
+        ),
+        # settings of Lightning and Hydra
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.listconfig.ListConfig",
+        "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata",
+        *(
+            f"omegaconf.nodes.{kind}Node"
+            for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Enum", "Path", "Value")
+        ),
+        "typing.Any",
+        # when it was saved
+        "datetime.datetime",
+        "datetime.timedelta",
+        # what a defaultdict or OmegaConf says of its items
+        "builtins.dict",
+        "builtins.list",
+        "builtins.tuple",
+        "builtins.int",
+        "builtins.float",
+        "builtins.str",
+        "builtins.bool",
+    ),
+    _Items: (
+        "collections.defaultdict",
+        # settings of Lightning, yacs (Detectron, timm's forks) and EasyDict
+        *(
+            f"{package}.AttributeDict"
+            for package in (
+                "pytorch_lightning.utilities.parsing",
+                "lightning.pytorch.utilities.parsing",
+                "lightning_fabric.utilities.data",
+                "lightning.fabric.utilities.data",
+            )
+        ),
+        "yacs.config.CfgNode",
+        "easydict.EasyDict",
+    ),
+    # the last losses, in meters of training scripts
+    _List: ("collections.deque",),
+}
+"""Harmless types that people's checkpoints hold beside the weights, by what takes their place.
+
+Nothing of these types is run, nor need their packages be installed: the names alone are allowed.
+"""
+
+
+def load(data: bytes, uri: str) -> Any:
+    """The content of a file that ``torch.save`` wrote.
+
+    Args:
+        data: the file's bytes.
+        uri: names the file in errors.
+
+    Raises:
+        WeightsError: it is damaged, or holds what cannot be read without running code.
+    """
+    stand_ins = [(kind, name) for kind, names in STAND_INS.items() for name in names]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+            warnings.simplefilter("ignore")  # of old formats, which is nothing that a user can change
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(f"{uri} {_reason(str(error), data)}.") from error
+
+
+def _reason(message: str, data: bytes) -> str:
+    """Our own words: torch's advise to read the file with ``weights_only=False``."""
+    if b"_rebuild_qtensor" in data:
+        return f"holds quantised weights, which are not explained: load the network before it was quantised, and {SAVE}"
+    if "DTensor" in message:
+        return f"holds weights that are spread over processes (DTensor): gather them there, and {SAVE}"
+    if found := re.search(r"GLOBAL (\S+)", message):
+        what = "a whole network" if found[1].startswith("torch.nn.") else "an object"
+        return (
+            f"holds {what} of the type {found[1]}, and nothing but tensors is read because a pickle can run code: "
+            f"where you trust it, load it and {SAVE}"
+        )
+    if data.startswith(b"\x80") and b"torch" not in data:
+        return f"is a pickle that torch.save did not write: {SAVE}"
+    if "Unsupported operand" in message and data[:1] in (b"P", b"\x80"):
+        return f"is damaged, or pickled by another protocol than torch's own (2): copy it again, or {SAVE}"
+    return f"is no checkpoint, or is damaged or cut short ({len(data)} bytes): copy or download it again"
