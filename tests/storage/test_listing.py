@@ -1,9 +1,13 @@
 import os
 from pathlib import Path
 
+import pytest
+
+from tests.storage.flat import FlatStore
+from vbp.errors import StorageError
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.listing import list_tree
+from vbp.storage.listing import list_tree, one_image
 
 
 def test_a_tree(folder):
@@ -55,3 +59,58 @@ def test_names_that_need_another_key(tmp_path):
     assert row.path == b"caf\xe9.jpg"
     assert row.key.endswith("~caf_.jpg")
     assert row.uri == f"{tmp_path}/caf%E9.jpg"
+
+
+ODD_KEYS = {
+    "/lead.jpg": None,
+    "//cat/a.jpg": "cat",
+    "cat//b.jpg": "cat",
+    "./dog/c.jpg": "dog",
+    "../d.jpg": None,
+    "e/../f.jpg": "e",
+    "cat/line\nbreak.jpg": "cat",
+    "back\\slash.jpg": None,
+    f"{'x' * 300}/{'y' * 300}.jpg": None,
+    "a?b#c%41.jpg": None,
+    "cat/a.jpg": "cat",
+}
+
+
+@pytest.mark.parametrize("place", ["", "/photos"])
+def test_every_key_of_a_bucket_is_a_row_of_its_own(place, monkeypatch):
+    data = {f"b{place}/{key}": key.encode() for key in ODD_KEYS} | {f"b{place}/folder/": b""}
+    monkeypatch.setattr("vbp.storage.files._open", lambda base, settings, process: (FlatStore(data), "b"))
+    folder, left_out = Folder(f"s3://b{place}"), LeftOut()
+    rows = list(list_tree(folder, left_out=left_out))
+    assert left_out.counts == {"none": 1}
+    assert len({row.key for row in rows}) == len({row.key.casefold() for row in rows}) == len(ODD_KEYS)
+    for row in rows:
+        key = row.path.decode()
+        assert folder.read(key) == key.encode()
+        assert row.label == ODD_KEYS[key] or len(key) > 300
+        assert not {"", ".", ".."} & set(row.key.split("/"))
+        assert row.key.isprintable()
+
+
+@pytest.mark.parametrize("url", ["/photos", "http://host/photos"])
+def test_elsewhere_no_path_leaves_its_folder(url):
+    for path in ("../a.jpg", "/a.jpg", "a/../../b.jpg"):
+        with pytest.raises(StorageError, match="does not lie within"):
+            Folder(url).read(path)
+
+
+def test_one_image_is_a_collection_of_one(folder):
+    folder.write("cat/a.JPG", b"123")
+    row = one_image(folder.child("cat/a.JPG"))
+    assert (row.key, row.label, row.size, row.uri) == ("a.JPG", None, 3, folder.uri("cat/a.JPG"))
+    assert folder.child("cat/a.JPG").read(os.fsdecode(row.path)) == b"123"
+    folder.write("dog.jpg/a.jpg", b"123")
+    folder.write("notes.txt", b"123")
+    for other in ("dog.jpg", "cat", "none.jpg", "notes.txt"):
+        assert one_image(folder.child(other)) is None
+    assert one_image(folder.child("notes.txt"), (".txt",)).key == "notes.txt"
+
+
+def test_one_image_of_a_web_server():
+    row = one_image(Folder("https://host/photos/a.jpg?width=9"))
+    assert (row.key, row.path) == ("a.jpg", b"")

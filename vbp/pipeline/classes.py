@@ -77,7 +77,7 @@ def map_classes(
     if own is None:
         why = f"nobody says which of the network's {num_classes} outputs each of {_listed(folders)} stands for"
     else:
-        why = f"the checkpoint calls its classes {_listed(own)}, and {_mismatch(strangers, ClassNames(tuple(own)))}"
+        why = _mismatch(strangers, ClassNames(tuple(own)), "of the checkpoint")
     order = f", or {BY_ORDER} if they are numbered by the alphabet" if len(folders) == num_classes else ""
     return ClassMap({}, own, f"{why}; tell them with --classes FILE{order}")
 
@@ -98,8 +98,8 @@ def _by_file(
     if _are_wnids(folders, num_classes, wnids) and own is not None and _are_alike(declared.names, own):
         return _by_wnid(folders, declared.names, wnids)
     raise UsageError(
-        f"Folders and class file (--classes) do not match: {_mismatch(strangers, declared)}. Correct one of them, or "
-        "leave --classes out: no prediction is called correct then."
+        f"Folders and class names do not match: {_mismatch(strangers, declared, 'in the file (--classes)')}. Correct "
+        "one of them, or leave --classes out: no prediction is called correct then."
     )
 
 
@@ -171,7 +171,7 @@ def _strangers(folders: Sequence[str], declared: ClassNames) -> list[str]:
     return [folder for folder in folders if known.get(_plain(folder)) is None]
 
 
-def _mismatch(strangers: Sequence[str], declared: ClassNames) -> str:
+def _mismatch(strangers: Sequence[str], declared: ClassNames, whose: str) -> str:
     """What is wrong with folders that are no classes, with the names that come closest."""
     first, known = strangers[0], _numbers_by_name(declared)
     more = f" (nor are {len(strangers) - 1} others, such as {strangers[1]!r})" if len(strangers) > 1 else ""
@@ -179,8 +179,10 @@ def _mismatch(strangers: Sequence[str], declared: ClassNames) -> str:
         return f"folder {first!r} is the name of the classes {namesakes[0]} and {namesakes[-1]}"
     close = difflib.get_close_matches(_plain(first), known, _SHOWN)
     names = [declared.names[number] for each in close if (number := known[each]) is not None]
-    nearest = f"the closest are {_listed(list(dict.fromkeys(names)))}" if names else f"it has {_listed(declared.names)}"
-    return f"folder {first!r} is none of its {len(declared)} names{more}; {nearest}"
+    shown = (
+        f"the closest are {_listed(list(dict.fromkeys(names)))}" if names else f"there are {_listed(declared.names)}"
+    )
+    return f"folder {first!r} is none of the {len(declared)} class names {whose}{more}; {shown}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from vbp.errors import StorageError, UsageError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.prepare import NAMED_WEIGHTS
 from vbp.storage.files import Folder, read_uri
+from vbp.storage.listing import one_image
 from vbp.storage.manifestfile import is_manifest
 from vbp.storage.options import CREDENTIALS, family_of
 
@@ -142,6 +143,9 @@ def _read_one(source: str, options: Mapping[str, Any]) -> None:
         read_uri(source, options)
         return
     folder = Folder(source, options)
+    if one_image(folder) is not None:
+        folder.read("")
+        return
     first = folder.first()
     if first is not None:  # an input without images is refused where it is listed
         folder.read(first.path)

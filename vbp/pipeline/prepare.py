@@ -22,6 +22,7 @@ from vbp.storage.listing import (
     IMAGE_SUFFIXES,
     ManifestRow,
     list_tree,
+    one_image,
 )
 from vbp.storage.manifestfile import is_manifest, read_manifest_input
 
@@ -58,9 +59,12 @@ def check_input(config: RunConfig) -> None:
     """
     if "://" not in config.input and not os.path.exists(config.input):
         raise UsageError(f"INPUT (={config.input}) does not exist; give a folder of images, or a manifest.")
-    if os.path.isfile(config.input) and not is_manifest(config.input):
+    is_list = is_manifest(config.input)
+    suffixes = image_suffixes(config)
+    if os.path.isfile(config.input) and not is_list and one_image(Folder(config.input), suffixes) is None:
         raise UsageError(
-            f"INPUT (={config.input}) is no folder; give one with images, or a .parquet, .csv or .txt file."
+            f"INPUT (={config.input}) is no folder, nor an image or list of images by the end of its name; give a "
+            f"folder, a .parquet, .csv or .txt file, or an image ({' '.join(suffixes)}, or what --suffixes names)."
         )
     if os.path.isdir(config.input) and is_manifest(config.input):
         raise UsageError(f"INPUT (={config.input}) is a folder with a manifest's name; give one file.")
@@ -110,7 +114,7 @@ def list_input(
     if is_manifest(config.input):
         rows = read_manifest_input(config.input, config.storage_options)
     else:
-        rows = list_tree(Folder(config.input, config.storage_options), suffixes=suffixes, left_out=left_out)
+        rows = _images(Folder(config.input, config.storage_options), suffixes, left_out)
     try:
         first = next(rows, None)
     except FileNotFoundError as error:
@@ -120,11 +124,19 @@ def list_input(
     return _counted(itertools.chain([first], rows), on_progress)
 
 
+def _images(source: Folder, suffixes: Sequence[str], left_out: LeftOut) -> Iterator[ManifestRow]:
+    single = one_image(source, suffixes)
+    if single is not None:
+        yield single
+    else:
+        yield from list_tree(source, suffixes=suffixes, left_out=left_out)
+
+
 def _why_no_images(config: RunConfig, left_out: LeftOut) -> str:
     if is_manifest(config.input):
         return "it has no rows"
     if not left_out.counts:
-        return "there is no file in it"
+        return "there is no file in it, nor is it an image or list of images by the end of its name"
     return (
         f"of its files {about_left_out(left_out.counts)}; images end in {' '.join(image_suffixes(config))}, and "
         "--suffixes names others"
@@ -298,7 +310,7 @@ def class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
     """The first-level folders with images; of the whole tree even where ``--limit`` has cut the listing short."""
     if manifest.complete or "://" in config.input or is_manifest(config.input):
         return manifest.labels
-    rows = list_tree(Folder(config.input), suffixes=image_suffixes(config))
+    rows = _images(Folder(config.input), image_suffixes(config), LeftOut())
     return sorted({row.label for row in rows if row.label is not None})
 
 

@@ -143,7 +143,7 @@ def render(found: Report) -> str:
 
 def save(found: Report, target: str, options: Mapping[str, Any] | None = None) -> None:
     """Write the page to a path or URL; `options` as for ``Folder``."""
-    write_uri(target, render(found).encode(), options)
+    write_uri(target, render(found).encode("utf-8", "backslashreplace"), options)
 
 
 class _Classes:

@@ -62,6 +62,11 @@ class Folder:
         return f"Folder({display(self.url)!r})"
 
     @property
+    def is_web(self) -> bool:
+        """Whether a web server has it."""
+        return protocol_of(self.url) in ("http", "https")
+
+    @property
     def is_local(self) -> bool:
         """Whether the folder lies on a disk of this machine, or on one mounted here."""
         return not self._base
@@ -115,17 +120,21 @@ class Folder:
         """
         return self._store.create(self._at(path), data)
 
+    def size(self, path: str = "") -> int | None:
+        """Bytes in the file; None where there is no such file. Without a path: where the folder itself is one."""
+        return self._store.size(self._at(path))
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
-        return self._store.size(self._at(path)) is not None
+        return self.size(path) is not None
 
     def delete(self, path: str) -> None:
         """Remove the file; nothing happens where there is none."""
         self._store.delete(self._at(path))
 
-    def uri(self, path: str) -> str:
+    def uri(self, path: str = "") -> str:
         """The file's absolute URL or, on a local disk, its absolute path, always valid UTF-8."""
-        return display(self._url_of(path))
+        return display(self._url_of(path) if path else self.url)
 
     def child(self, path: str) -> "Folder":
         """The folder ``path`` below this one."""
@@ -136,17 +145,18 @@ class Folder:
         return _open(self._base, self._settings, os.getpid())[0]
 
     def _at(self, path: str) -> str:
-        """The file's full path in the store."""
-        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        """The file's full path in the store; below a bucket any key, whatever it would mean elsewhere."""
+        is_key = protocol_of(self.url) in _NEEDS_BUCKET
+        if "\0" in path or (not is_key and (path.startswith("/") or ".." in path.split("/"))):
             raise StorageError(f"the path {path!r} does not lie within {self!r}; nothing was touched")
-        if protocol_of(self.url) in ("http", "https"):
+        if self.is_web:
             path = quoted(path)
         return _join(self._root, path) if path else self._root
 
     def _url_of(self, path: str) -> str:
         if self.is_local:
             return _join(self.url, path)
-        if protocol_of(self.url) in ("http", "https"):
+        if self.is_web:
             path = quoted(path)
         links = self.url.split("::") if _CHAINED.match(self.url) else [self.url]
         first = next(i for i, link in enumerate(links) if "://" in link)

@@ -64,6 +64,19 @@ def list_tree(
         yield ManifestRow(key, folder.uri(file.path), path, label_of(key), file.size, file.version)
 
 
+def one_image(source: Folder, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> ManifestRow | None:
+    """INPUT as a collection of one, where its name is an image's and there is such a file; None where it is a folder.
+
+    Its path is empty: it is INPUT itself. Web servers have no folders of such names and are not asked.
+    """
+    place = source.url.partition("?")[0] if source.is_web else source.url
+    name = place.rstrip("/").rpartition("/")[2]
+    if not _ends_in(name, suffixes):
+        return None
+    size = None if source.is_web else source.size()
+    return ManifestRow(key_of(name), source.uri(), b"", None, size) if source.is_web or size is not None else None
+
+
 def _ends_in(path: str, suffixes: Sequence[str]) -> bool:
     ends = tuple(suffix for suffix in suffixes if suffix != NO_SUFFIX)
     return path.lower().endswith(ends) or (len(ends) < len(suffixes) and not suffix_of(path))

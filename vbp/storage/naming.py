@@ -70,9 +70,12 @@ def sample_name(key: str) -> str:
 
 
 def label_of(key: str) -> str | None:
-    """The first folder of the key; None for an image at the root."""
-    folder, slash, _ = key.partition("/")
-    return folder if slash else None
+    """The first folder of the key that has a name; None for an image at the root.
+
+    A bucket's keys may hold ``//`` or ``./``, which are kept apart as keys, and no class of their own.
+    """
+    *folders, _ = key.split("/")
+    return next((folder for folder in folders if folder not in _NAMELESS), None)
 
 
 def _folder(name: str) -> str:
@@ -102,3 +105,7 @@ def _escaped(identity: str, name: str) -> str:
 
 def _size(text: str) -> int:
     return len(text.encode())
+
+
+_NAMELESS = frozenset(_folder(name) for name in ("", ".", ".."))
+"""How ``key_of`` writes folders that are none."""

@@ -91,7 +91,9 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
 
 def save_record(output: Folder, fields: Mapping[str, Any], path: str = RUN) -> None:
     """Replace the JSON file; nothing secret belongs into it."""
-    output.write(path, json.dumps(fields, indent=1, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(fields, indent=1, ensure_ascii=False)
+    # a place whose name is not UTF-8 is held with lone surrogates, and their escapes are JSON's own
+    output.write(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def is_complete(output: Folder) -> bool:

@@ -1,0 +1,27 @@
+"""A store whose keys are any text, as a bucket's are: what it has is what is put into it."""
+
+from collections.abc import Iterator
+
+from vbp.storage.files import File
+
+
+class FlatStore:
+    def __init__(self, objects: dict[str, bytes]):
+        self.objects = objects
+
+    def walk(self, root: str) -> Iterator[File]:
+        start = f"{root}/"
+        for name in sorted(self.objects):
+            if name.startswith(start):
+                yield File(name.removeprefix(start), len(self.objects[name]), "1")
+
+    def first(self, root):
+        return next(self.walk(root), None)
+
+    def size(self, path):
+        return len(self.objects[path]) if path in self.objects else None
+
+    def read(self, path, start=None, end=None, *, limit=None):
+        if path not in self.objects:
+            raise FileNotFoundError(path)
+        return self.objects[path][start:end]
