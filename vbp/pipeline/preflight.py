@@ -182,6 +182,8 @@ def _remedy(text: str, error: Exception, url: str) -> str:
     causes = (error, error.__cause__)
     if any(isinstance(cause, PermissionError) for cause in causes) or "credentials" in low:
         variables = CREDENTIALS.get(family_of(url), "its credentials")
+        if "aws sso login" in low:
+            return "Every node needs credentials of its own, or the node's identity."
         if any(word in low for word in ("expired", "invalidtoken", "no credentials", "signature", "invalidaccesskey")):
             return f"Renew or set the credentials on every node: {variables}, or the node's own identity."
         return "The credentials are valid but lack the right to do this; grant list and read on INPUT, all on OUTPUT."

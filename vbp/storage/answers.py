@@ -3,6 +3,7 @@
 A message of obstore holds the request's URL, which may be signed, and the whole answer; nothing of the URL is kept.
 """
 
+import os
 import re
 
 from vbp.storage.retry import THROTTLING_CODES, Kind, Refusal, kind_of_status
@@ -11,6 +12,8 @@ _STATUS = re.compile(r"\b(?:status )?code: (\d{3})\b")
 _CODE = re.compile(r"<Code>([^<]+)</Code>|\"(?:code|reason)\": ?\"(\w+)\"")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)|\"message\": ?\"([^\"\n]+)\"")
 _OTHER_REGION = "the bucket lies in another region than the one asked (set AWS_REGION, or region in --storage-options)"
+_PROVIDER = re.compile(r"PermissionError: ([^\n]*)")
+"""What our own provider of credentials says."""
 _KINDS_OF_CODES = {
     "ExpiredToken": Kind.DENIED,
     "InvalidToken": Kind.DENIED,
@@ -41,13 +44,37 @@ def refusal(error: Exception) -> Refusal:
         return Refusal(_kind(error, int(status[1]), code), _sentence(int(status[1]), code, message))
     if "BareRedirect" in debug or "Received redirect" in said:
         return Refusal(Kind.PERMANENT, _OTHER_REGION)
-    if "PermissionError" in said:  # of our own credentials' provider
-        return Refusal(Kind.DENIED, "no credentials found")
+    if told := _PROVIDER.search(said):
+        return Refusal(Kind.DENIED, told[1].strip())
     for pattern, words, kind in _NETWORK:
         if match := pattern.search(text):
             detail = next((group for group in match.groups() if group), None) if pattern.groups else None
             return Refusal(kind, f"{words} ({detail})" if detail else words)
     return Refusal(Kind.PERMANENT, said.partition(" http")[0])
+
+
+def aws_trouble(error: Exception) -> str:
+    """What is wrong with AWS' configuration or credentials, and what to do, in one sentence.
+
+    Args:
+        error: of botocore; OSError: of the program that ``credential_process`` names.
+    """
+    name = type(error).__name__
+    words = " ".join(str(error).split()).rstrip(".")
+    files = (
+        "~/.aws/config and ~/.aws/credentials, or the files that AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE name"
+    )
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    if name == "ProfileNotFound":
+        return f"AWS_PROFILE names a profile that is not there ({words}): look into {files}"
+    if "SSO" in name or "Login" in name or name == "TokenRetrievalError":
+        login = f"aws sso login --profile {profile}"
+        return f"no credentials: the SSO session of the AWS profile {profile} is over, run: {login}"
+    if name == "PartialCredentialsError":
+        return f"no credentials: those of the AWS profile {profile} or of the environment are not whole ({words})"
+    if name in ("ConfigParseError", "ConfigNotFound", "UnicodeDecodeError", "ValueError"):
+        return f"AWS' configuration cannot be read ({words}): mend {files}"
+    return f"no credentials: those of the AWS profile {profile} cannot be had ({name}: {words})"
 
 
 def _kind(error: Exception, status: int, code: str | None) -> Kind:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from vbp.errors import StorageError, UsageError
 from vbp.storage.ahead import AHEAD, PAGE, Listing, one_after_the_other
-from vbp.storage.answers import refusal
+from vbp.storage.answers import aws_trouble, refusal
 from vbp.storage.options import family_of, options_for
 from vbp.storage.order import in_byte_order
 from vbp.storage.remote import RemoteStore, open_store
@@ -291,12 +291,14 @@ def open_objects(url: str, options: Mapping[str, Any] | None) -> tuple[ObjectSto
     config = {known[name]: value for name, value in settings.items()}
     if host:  # abfs://container@account.dfs.core.windows.net
         config.setdefault("account_name", host.partition(".")[0])
-    endpoint = settings.get("endpoint_url") or _ambient_endpoint(family)
-    client = {**_CLIENT, "allow_http": str(endpoint).startswith("http://")}
     try:
+        session = _aws_session() if family == "s3" else None
+        endpoint = settings.get("endpoint_url") or _ambient_endpoint(family, session)
+        _check_endpoint(url, endpoint)
+        client = {**_CLIENT, "allow_http": str(endpoint).startswith("http://")}
         if family == "s3":
             config |= {"endpoint": endpoint} if endpoint else {}
-            store = _open_s3(stores.S3Store, bucket, config, client)
+            store = _open_s3(stores.S3Store, bucket, config, client, session)
         else:
             cls = stores.GCSStore if family == "gs" else stores.AzureStore
             store = cls(bucket, client_options=client, retry_config={"max_retries": 0}, **config)
@@ -306,18 +308,38 @@ def open_objects(url: str, options: Mapping[str, Any] | None) -> tuple[ObjectSto
     return ObjectStore(store, url, bucket, is_sorted, lambda: open_store(url, options)[0]), bucket
 
 
-def _open_s3(cls: Any, bucket: str, config: dict[str, Any], client: dict[str, Any]) -> Any:
-    """With region and credentials from botocore's chain where it is installed, which knows profiles as obstore doesn't.
+def _check_endpoint(url: str, endpoint: str | None) -> None:
+    if endpoint and not re.match(r"https?://[^/\s]", endpoint):
+        raise UsageError(f"the endpoint of {url} (={endpoint}) must be a URL; write http:// or https:// before it")
+
+
+def _aws_session() -> Any:
+    """Botocore's, which knows profiles and configuration files as obstore doesn't; None where it is not installed.
+
+    Raises:
+        UsageError: the configuration cannot be used as it stands.
+    """
+    try:
+        import botocore.session
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return None
+    session = botocore.session.get_session()
+    try:
+        session.get_scoped_config()
+        session.get_config_variable("region")
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(aws_trouble(error)) from error
+    return session
+
+
+def _open_s3(cls: Any, bucket: str, config: dict[str, Any], client: dict[str, Any], session: Any) -> Any:
+    """With region and credentials from botocore's chain where there is a `session`.
 
     Else obstore's own: environment, container and instance identity.
     """
     provider: Callable[[], Mapping[str, Any]] | None = None
-    try:
-        import botocore.session
-    except ImportError:
-        pass
-    else:
-        session = botocore.session.get_session()
+    if session is not None:
         region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
         config = ({"region": region} if region else {}) | config
         if not config.get("skip_signature"):
@@ -339,10 +361,15 @@ class _BotocoreCredentials:
         self._session = session
 
     def __call__(self) -> dict[str, Any]:
-        found = self._session.get_credentials()
-        if found is None:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            found = self._session.get_credentials()
+            frozen = found and found.get_frozen_credentials()
+        except (BotoCoreError, OSError, ValueError) as error:
+            raise PermissionError(aws_trouble(error)) from None
+        if frozen is None:
             raise PermissionError("no credentials found")
-        frozen = found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
@@ -369,9 +396,17 @@ def _google_federation() -> bool:
         return False
 
 
-def _ambient_endpoint(family: str) -> str | None:
+def _ambient_endpoint(family: str, session: Any) -> str | None:
+    """The endpoint that the environment names or, of S3, the profile or the section of services that it points to."""
     names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("GOOGLE_BASE_URL",), "az": ("AZURE_ENDPOINT",)}
-    return next((os.environ[name] for name in names[family] if os.environ.get(name)), None)
+    if session is None:
+        return next((os.environ[name] for name in names[family] if os.environ.get(name)), None)
+    if str(session.get_config_variable("ignore_configured_endpoint_urls")).lower() == "true":
+        return None
+    profile, sections = session.get_scoped_config(), session.full_config.get("services", {})
+    own = sections.get(profile.get("services"), {}).get("s3", {})
+    given = [*map(os.environ.get, names["s3"]), own.get("endpoint_url"), profile.get("endpoint_url")]
+    return next((endpoint for endpoint in given if endpoint), None)
 
 
 def _can_say(path: str) -> bool:
