@@ -1,6 +1,7 @@
 """Joining Ray, or starting it."""
 
 import os
+import re
 import socket
 import threading
 import time
@@ -185,3 +186,63 @@ def test_here_nobody_starts_nodes(ray_session):
     assert cluster.grows() is False
     assert [node.cpus for node in cluster.nodes()] == [4]
     assert cluster.nodes()[0].labels["ray.io/node-id"] == ray.get_runtime_context().get_node_id()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ray://head:10001", "is for Ray's client.*--address"),
+        ("head", "is no address of a cluster: give the head's address and port, like HEAD:6379"),
+        ("head:port", "is no address of a cluster"),
+        ("head:99999", "is no address of a cluster"),
+        (":6379", "is no address of a cluster"),
+        ("[::1", "is no address of a cluster"),
+        ("localhost:1", "cannot be reached"),
+    ],
+)
+def test_an_address_that_cannot_be_meant_is_refused_at_once(monkeypatch, answers, address, words):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert re.search(words, refusal())
+
+
+def test_auto_asks_for_a_cluster_of_this_machine(monkeypatch, answers, head):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray._private.services, "find_gcs_addresses", set)
+    monkeypatch.setattr(ray._private.services, "find_bootstrap_address", lambda folder: None)
+    assert "none runs here: start one" in refusal()
+    monkeypatch.setattr(ray._private.services, "find_bootstrap_address", lambda folder: "127.0.0.1:1")  # a stale file
+    assert re.search(r"RAY_ADDRESS \(=[\d.]+:1\) cannot be reached", refusal())  # of this host
+
+
+def test_no_address_is_an_empty_one(monkeypatch, answers):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setattr(cluster, "_start", lambda: answers.append("started"))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.connected():
+        assert answers == ["started"]
+
+
+LONG = "AF_UNIX path length cannot exceed 107 bytes: /scratch/of/a/user/ray/session_x/sockets/plasma_store"
+LARGE = (
+    "Failed to upload package /home/me: Package size (700.06MiB) exceeds the maximum size of 512.00MiB. "
+    "You can exclude large files using the 'excludes' option"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(LONG),
+            r"RAY_TMPDIR \(=/scratch/of/a/user\), is too long: .*/plasma_store, may have 107 bytes\. Set RAY_T",
+        ),
+        (RuntimeError(LARGE), r"too large: 700.06MiB of at most 512.00MiB\. .*\.rayignore"),
+    ],
+)
+def test_what_will_never_start_is_no_reason_to_try_again(monkeypatch, answers, head, error, words):
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/of/a/user")
+    answers += [error, error]
+    assert re.search(words, refusal())
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert re.search(words, refusal())
+    assert answers == []

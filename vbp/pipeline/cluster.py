@@ -52,9 +52,11 @@ def connected() -> Iterator[None]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         # a cluster that lives and dies with this process listens on this machine alone and needs no token file
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # under `uv run` Ray would pack the working folder, data and all, for workers that have this environment anyway
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     if ray.is_initialized():
@@ -62,7 +64,7 @@ def connected() -> Iterator[None]:
         return
     main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     with _held_back_stderr() as said:
         if address == "local":
             _start()
@@ -81,6 +83,7 @@ def _start() -> None:
     """On a machine busy enough, a start takes longer than the 30 s that Ray gives itself.
 
     Raises:
+        UsageError: Ray's own places or settings are such that it cannot start.
         InterruptedRunError: Ray cannot start its processes here.
     """
     for tries_left in reversed(range(STARTS)):
@@ -88,6 +91,8 @@ def _start() -> None:
             _init("local")
             return
         except Exception as error:
+            if lasting := _why_never(str(error)):
+                raise UsageError(lasting) from error
             passes = isinstance(error, OSError) or "timed out during startup" in str(error)
             if not passes:
                 raise
@@ -98,12 +103,50 @@ def _start() -> None:
                 ) from error
 
 
+def _why_never(message: str) -> str | None:
+    """What of Ray's exceptions does not pass by itself, as one sentence; else None."""
+    long = re.search(r"AF_UNIX path length cannot exceed (\d+) bytes: (\S+)", message)
+    if long:
+        name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "RAY_TMPDIR")
+        return (
+            f"Ray's temporary folder, named by {name} (={os.environ.get(name, '')}), is too long: the name of a socket "
+            f"in there, {long[2]}, may have {long[1]} bytes. Set RAY_TMPDIR to a short path, such as /tmp/me."
+        )
+    large = re.search(r"size \(([^)]+)\) exceeds the maximum size of ([\d.]+\s?\w+)", message)
+    if large:
+        return (
+            f"The working folder {os.getcwd()} would travel to Ray's workers, as `uv run`, --working-dir or a runtime "
+            f"environment asks, and is too large: {large[1]} of at most {large[2]}. Name what is to stay, data above "
+            "all, in a file .rayignore in there (written like .gitignore), or start from a folder without it."
+        )
+    return None
+
+
 def _join(address: str, said: Callable[[], str]) -> None:
+    if address == "auto":
+        _check_head(_found_here())
     _check_head(address)
     try:
         _init(address)
     except Exception as error:
         raise UsageError(_why_not_joined(address, str(error), said())) from error
+
+
+def _found_here() -> str:
+    """The address that Ray takes for ``auto``.
+
+    Raises:
+        UsageError: no cluster runs here.
+    """
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    try:
+        return str(canonicalize_bootstrap_address_or_die("auto"))
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(
+            "RAY_ADDRESS (=auto) asks for the cluster of this machine, and none runs here: start one with ray start "
+            "--head, name the head's address (HOST:6379), or unset RAY_ADDRESS."
+        ) from error
 
 
 def _init(address: str) -> None:
@@ -120,15 +163,29 @@ def _check_head(address: str) -> None:
     """
     if address.startswith(("http://", "https://")):
         raise UsageError(_is_for_jobs(address))
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    if not parts.hostname or not parts.port:
-        return  # "auto", which Ray finds in its own files, or what Ray is to explain
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"RAY_ADDRESS (={address}) is for Ray's client, through which datasets do not run: give --address with the "
+            "URL of the job API (http://HEAD:8265), or the head's own address (HEAD:6379) on a machine of the cluster."
+        )
+    if address == "auto":
+        return
     try:
-        with socket.create_connection((parts.hostname, parts.port), ANSWER_SECONDS) as connection:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise UsageError(
+            f"RAY_ADDRESS (={address}) is no address of a cluster: give the head's address and port, like HEAD:6379, "
+            "auto for the cluster of this machine, or unset it."
+        )
+    try:
+        with socket.create_connection((host, port), ANSWER_SECONDS) as connection:
             connection.sendall(b"GET /api/version HTTP/1.0\r\n\r\n")
             connection.settimeout(ANSWER_SECONDS)
             answer = b""
-            with suppress(OSError):  # a head closes the connection, since it speaks another protocol
+            with suppress(ConnectionError):  # a head closes the connection, since it speaks another protocol
                 answer = connection.recv(5)
     except OSError as error:
         raise UsageError(
@@ -154,6 +211,8 @@ def _why_not_joined(address: str, message: str, said: str) -> str:
         message: of Ray's exception.
         said: what Ray's C++ core wrote on standard error.
     """
+    if lasting := _why_never(message):
+        return lasting
     if "InvalidAuthToken" in said + message or "authentication token" in message:
         given = "this process has none" if "no authentication token was found" in message else "this is not it, or none"
         return f"The cluster at RAY_ADDRESS (={address}) asks for a token, and {given}. {TOKEN}"

@@ -134,14 +134,14 @@ def is_for_ray(config: RunConfig, images: int = 0) -> bool:
     """
     if config.runner != "auto":
         return config.runner == "ray"
-    return "RAY_ADDRESS" in os.environ or images > LOCAL_IMAGES
+    return bool(os.environ.get("RAY_ADDRESS")) or images > LOCAL_IMAGES
 
 
 def connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resources:
     """Start or join Ray and divide its resources."""
     from vbp.pipeline import cluster
 
-    observer.note("Joining Ray." if "RAY_ADDRESS" in os.environ else "Starting Ray.")
+    observer.note("Joining Ray." if os.environ.get("RAY_ADDRESS") else "Starting Ray.")
     try:
         stack.enter_context(cluster.connected())
         given = divide(
