@@ -21,7 +21,7 @@ from vbp.errors import (
     NotAnImageError,
     UnsupportedLayoutError,
 )
-from vbp.images.decode import decode, decode_upright
+from vbp.images.decode import _open_heif, decode, decode_upright
 from vbp.images.frame import Frame
 
 
@@ -513,3 +513,29 @@ def test_importing_loads_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def _heif_header(*brands):
+    return b"\0\0\0\x1cftyp" + b"".join(brands) + bytes(100)
+
+
+@pytest.mark.parametrize(
+    "data", [_heif_header(b"heic", b"\0\0\0\0", b"mif1"), _heif_header(b"mif1", b"\0\0\0\0", b"mif1", b"heic")]
+)
+def test_heif_without_its_package_names_the_extra(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    _open_heif.cache_clear()
+    with pytest.raises(UnsupportedLayoutError, match=r"pip install 'vbp\[heif\]', on every node"):
+        decode(data)
+
+
+def test_heif():
+    heif = pytest.importorskip("pillow_heif", reason="the extra heif is not installed")
+    stream = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 90))).save(stream, quality=95)
+    picture = decode(stream.getvalue(), size=32)
+    assert (picture.format, picture.width, picture.height) == ("HEIF", 64, 48)
+    assert abs(picture.pixels_HWC.astype(int) - (200, 40, 90)).max() <= 6
+    for end in (30, 200, len(stream.getvalue()) - 20):
+        with pytest.raises(CorruptImageError):
+            decode(stream.getvalue()[:end])

@@ -20,6 +20,7 @@ NUMBERED = {
     "another order": "2 dog, hound\n0 zebra\n1 tiger cat\n",
     "behind": "zebra 0\ntiger cat\t1\ndog, hound,2\n",
     "header": "index,name\n0,zebra\n1,tiger cat\n2,dog, hound\n",
+    "with parentheses": "0) zebra\n1) tiger cat\n2) dog, hound\n",
     "padded": "000 zebra\n001 tiger cat\n002 dog, hound\n",
 }
 VALUES = {
@@ -69,6 +70,10 @@ def test_one_line_with_commas():
 @pytest.mark.parametrize("lines", [["3 people", "5 people"], ["0 cat", "2 dog"], ["0 cat", "dog"], ["[none]", "cat"]])
 def test_numbers_that_do_not_count_are_parts_of_names(lines):
     assert parse_class_file("\n".join(lines).encode()).names == tuple(lines)
+
+
+def test_a_name_may_begin_with_a_point():
+    assert parse_class_file(b"0\t.net\n1 .com\n").names == (".net", ".com")
 
 
 def test_a_mark_without_a_name():

@@ -329,3 +329,11 @@ def test_version_ids_are_names_for_obstore_and_refused_for_s3fs(s3_server):
     assert folder.read("a?versionId=1.jpg") == b"1"
     with pytest.raises(StorageError, match="versionId"):
         Folder(folder.url, s3_server.s3fs_options).read("a?versionId=1.jpg")
+
+
+@pytest.mark.parametrize(
+    "uri", ["a\0b.jpg", "../a\0b.jpg", "simplecache::/tmp/x.jpg", "dir::x::y", "foo://x", "/tmp/../a\0"]
+)
+def test_what_names_no_file_is_an_error_of_its_own(uri):
+    with pytest.raises((FileNotFoundError, UsageError)):
+        read_uri(uri)

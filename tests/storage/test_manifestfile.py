@@ -202,3 +202,8 @@ def test_an_image_with_two_labels_is_refused_and_one_that_is_repeated_counted(tm
     (tmp_path / "m.csv").write_text("uri,label\na.jpg,cat\na.jpg,dog\n")
     with pytest.raises(UsageError, match=r"names .*/a.jpg twice, with the labels 'cat' and 'dog'"):
         list(in_order(read_manifest_input(str(tmp_path / "m.csv"))))
+
+
+def test_a_name_may_begin_as_a_home_does(tmp_path):
+    (tmp_path / "m.txt").write_text("~backup.jpg\n~/a.jpg\n")
+    assert [row.uri for row in read_manifest_input(str(tmp_path / "m.txt"))] == [f"{tmp_path}/~backup.jpg", "~/a.jpg"]

@@ -34,6 +34,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,7 @@ _SIGNATURES = {
     "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     "TIFF": rb"II[*+]\0|MM\0[*+]",
     "PPM": rb"P[1-6][\s#]",
+    "HEIF": rb"....ftyp(hei[cmsx]|hev[cmsx]|m[is]f1.{4}((?!avi[fs]).{4}){0,6}hei[cmsx])",
     "AVIF": rb"....ftyp(avi[fs]|m[is]f1)",
     "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0",
     "DIB": rb"(\x0c\0\0\0.{4}|[\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0[\x01\x04\x08\x10\x18\x20]\0",
@@ -94,7 +96,7 @@ class Picture:
     height: int
     """Of the upright original, in pixels."""
     format: str
-    """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000 or PPM (also for PBM and PGM)."""
+    """JPEG, PNG, WEBP, GIF, BMP, TIFF, HEIF, AVIF, JPEG2000 or PPM (also for PBM and PGM)."""
     frame: Frame
     """What part of the original `pixels_HWC` shows."""
 
@@ -167,7 +169,22 @@ def _kind(data: bytes) -> str:
         raise NotAnImageError(
             f"the file starts with {data[:16]!r}, which is none of {', '.join(_SIGNATURES)}; remove or convert it"
         )
-    return next(name for name in _SIGNATURES if match[name] is not None)
+    kind = next(name for name in _SIGNATURES if match[name] is not None)
+    if kind == "HEIF":
+        _open_heif()
+    return kind
+
+
+@cache
+def _open_heif() -> None:
+    """Teach Pillow to read HEIF, where the package for it is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise UnsupportedLayoutError(
+            "HEIF is read by a package that is not installed: pip install 'vbp[heif]', on every node"
+        ) from error
+    register_heif_opener()
 
 
 @dataclass(frozen=True, eq=False)

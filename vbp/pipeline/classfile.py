@@ -25,7 +25,7 @@ MAX_BYTES = 32 << 20
 """Of a class file: more is some other file."""
 
 _WNID = re.compile(r"n\d{8}")
-_NUMBER_FIRST = re.compile(r"\(?(\d{1,9})\)?(?:\s*[:;,|=.)]\s*|\s+)(\S.*)")
+_NUMBER_FIRST = re.compile(r"\(?(\d{1,9})\)?(?:[.)]\s+|\s*[:;,|=]\s*|\s+)(\S.*)")
 _NUMBER_LAST = re.compile(r"(.*\S)(?:\s*[:;,|=]\s*|\s+)(\d{1,9})")
 _WNID_FIRST = re.compile(r"(n\d{8})(?:\s*[:;,|=]\s*|\s+)(\S.*)")
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))

@@ -244,6 +244,8 @@ class _Pieces(io.RawIOBase):
 
 
 def _find(uri: str | os.PathLike[str], options: Mapping[str, Any] | None) -> tuple[Store, str]:
+    if "\0" in os.fspath(uri):
+        raise FileNotFoundError(f"no file is called {os.fspath(uri)!r}: a name ends at its zero byte")
     _, base, settings, path = _locate(os.fspath(uri), check_options(options))
     return _open(base, settings, os.getpid())[0], path
 

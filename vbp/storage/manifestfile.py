@@ -29,7 +29,7 @@ PLACES = (
 )
 """What the column of places may be called; ``uri`` comes first, and of the others there must be one alone."""
 
-_ABSOLUTE = re.compile(r"/|~|[A-Za-z][A-Za-z0-9+.-]*://")
+_ABSOLUTE = re.compile(r"/|~/|[A-Za-z][A-Za-z0-9+.-]*://")
 _COLUMNS = ("uri", "key", "label", "version")
 _SEPARATORS = ",;\t|"
 _BATCH_ROWS = 10_000

@@ -243,7 +243,7 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
         extra = _EXTRAS.get(protocol)
         remedy = f"pip install 'vbp[{extra}]'" if extra else f"install the package it names ({reason(error)})"
         raise UsageError(f"{protocol}:// needs a package that is not installed: {remedy}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:  # the last: a link of a chain without a protocol
         raise UsageError(f"cannot open {url}: {reason(error)}") from error
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
