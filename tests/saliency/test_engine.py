@@ -11,7 +11,7 @@ from torch import nn
 from tests import reference
 from vbp.errors import ImageError, UsageError
 from vbp.saliency import Explainer, VisualBackProp
-from vbp.saliency.engine import true_float32
+from vbp.saliency.engine import resolve_precision, true_float32
 from vbp.saliency.models import Model
 
 from .conftest import small_vgg
@@ -129,26 +129,36 @@ def test_choices_are_those_of_visual_back_prop(pixels_BHWC, settings):
         np.testing.assert_array_equal(chosen(pixels_BHWC[i : i + 1]).mask_BHW[0], together.mask_BHW[i])
 
 
-def narrow(explainer, most, monkeypatch):
+MEMORY_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)."),
+]
+
+
+def narrow(explainer, most, monkeypatch, error=MEMORY_ERRORS[0]):
     """Let an engine fail as on a GPU whose memory holds so many images and no more; lists what it tries."""
     tried, explain = [], explainer._vbp.explain
 
     def as_on_a_gpu(images, **settings):
         tried.append(len(images))
         if len(images) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return explain(images, **settings)
 
     monkeypatch.setattr(explainer._vbp, "explain", as_on_a_gpu)
     return tried
 
 
+@pytest.mark.parametrize("error", MEMORY_ERRORS, ids=str)
 @pytest.mark.parametrize("batch_size", [None, 8])
-def test_less_at_a_time_where_memory_runs_out(pixels_BHWC, batch_size, monkeypatch):
+def test_less_at_a_time_where_memory_runs_out(pixels_BHWC, batch_size, error, monkeypatch):
     pixels = np.concatenate([pixels_BHWC] * 3)[:8]
     expected = engine(batch_size=2)(pixels)
     explainer = engine(batch_size=batch_size)
-    tried = narrow(explainer, 3, monkeypatch)
+    tried = narrow(explainer, 3, monkeypatch, error)
     np.testing.assert_array_equal(explainer(pixels).mask_BHW, expected.mask_BHW)
     assert tried == [8, 4, 2, 2, 2, 2]
     explainer(pixels)
@@ -160,6 +170,14 @@ def test_one_image_too_large_for_the_memory_is_told(pixels_BHWC, monkeypatch):
     narrow(explainer, 0, monkeypatch)
     with pytest.raises(ImageError, match="an image of 32x32 pixels needs more memory than the GPU has"):
         explainer(pixels_BHWC)
+
+
+def test_another_error_ends_at_once(pixels_BHWC, monkeypatch):
+    explainer = engine(batch_size=8)
+    tried = narrow(explainer, 0, monkeypatch, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        explainer(pixels_BHWC)
+    assert len(tried) == 1
 
 
 def test_target_needs_a_classifier():
@@ -195,11 +213,26 @@ def test_settings_are_resolved():
     assert explainer.model.name == "small"
 
 
+@pytest.mark.parametrize(("limit", "multiplies"), [("", True), ("AVX512_CORE_BF16", True), ("avx512_core", False)])
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bfloat16_is_chosen_where_onednn_may_multiply_it(name, limit, multiplies, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv(name, limit)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert resolve_precision("auto", "cpu") == ("bfloat16" if multiplies else "float32")
+    assert resolve_precision("bfloat16", "cpu") == "bfloat16"
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
         ({"device": "abacus"}, "device 'abacus' is none"),
         ({"device": "cuda:99"}, "torch sees . CUDA devices"),
+        pytest.param(
+            {"device": "mps"},
+            "torch finds no Apple GPU",
+            marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="this is one"),
+        ),
         ({"precision": "float8"}, "precision 'float8' is none of auto, float32, bfloat16"),
         ({"batch_size": 0}, r"batch_size \(=0\)"),
         ({"preset": "p"}, "preset 'p' is none"),
@@ -230,8 +263,32 @@ def test_cuda_float32_equals_the_cpu_and_leaves_tf32_as_it_was(pixels_BHWC):
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
-def test_tf32_is_off_within_and_as_before_behind():
-    before = torch.backends.cudnn.conv.fp32_precision
+def tf32_settings():
+    """All that torch lets be read, as torch.compile does."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    new = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision
+    return *new, torch.backends.mkldnn.matmul.fp32_precision, *old_settings()
+
+
+def old_settings():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+
+
+@pytest.fixture
+def matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", [None, "highest", "high", "medium"])
+def test_tf32_is_off_within_and_as_before_behind(precision, matmul_precision):
+    if precision:
+        matmul_precision(precision)
+    before = tf32_settings()
     with true_float32(torch.device("cuda")):
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == before
+        assert tf32_settings() == ("ieee", "ieee", "ieee", "ieee", False, False, "highest")
+    assert tf32_settings() == before
+    with pytest.raises(KeyError), true_float32(torch.device("cuda")):
+        raise KeyError
+    assert tf32_settings() == before

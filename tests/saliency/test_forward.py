@@ -1,10 +1,15 @@
-"""The average over channels, and the evaluation mode."""
+"""The average over channels, the evaluation mode, and the pass that averages."""
+
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from vbp.saliency.forward import channel_mean, evaluating
+from vbp.saliency.forward import ForwardPass, averaged, channel_mean, evaluating
+from vbp.saliency.trace import trace
+
+from .conftest import small_vgg
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,3 +55,61 @@ def test_evaluating_restores_every_module_even_after_an_error():
     with pytest.raises(KeyError), evaluating(model):
         raise KeyError
     assert [module.training for module in model.modules()] == before
+
+
+def forward_pass(model):
+    found = trace(model)
+    signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
+    return ForwardPass(model, averaged(found.graph, signed_by_tap, {}))
+
+
+def test_a_pass_gives_the_output_and_the_average_of_every_stage(vgg, images_BCHW):
+    seen = []
+    for layer in vgg:
+        if isinstance(layer, nn.ReLU):
+            layer.register_forward_hook(lambda _, inputs, output: seen.append(output.clone()))
+    with torch.no_grad():
+        found = forward_pass(vgg)(images_BCHW)
+        assert torch.equal(found.output, vgg(images_BCHW))
+    maps, again = seen[:4], seen[4:]
+    assert all(torch.equal(one, other) for one, other in zip(maps, again, strict=True))
+    assert all(torch.equal(mean, channel_mean(one)) for mean, one in zip(found.maps_N1HW, maps, strict=True))
+    assert (found.switches, found.deepest_NCHW) == ({}, None)
+
+
+@pytest.mark.parametrize("settings", [{"whole": True}, {"whole": False}, {"differentiable": True}], ids=str)
+def test_a_map_is_dropped_as_soon_as_it_was_read(settings):
+    model = small_vgg(norm=True)
+    made, alive = [], []
+
+    def watch(layer, inputs, output):
+        alive.append(sum(map_() is not None for map_ in made))
+        made.append(weakref.ref(output))
+
+    for layer in model:
+        layer.register_forward_hook(watch)
+    with torch.no_grad():
+        forward_pass(model)(torch.ones(1, 3, 32, 32), **settings)
+    assert len(alive) == (18 if settings.get("whole", True) else 14)
+    # the one that the layer reads; what is changed in place is one with it; behind the last tap that map is kept
+    assert max(alive[:14]) <= 3
+
+
+def test_layers_are_looked_up_in_every_pass(vgg, images_BCHW):
+    forward = forward_pass(vgg)
+    with torch.no_grad():
+        before = forward(images_BCHW).output
+        vgg[0] = nn.Conv2d(3, 6, 3, padding=1)
+        after = forward(images_BCHW).output
+        assert torch.equal(after, vgg(images_BCHW))
+    assert not torch.equal(after, before)
+
+
+def test_autograd_records_from_the_last_tap_on(vgg, images_BCHW):
+    with torch.no_grad():
+        found = forward_pass(vgg)(images_BCHW, differentiable=True)
+    assert found.deepest_NCHW.is_leaf
+    (gradient,) = torch.autograd.grad(found.output.sum(), found.deepest_NCHW)
+    assert gradient.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in vgg.parameters())
+    assert not found.maps_N1HW[-1].requires_grad

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vbp.errors import UsageError
-from vbp.saliency import VisualBackProp
+from vbp.saliency import VisualBackProp, smoothing
 from vbp.saliency.smoothing import noisy_copies
 
 from .conftest import small_vgg
@@ -27,6 +27,19 @@ def test_noise_depends_on_the_seed_alone():
         assert torch.equal(alone[0], together[2])
     other = next(noisy_copies(one, 1, 0.2, seed=2))
     assert not torch.equal(next(noisy_copies(one, 1, 0.2, seed=1)), other)
+
+
+def test_noise_is_drawn_once_for_batches_of_a_size(monkeypatch):
+    drawn, draw = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda shape, **settings: drawn.append(shape) or draw(shape, **settings))
+    images = torch.rand(2, 3, 11, 13, generator=torch.Generator().manual_seed(0))
+    first, again = (list(noisy_copies(images, 3, 0.2, seed=77)) for _ in range(2))
+    assert len(drawn) == 3
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    monkeypatch.setattr(smoothing, "KEPT_BYTES", 100)
+    anew = list(noisy_copies(images, 3, 0.2, seed=77))
+    assert len(drawn) == 6
+    assert all(torch.equal(one, other) for one, other in zip(first, anew, strict=True))
 
 
 @pytest.mark.parametrize("target", [None, 2])

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import reference
 from vbp.errors import ImageError, ModelError, UsageError
@@ -333,6 +334,30 @@ def test_a_layer_that_does_not_do_what_its_settings_say_is_noticed():
     vbp = VisualBackProp(nn.Sequential(Padded(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()))
     with pytest.raises(ModelError, match=r"gives 1 the size \(9, 9\), but its layers' settings say \(7, 7\)"):
         vbp(torch.ones(1, 3, 9, 9))
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """As a device that has none, such as Apple's GPUs."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        assert getattr(result, "dtype", None) is not torch.float64, operation
+        return result
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"preset": "reference"}, {"smooth": 2}, {"pooling": "unpool"}, {"pooling": "merged", "multiply_input": True}],
+    ids=str,
+)
+def test_a_device_without_float64_is_asked_for_none(vgg, images_BCHW, settings, monkeypatch):
+    vbp = VisualBackProp(vgg, **settings)
+    expected = vbp.explain(images_BCHW)
+    monkeypatch.setattr("vbp.saliency.visualbackprop.WITHOUT_FLOAT64", {"cpu"})
+    with WithoutFloat64():
+        found = vbp.explain(images_BCHW)
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.log10_max.double(), expected.log10_max, atol=1e-5, rtol=0)
 
 
 def test_presets_are_checked(vgg):

@@ -5,7 +5,8 @@ Shapes: B images, H rows, W columns, C = 3 colours (RGB), K classes; h and w are
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,6 +24,15 @@ from vbp.saliency.models import Model, load_model
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WITHOUT_BFLOAT16 = frozenset(
+    ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX10_1_256")
+)
+"""Values of ONEDNN_MAX_CPU_ISA under which oneDNN does not multiply bfloat16 in hardware, whatever there is."""
+LACK_OF_MEMORY = (
+    "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)  # fmt: skip
+"""What is in the messages of CUDA's libraries when they find no memory: their errors have no type of their own."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Explainer:
         model: torchvision's name of a network, or a loaded `Model` (which is copied, not changed).
         weights: see `load_model`; without effect for a loaded `Model`.
         preset: `paper` or `reference`, see `VisualBackProp` for this and for what it shares with it.
-        device: `auto` (the first GPU, else the CPU) or a torch device.
+        device: `auto` (the first CUDA device, else the CPU) or a torch device, such as `mps`.
         precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 where the device computes it natively).
             Averaged maps and masks are always float32.
         batch_size: run every batch at exactly this size, filled with black images where fewer came and cut where
@@ -101,7 +111,7 @@ class Explainer:
     ):
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size (={batch_size}) must be at least 1.")
-        self._device = _resolve_device(device)
+        self._device = resolve_device(device)
         self.precision = resolve_precision(precision, device)
         self.batch_size = batch_size
         self._pool: ThreadPoolExecutor | None = None
@@ -126,10 +136,9 @@ class Explainer:
             noise=noise,
             seed=seed,
         )
-        if self._device.type == "cpu":
-            self._vbp.pack()
-            if side_by_side:
-                self._pool = single_threads()
+        self._vbp.prepare(self._device, self.precision)
+        if self._device.type == "cpu" and side_by_side:
+            self._pool = single_threads()
         self._mean_1C11 = torch.tensor(self.model.mean, device=self._device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(self.model.std, device=self._device).view(1, -1, 1, 1)
 
@@ -159,12 +168,14 @@ class Explainer:
             try:
                 parts.append(self._explain(pixels[done : done + size]))
                 done += size
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _lacks_memory(error):
+                    raise
                 if size == 1:
                     place = "x".join(map(str, pixels.shape[1:3]))
                     raise ImageError(f"an image of {place} pixels needs more memory than the GPU has.") from error
                 self.batch_size = size // 2
-                torch.cuda.empty_cache()
+                torch.accelerator.empty_cache()
         return _join(parts)
 
     def _explain(self, pixels_BHWC: Tensor) -> Batch:
@@ -191,7 +202,7 @@ class Explainer:
             mask_BHW=_array(explanation.mask[:count, 0]),
             flat_B=_array(explanation.flat[:count]),
             finite_B=_array(explanation.finite[:count]),
-            log10_max_B=_array(explanation.log10_max[:count]),
+            log10_max_B=_array(explanation.log10_max[:count].cpu().double()),
             logits_BK=_array(explanation.output[:count].float()) if self._classify else None,
             maps=planes(explanation.maps),
             masks=planes(explanation.masks),
@@ -214,13 +225,24 @@ def single_threads() -> ThreadPoolExecutor:
     return pool
 
 
-def _resolve_device(device: str) -> torch.device:
+def _lacks_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in LACK_OF_MEMORY)
+
+
+def resolve_device(device: str) -> torch.device:
+    """A device that is there; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        UsageError: there is no such device.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"device {device!r} is none that torch knows: give auto, cpu or cuda.") from error
+        raise UsageError(f"device {device!r} is none that torch knows: give auto, cpu, cuda or mps.") from error
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device {device!r}: torch finds no Apple GPU here; give auto or cpu.")
     if resolved.type != "cuda":
         return resolved
     if (resolved.index or 0) >= torch.cuda.device_count():
@@ -235,18 +257,27 @@ def resolve_precision(precision: str, device: str) -> str:
         UsageError: there is no such precision or device.
     """
     if precision == "auto":
-        return "bfloat16" if _has_bfloat16(_resolve_device(device)) else "float32"
+        return "bfloat16" if has_bfloat16(device) else "float32"
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}.")
     return precision
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; emulation is slower than float32."""
-    if device.type == "cuda":
+def has_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it works too, slower than float32.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    kind = resolve_device(device).type
+    if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # oneDNN takes the first of these names
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    if kind != "cpu" or limit.upper() in WITHOUT_BFLOAT16:
+        return False
     # torch has no public name for these that all its versions from 2.11 know.
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -264,15 +295,35 @@ def true_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    cudnn = torch.backends.cudnn
+    backends: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
+    # torch.compile reads the older settings, which torch refuses to tell where the newer ones contradict them.
+    convolutions = _told(lambda: cudnn.allow_tf32)
+    products = _told(torch.get_float32_matmul_precision)
     try:
+        if convolutions:
+            cudnn.allow_tf32 = False
+        if products:
+            torch.set_float32_matmul_precision("highest")
         for backend in backends:
             backend.fp32_precision = "ieee"
         yield
     finally:
+        if convolutions:
+            cudnn.allow_tf32 = True
+        if products:
+            torch.set_float32_matmul_precision(products)
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def _told(setting: Callable[[], Any]) -> Any:
+    """Its value; None where torch refuses, because older and newer settings contradict each other already."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

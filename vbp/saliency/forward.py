@@ -5,13 +5,14 @@ Shapes: N images, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Interpreter, Node
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from vbp.saliency.geometry import Pooling
 
@@ -19,14 +20,14 @@ from vbp.saliency.geometry import Pooling
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module of `model` in evaluation mode, and each back as it was on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
+    in_training = [module for module in model.modules() if module.training]
     try:
-        for module, _ in modes:
+        for module in in_training:
             module.training = False
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in in_training:
+            module.training = True
 
 
 def channel_mean(map_NCHW: Tensor) -> Tensor:
@@ -49,63 +50,127 @@ def channel_mean(map_NCHW: Tensor) -> Tensor:
     return (total.float() + remainder.float()).div_(channels).view(images, 1, rows, columns)
 
 
-class AveragingInterpreter(Interpreter):
-    """Runs a traced network node by node and averages the maps of the tapped nodes as they appear.
+def positive_mean(map_NCHW: Tensor) -> Tensor:
+    """The average over channels, in which negative values count as 0."""
+    return channel_mean(map_NCHW.clamp(min=0))
 
-    The average is taken before any later in-place operation can touch the map; the map itself is dropped as soon as
-    the network has read it. No hook is set on any module.
+
+class Pass(NamedTuple):
+    """What one forward pass gave."""
+
+    output: Any
+    """The network's own, or None where only its feature part was run."""
+    maps_N1HW: list[Tensor]
+    """The averages of the tapped maps, from the input upwards."""
+    switches: dict[str, Tensor]
+    """Of max pooling, by node, see `Pooling.switches`."""
+    deepest_NCHW: Tensor | None
+    """The last tap's map, from which on autograd has recorded; None where it has not."""
+
+
+class ForwardPass:
+    """A traced network as Python code, which torch.fx writes, with the averages of its maps as steps of it.
+
+    A map is dropped as soon as the network and its average have read it. The layers are the model's own: they are
+    looked up in every pass, their hooks run, and no hook is set.
 
     Args:
-        model: the network.
-        graph: its forward pass.
-        signed_by_tap: the nodes to average, from the input upwards, and whether their maps are to be clamped at 0.
-        poolings: max pooling whose switches are kept, by node.
-        differentiable: keep the last tap's map, and record from there on what autograd needs. To be run without
-            gradients; the caller's context switches the recording off.
+        model: holds the layers that the graph calls.
+        graph: see `averaged`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: Graph,
-        signed_by_tap: dict[str, bool],
-        poolings: Mapping[str, Pooling],
-        differentiable: bool = False,
-    ):
-        super().__init__(model, graph=graph)
-        self.maps_N1HW: list[Tensor] = []
-        self.switches_by_pooling: dict[str, Tensor] = {}
-        self.deepest_NCHW: Tensor | None = None
-        self._signed_by_tap = signed_by_tap
-        self._poolings = poolings
-        self._split = next(reversed(signed_by_tap)) if differentiable else None
+    def __init__(self, model: nn.Module, graph: Graph):
+        self.model = model
+        self.graph = graph
+        self._code: dict[tuple[bool, bool], Callable[..., Any]] = {}
 
-    def run_node(self, node: Node) -> Any:
-        """Run one node; average its output if it is a tap."""
-        if node.name in self._poolings:
-            args, settings = self.fetch_args_kwargs_from_env(node)
-            map_NCHW = args[0] if args else settings["input"]
-            self.switches_by_pooling[node.name] = self._poolings[node.name].switches(map_NCHW)
-        output = super().run_node(node)
-        if node.name in self._signed_by_tap:
-            map_NCHW = output.clamp(min=0) if self._signed_by_tap[node.name] else output
-            self.maps_N1HW.append(channel_mean(map_NCHW))
-        if node.name == self._split:
-            torch.set_grad_enabled(True)
-            self.deepest_NCHW = output.detach().requires_grad_()
-            # What follows may change its input in place, which autograd forbids for the map itself.
-            return self.deepest_NCHW.clone()
-        return output
+    def __call__(self, images_NCHW: Tensor, *, whole: bool = True, differentiable: bool = False) -> Pass:
+        """Run it, without gradients.
+
+        Args:
+            images_NCHW: as the network takes them.
+            whole: or only as far as the last average.
+            differentiable: keep the last tap's map, and record from there on what autograd needs; the caller's
+                context switches the recording off.
+        """
+        wanted = whole, differentiable
+        if wanted not in self._code:
+            self._code[wanted] = _code_of(_variant(self.graph, whole, differentiable))
+        return Pass(*self._code[wanted](self.model, images_NCHW))
 
 
-def shortened(graph: Graph, last: str) -> Graph:
-    """A copy of `graph` that ends with the node named `last`."""
-    short = Graph()
+def averaged(graph: Graph, signed_by_tap: Mapping[str, bool], poolings: Mapping[str, Pooling]) -> Graph:
+    """A copy of `graph` whose output is a `Pass`.
+
+    An average comes right behind its map, before any in-place operation can touch that.
+
+    Args:
+        graph: a network's forward pass.
+        signed_by_tap: the nodes to average, from the input upwards, and whether negative values count as 0.
+        poolings: max pooling whose switches are kept, by node.
+    """
+    copy = Graph()
+    copies: dict[Node, Node] = {}
+    maps: list[Node] = []
+    switches: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            copy.output((map_arg(node.args[0], copies.__getitem__), maps, switches, None))
+            break
+        if node.name in poolings:
+            source = copies[node.all_input_nodes[0]]
+            switches[node.name] = copy.call_function(poolings[node.name].switches, (source,))
+        copies[node] = copy.node_copy(node, copies.__getitem__)
+        if node.name in signed_by_tap:
+            mean = positive_mean if signed_by_tap[node.name] else channel_mean
+            maps.append(copy.call_function(mean, (copies[node],)))
+    return copy
+
+
+def last_tap(graph: Graph) -> Node:
+    """The node of an averaged graph whose average is the last; behind it gradients may be wanted."""
+    tap: Node = _results(graph).maps_N1HW[-1].all_input_nodes[0]
+    return tap
+
+
+def _results(graph: Graph) -> Any:
+    """The nodes that give an averaged graph's `Pass`, by its fields."""
+    fields: Any = graph.output_node().args[0]
+    return Pass(*fields)
+
+
+def _variant(graph: Graph, whole: bool, differentiable: bool) -> Graph:
+    """The part of an averaged graph that gives what is wanted of it."""
+    output, maps, switches, deepest = _results(graph)
+    tap = last_tap(graph)
+    part = Graph()
     copies: dict[Node, Node] = {}
     for node in graph.nodes:
-        copies[node] = short.node_copy(node, copies.__getitem__)
-        copies[node].name = node.name
-        if node.name == last:
-            short.output(copies[node])
+        if node.op == "output":
             break
-    return short
+        copies[node] = part.node_copy(node, copies.__getitem__)
+        if node is maps[-1]:
+            if not whole:
+                output = None
+                break
+            if differentiable:
+                deepest = part.call_function(_recorded, (copies[tap],))
+                # What follows may change its input in place, which autograd forbids for the map itself.
+                copies[tap] = part.call_method("clone", (deepest,))
+    part.output((*map_arg((output, maps, switches), copies.__getitem__), deepest))
+    return part
+
+
+def _recorded(map_NCHW: Tensor) -> Tensor:
+    """The map as the first that autograd knows of; from here on it records."""
+    torch.set_grad_enabled(True)
+    return map_NCHW.detach().requires_grad_()
+
+
+def _code_of(graph: Graph) -> Callable[..., Any]:
+    """The graph as a function of the model and its input."""
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(code.src, names)
+    function: Callable[..., Any] = names["forward"]
+    return function

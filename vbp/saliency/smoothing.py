@@ -5,10 +5,14 @@ Shapes: B images, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
+
+KEPT_BYTES = 2**28
+"""So much noise is kept for the next batch of the same size; more is drawn anew."""
 
 
 def noisy_copies(images_BCHW: Tensor, samples: int, noise: float, seed: int) -> Iterator[Tensor]:
@@ -23,9 +27,25 @@ def noisy_copies(images_BCHW: Tensor, samples: int, noise: float, seed: int) -> 
         noise: the standard deviation, as a share of each image's own range from its least to its largest value.
         seed: of the noise.
     """
-    generator = torch.Generator().manual_seed(seed)
     wide_BCHW = images_BCHW.float()
     sigma_B111 = noise * (wide_BCHW.amax((1, 2, 3), keepdim=True) - wide_BCHW.amin((1, 2, 3), keepdim=True))
-    for _ in range(samples):
-        noise_CHW = torch.randn(images_BCHW.shape[1:], generator=generator).to(images_BCHW.device)
+    for noise_CHW in _noise(images_BCHW.shape[1:], samples, seed, images_BCHW.device):
         yield (wide_BCHW + sigma_B111 * noise_CHW).to(images_BCHW.dtype)
+
+
+def _noise(shape: Size, samples: int, seed: int, device: torch.device) -> Iterable[Tensor]:
+    is_small = samples * shape.numel() * torch.float32.itemsize <= KEPT_BYTES
+    return (_kept if is_small else _drawn)(shape, samples, seed, device)
+
+
+@lru_cache(maxsize=1)
+def _kept(shape: Size, samples: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The noise of the last size, so that it is not drawn and copied to the device for every batch."""
+    with torch.inference_mode(False):
+        return tuple(_drawn(shape, samples, seed, device))
+
+
+def _drawn(shape: Size, samples: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(samples):
+        yield torch.randn(shape, generator=generator).to(device)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
 from vbp.errors import ImageError, ModelError, UsageError
-from vbp.saliency.forward import AveragingInterpreter, channel_mean, evaluating, shortened
+from vbp.saliency.forward import ForwardPass, averaged, channel_mean, evaluating
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
 from vbp.saliency.graph import unwrapped
-from vbp.saliency.packing import can_pack, packed
+from vbp.saliency.prepared import prepare
 from vbp.saliency.smoothing import noisy_copies
 from vbp.saliency.target import Target, score_of, weighted_mean
 from vbp.saliency.trace import trace
@@ -34,7 +34,8 @@ class Masks:
     flat_N: Tensor
     """bool: the mask has one value only, so there is nothing to see."""
     log10_max_N: Tensor
-    """float64: log10 of the mask's maximum before any normalisation; -inf where that is 0, NaN if not finite."""
+    """float64 (float32 on mps): log10 of the mask's maximum before any normalisation; -inf where that is 0, NaN if not
+    finite."""
     finite_N: Tensor
     """bool: no infinity or NaN came up on the way."""
 
@@ -58,7 +59,7 @@ class Explanation:
     flat: Tensor
     """bool (B,): the mask has one value only."""
     log10_max: Tensor
-    """float64 (B,): log10 of the mask's maximum before any normalisation."""
+    """float64 (float32 on mps) (B,): log10 of the mask's maximum before any normalisation."""
     finite: Tensor
     """bool (B,): no infinity or NaN came up on the way."""
 
@@ -125,11 +126,11 @@ def _reference(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size
         )
     mask = maps[-1]
     masks = [mask]
-    log10_N = mask.new_zeros(mask.shape[0], dtype=torch.float64)
+    log10_N = _log10(mask.new_ones(mask.shape[0]))
     for below in maps[-2::-1]:
         product = _reference_window(_size(mask), _size(below)).deconvolve(mask, _size(below)) * below
         mask, spread_N = _min_max(product)
-        log10_N = log10_N + spread_N.double().log10()
+        log10_N = log10_N + _log10(spread_N)
         masks.append(mask)
     return masks[::-1], mask, log10_N
 
@@ -148,6 +149,9 @@ PRESETS: dict[str, Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]
 }
 """`paper` is the published method; `reference` gives the masks of devansh20la/VisualBackprop."""
 
+
+WITHOUT_FLOAT64 = {"mps"}
+"""Devices."""
 
 POOLINGS = ("exact", "merged", "unpool")
 """How the mask is led down through pooling, see `VisualBackProp`."""
@@ -180,9 +184,9 @@ def _normalise(mask_N1HW: Tensor, finite_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image divided by its maximum, and log10 of that maximum in float64."""
+    """Each image divided by its maximum, and log10 of that maximum."""
     largest_N111 = map_N1HW.amax((1, 2, 3), keepdim=True)
-    return map_N1HW / largest_N111.where(largest_N111 != 0, 1), largest_N111.flatten().double().log10()
+    return map_N1HW / largest_N111.where(largest_N111 != 0, 1), _log10(largest_N111.flatten())
 
 
 def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +194,11 @@ def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
     least_N111 = map_N1HW.amin((1, 2, 3), keepdim=True)
     spread_N111 = map_N1HW.amax((1, 2, 3), keepdim=True) - least_N111
     return (map_N1HW - least_N111) / spread_N111.where(spread_N111 != 0, 1), spread_N111.flatten()
+
+
+def _log10(values_N: Tensor) -> Tensor:
+    """In float64, or in float32 on a device that has no wider one."""
+    return values_N.to(torch.float32 if values_N.device.type in WITHOUT_FLOAT64 else torch.float64).log10()
 
 
 def _detached(value: Any) -> Any:
@@ -261,22 +270,16 @@ class VisualBackProp:
         self.seed = seed
         found = trace(self.model).chosen(stages)
         self.stages = merged_pooling(found.stages) if pooling == "merged" else found.stages
-        self._runner = self.model
-        self._graph = found.graph
-        self._features = shortened(found.graph, found.taps[-1])
-        self._signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
-        self._poolings = max_poolings(found.stages) if pooling == "unpool" else {}
+        signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
+        poolings = max_poolings(found.stages) if pooling == "unpool" else {}
+        self._forward = ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings))
 
-    def pack(self) -> None:
-        """Prepare the feature part for many batches on this CPU, see `vbp.saliency.packing`; elsewhere do nothing.
+    def prepare(self, device: torch.device, precision: str) -> None:
+        """Make the pass fast for many batches on the device where the network lies, see `vbp.saliency.prepared`.
 
         The network stays as it is; changes of its convolutions and batch norms after this are not seen.
         """
-        if can_pack():
-            last = next(reversed(self._signed_by_tap))
-            self._runner = packed(self.model, self._graph, last)
-            self._graph = self._runner.graph
-            self._features = shortened(self._graph, last)
+        self._forward = prepare(self._forward, device, precision)
 
     def __call__(self, images_BCHW: Tensor, *, target: Target | None = None) -> Tensor:
         """The masks, float32 (B, 1, H, W) in [0, 1]; without a target only the network's feature part is run.
@@ -325,9 +328,7 @@ class VisualBackProp:
     def _explain(self, images_BCHW: Tensor, target: Target | None, whole: bool) -> Explanation:
         """One pass, of the whole network or its feature part, and the way back."""
         input_size = self._check_size(images_BCHW)
-        graph = self._graph if whole else self._features
         weighted = target is not None
-        interpreter = AveragingInterpreter(self._runner, graph, self._signed_by_tap, self._poolings, weighted)
         # In inference mode nothing could be differentiated, not even with what was made in it before.
         with torch.inference_mode(torch.is_inference_mode_enabled() and not weighted), torch.no_grad():
             if weighted and images_BCHW.is_inference():
@@ -335,17 +336,18 @@ class VisualBackProp:
             # Before the pass: the network may change its input in place.
             gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.multiply_input else None
             with evaluating(self.model), torch.no_grad():
-                output = interpreter.run(images_BCHW)
-                maps_N1HW = interpreter.maps_N1HW
-                if target is not None and interpreter.deepest_NCHW is not None:
-                    maps_N1HW[-1] = weighted_mean(interpreter.deepest_NCHW, score_of(output, target))
+                output, maps_N1HW, switches, deepest_NCHW = self._forward(
+                    images_BCHW, whole=whole, differentiable=weighted
+                )
+                if target is not None and deepest_NCHW is not None:
+                    maps_N1HW[-1] = weighted_mean(deepest_NCHW, score_of(output, target))
                     output = map_aggregate(output, _detached)
             self._check_maps(maps_N1HW, input_size)
-            stages = unpooled(self.stages, interpreter.switches_by_pooling)
+            stages = unpooled(self.stages, switches)
             result = visual_backprop(maps_N1HW, stages, input_size, self.preset, gamma_B1HW)
         return Explanation(
             mask=result.mask_N1HW,
-            output=output if whole else None,
+            output=output,
             maps=maps_N1HW,
             masks=result.masks_N1HW,
             flat=result.flat_N,

@@ -1,49 +1,56 @@
-"""The same forward pass with its convolutions prepared for this processor.
+"""A forward pass with its convolutions prepared for this processor.
 
 Batch norm is folded into the convolution before it, the ReLU behind is computed with it (one pass over the map less),
-and its weights are laid out once as oneDNN wants them, instead of with every batch.
+and its weights are laid out once for maps of a size as oneDNN wants them, instead of with every batch.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch import Size, Tensor, nn
+from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from typing_extensions import override
 
+from vbp.saliency.forward import ForwardPass, last_tap
 from vbp.saliency.operations import module_of
 
 RELUS = frozenset((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"))
-DTYPES = (torch.float32, torch.bfloat16)
+LAYOUTS = 2
+"""For so many sizes of its map a convolution keeps its weights laid out."""
 
 
-def can_pack() -> bool:
-    """Whether this torch has what `packed` uses: oneDNN's fused convolution, measured on x86 with AVX2 or AVX512."""
-    has_operator = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    return has_operator and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+@cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch and processor have what `packed` uses: oneDNN's fused convolution in `dtype`.
 
-
-def packed(model: nn.Module, graph: Graph, last: str) -> GraphModule:
-    """A copy of `graph`, to be run without gradients, whose convolutions are prepared as far as the node `last`.
-
-    What it does not replace it shares with `model`. Nodes that give an output as before keep their names.
-
-    Args:
-        model: in evaluation mode as good as trained; later changes of its convolutions are not seen.
-        graph: its forward pass, in-place operations untangled.
-        last: behind it gradients may be wanted.
+    torch has no public name for it, and without AVX512 it refuses bfloat16: so it is tried once.
     """
-    module = GraphModule(model, deepcopy(graph))
-    chains = [_chain(node, module) for node in _until(module.graph, last) if _is_convolution(node, module)]
-    for number, chain in enumerate(chains):
+    try:
+        layer = nn.Conv2d(16, 16, 3, device="cpu", dtype=dtype)
+        PackedConvolution(layer, None, relu=True)(torch.zeros(1, 16, 8, 8, device="cpu", dtype=dtype))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def packed(forward: ForwardPass) -> ForwardPass:
+    """The same pass, to be run without gradients, with prepared convolutions as far as the last tap.
+
+    What it does not replace it shares with the model, which stays as it is; later changes of the model's convolutions
+    are not seen. Nodes that give an output as before stay.
+    """
+    module = GraphModule(forward.model, deepcopy(forward.graph))
+    convolutions = [node for node in _until(last_tap(module.graph)) if _is_convolution(node, module)]
+    for number, chain in enumerate([_chain(node, module) for node in convolutions]):
         _replace(chain, module, f"packed_{number}")
     module.graph.lint()
-    return module
+    return ForwardPass(module, module.graph)
 
 
 class PackedConvolution(nn.Module):
@@ -67,23 +74,33 @@ class PackedConvolution(nn.Module):
         dtype = convolution.weight.dtype
         self._bias = None if bias is None else bias.detach().to(dtype)
         self._geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight.detach().to(dtype, memory_format=torch.channels_last), *self._geometry, None
-        )
+        self._weight = weight.detach().to(dtype, memory_format=torch.channels_last)
+        self._weight_by_size: dict[Size, Tensor] = {}
         self._activation = "relu" if relu else "none"
 
     @override
     def forward(self, map_NCHW: Tensor) -> Tensor:
         """The next map."""
+        weight = self._weight_by_size.get(map_NCHW.shape)
+        if weight is None:
+            weight = self._laid_out(map_NCHW.shape)
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            map_NCHW, self._weight, self._bias, *self._geometry, self._activation, [], ""
+            map_NCHW, weight, self._bias, *self._geometry, self._activation, [], ""
         )
         return output
 
+    def _laid_out(self, size: Size) -> Tensor:
+        """The weights as oneDNN wants them for maps of this size; of another it would lay them out in every call."""
+        weight: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self._weight, *self._geometry, list(size))
+        # in one step, since batches run side by side
+        kept = self._weight_by_size if len(self._weight_by_size) < LAYOUTS else {}
+        self._weight_by_size = {**kept, size: weight}
+        return weight
 
-def _until(graph: Graph, last: str) -> list[Node]:
-    nodes = list(graph.nodes)
-    return nodes[: [node.name for node in nodes].index(last) + 1]
+
+def _until(last: Node) -> list[Node]:
+    nodes = list(last.graph.nodes)
+    return nodes[: nodes.index(last) + 1]
 
 
 def _is_convolution(node: Node, model: nn.Module) -> bool:
@@ -96,7 +113,7 @@ def _is_convolution(node: Node, model: nn.Module) -> bool:
         and not _has_hooks(module)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
-        and module.weight.dtype in DTYPES
+        and can_pack(module.weight.dtype)
     )
 
 
