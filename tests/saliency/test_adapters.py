@@ -99,3 +99,56 @@ def test_quantus_itself_takes_it(vgg, images_BCHW):
     )  # fmt: skip
     assert len(scores) == 3
     assert np.isfinite(scores).all()
+
+
+def test_captums_noise_tunnel_takes_it(vgg, images_BCHW):
+    attr = pytest.importorskip("captum.attr")
+    vbp = VisualBackProp(vgg)
+    tunnel = attr.NoiseTunnel(CaptumAttribution(vbp))
+    torch.manual_seed(0)
+    found = tunnel.attribute(images_BCHW, nt_samples=2, stdevs=0.0, target=1)
+    torch.testing.assert_close(found[:, :1], vbp(images_BCHW, target=1), atol=1e-6, rtol=0)
+    found = tunnel.attribute(images_BCHW, nt_samples=2, stdevs=0.5)
+    assert not torch.equal(found[:, :1], vbp(images_BCHW))
+
+
+@pytest.mark.parametrize("further", [{"baselines": 0}, {"n_steps": 5}, {"additional_forward_args": (1,)}])
+def test_what_captums_other_methods_take_is_refused_by_name(vgg, images_BCHW, further):
+    (name,) = further
+    adapter = CaptumAttribution(VisualBackProp(vgg))
+    with pytest.raises(UsageError, match=f"no use for {name}"):
+        adapter.attribute(images_BCHW, target=1, **further)
+    assert torch.equal(adapter.attribute(images_BCHW, **{name: None}), adapter.attribute(images_BCHW))
+
+
+def test_smoothing_of_pytorch_grad_cam(vgg, images_BCHW):
+    package = pytest.importorskip("pytorch_grad_cam")
+
+    class Ours(package.EigenCAM):
+        """Masks under pytorch-grad-cam's own smoothing."""
+
+        def forward(self, input_tensor, targets, eigen_smooth=False):
+            return VisualBackProp(vgg)(input_tensor)[:, 0].numpy()
+
+    cam = GradCamStyle(VisualBackProp(vgg))
+    expected = Ours(vgg, [vgg[9]])(images_BCHW, None, aug_smooth=True)
+    found = cam(images_BCHW, aug_smooth=True)
+    assert (found.shape, found.dtype) == ((3, 32, 40), np.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.array_equal(found, cam(images_BCHW))
+    with pytest.raises(UsageError, match="eigen_smooth"):
+        cam(images_BCHW, eigen_smooth=True)
+
+
+def test_targets_need_an_output_with_a_row_an_image(vgg, images_BCHW):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = vgg
+
+        def forward(self, x):
+            x = self.layers(x)
+            return x, x
+
+    with pytest.raises(UsageError, match="one row an image, not tuple"):
+        GradCamStyle(VisualBackProp(Twice()))(images_BCHW[:2], [len, len])

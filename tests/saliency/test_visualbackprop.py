@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests import reference
 from vbp.errors import ImageError, ModelError, UsageError
@@ -162,11 +163,33 @@ def test_last_chosen_stage_ends_the_feature_part(vgg, images_BCHW):
 
 
 @pytest.mark.parametrize(
-    ("stages", "reason"), [(["one"], "no stage 'one'; there are 1, 3, 6, 9"), ([], "at least one")]
+    ("stages", "reason"),
+    [(["one"], "'one' is none of all, last, 1, 3, 6, 9"), (["last", "10"], "'10' is none"), ([], "at least one")],
 )
 def test_stages_that_are_not_there_are_named(vgg, stages, reason):
     with pytest.raises(UsageError, match=reason):
         VisualBackProp(vgg, stages=stages)
+
+
+def test_last_goes_with_names(vgg):
+    assert [stage.name for stage in VisualBackProp(vgg, stages="last").stages] == ["3", "6", "9"]
+    assert [stage.name for stage in VisualBackProp(vgg, stages=["last", "1"]).stages] == ["1", "3", "6", "9"]
+    assert [stage.name for stage in VisualBackProp(vgg, stages=["9", "last"]).stages] == ["3", "6", "9"]
+    assert len(VisualBackProp(vgg, stages=["1", "all"]).stages) == 4
+
+
+def test_stages_are_a_short_list_also_of_deep_networks():
+    with torch.device("meta"):
+        network = torchvision.models.densenet121(weights=None)
+    assert (
+        str(VisualBackProp(network, stages="last").stages[-2:]) == "(<Stage features.transition3.relu>, <Stage relu>)"
+    )
+    with torch.device("meta"):
+        network = torchvision.models.resnet50(weights=None)
+    with pytest.raises(UsageError, match="'layer3.relu' is none of") as caught:
+        VisualBackProp(network, stages="layer3.relu")
+    assert "layer3.0.relu" in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_input_may_be_multiplied_in(vgg, images_BCHW):
@@ -266,6 +289,88 @@ def test_infinity_costs_its_own_image_alone(vgg, images_BCHW, preset, bad):
     assert torch.equal(result.mask[[0, 2]], expected[[0, 2]])
 
 
+SETTINGS = [
+    {}, {"preset": "reference"}, {"pooling": "merged"}, {"pooling": "unpool"}, {"multiply_input": True}, {"smooth": 2},
+    {"stages": "last"}, {"stages": ["9"]}, {"preset": "reference", "stages": ["1"]}, {"target": 1},
+]  # fmt: skip
+
+
+def explained(network, images, target=None, **settings):
+    return VisualBackProp(network, **settings).explain(images, target=target)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_on_the_way_stays_so(settings, bad, dtype):
+    network = small_vgg()
+    network[0].weight.data[:, 0, 1, 1] = bad
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(13))
+    result = explained(network.to(dtype), images.to(dtype), **settings)
+    assert not result.finite.any()
+    assert not result.flat.any()
+    assert result.mask.eq(0).all()
+    assert result.log10_max.isnan().all()
+
+
+def test_overflow_on_the_way_is_not_finite():
+    network = small_vgg()
+    network[0].weight.data *= 1e37
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(13))
+    images[1] *= 1e-30
+    for dtype in (torch.float32, torch.bfloat16):
+        network[2].weight.data *= 1e4
+        result = explained(network.to(dtype), images.to(dtype), stages=["9"])
+        assert result.finite.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_minus_infinity_is_no_negative_activation(join):
+    """Max pooling would hide it from all that follows."""
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            x = x.mean(1, keepdim=True) + self.first(x) if join else nn.functional.leaky_relu(self.first(x))
+            return self.last(nn.functional.max_pool2d(x, 4)).relu()
+
+    network = randomise(Late())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(14))
+    network.first.weight.data.zero_()[2, 0, 1, 1] = 1e30
+    images[1, 0, 9, 9] = -1e30
+    assert network(images).isfinite().all()
+    assert VisualBackProp(network).explain(images).finite.tolist() == [True, False]
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device such as Apple's, on which torch raises this for float64; bfloat16 is not everywhere there either."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float64, torch.bfloat16):
+                raise TypeError(
+                    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+                )
+        return found
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_device_needs_no_float64(vgg, images_BCHW, settings):
+    images = images_BCHW[..., :32]
+    images[1] = torch.nan
+    expected = explained(vgg, images, **settings)
+    with NoFloat64():
+        result = explained(vgg, images, **settings)
+    assert torch.equal(result.mask, expected.mask)
+    assert torch.equal(result.finite, expected.finite)
+    assert result.log10_max.dtype is torch.float64
+    torch.testing.assert_close(result.log10_max, expected.log10_max, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
 def test_large_activations_do_not_overflow():
     """Without biases, 1e4 times the input gives 1e4 times every map; the raw product of 8 maps would reach 1e39."""
     model = randomise(torchvision.models.vgg11(weights=None).features)
@@ -325,39 +430,12 @@ def test_small_or_misshapen_images_are_refused(vgg):
         vbp(torch.ones(3, 9, 9))
 
 
-class Padded(nn.Conv2d):
-    def forward(self, x):
-        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
-
-
 def test_a_layer_that_does_not_do_what_its_settings_say_is_noticed():
-    vbp = VisualBackProp(nn.Sequential(Padded(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    network[0].register_forward_hook(lambda layer, inputs, output: nn.functional.pad(output, (1, 1, 1, 1)))
+    vbp = VisualBackProp(network)
     with pytest.raises(ModelError, match=r"gives 1 the size \(9, 9\), but its layers' settings say \(7, 7\)"):
         vbp(torch.ones(1, 3, 9, 9))
-
-
-class WithoutFloat64(TorchDispatchMode):
-    """As a device that has none, such as Apple's GPUs."""
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        assert getattr(result, "dtype", None) is not torch.float64, operation
-        return result
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"preset": "reference"}, {"smooth": 2}, {"pooling": "unpool"}, {"pooling": "merged", "multiply_input": True}],
-    ids=str,
-)
-def test_a_device_without_float64_is_asked_for_none(vgg, images_BCHW, settings, monkeypatch):
-    vbp = VisualBackProp(vgg, **settings)
-    expected = vbp.explain(images_BCHW)
-    monkeypatch.setattr("vbp.saliency.visualbackprop.WITHOUT_FLOAT64", {"cpu"})
-    with WithoutFloat64():
-        found = vbp.explain(images_BCHW)
-    assert torch.equal(found.mask, expected.mask)
-    torch.testing.assert_close(found.log10_max.double(), expected.log10_max, atol=1e-5, rtol=0)
 
 
 def test_presets_are_checked(vgg):

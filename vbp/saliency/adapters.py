@@ -6,8 +6,10 @@ None of these libraries is imported. Without a target a mask is class-agnostic i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import product
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +19,18 @@ from torch import Tensor, nn
 from vbp.errors import UsageError
 from vbp.saliency.target import Target
 from vbp.saliency.visualbackprop import VisualBackProp
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _with_inner(method: Method) -> Method:
+    """The method with itself as ``__wrapped__``, which ``NoiseTunnel`` calls; captum's log their use outside it."""
+
+    @wraps(method)
+    def outer(*args: Any, **settings: Any) -> Any:
+        return method(*args, **settings)
+
+    return cast("Method", outer)
 
 
 class CaptumAttribution:
@@ -33,14 +47,29 @@ class CaptumAttribution:
         self.vbp = vbp
         self.forward_func = vbp.model
 
+        self.multiplies_by_inputs = vbp.multiply_input
+
+    @staticmethod
+    def has_convergence_delta() -> bool:
+        """No: a mask has no sum that it should reach. ``NoiseTunnel`` asks."""
+        return False
+
+    @_with_inner
     def attribute(
-        self, inputs: Tensor | tuple[Tensor, ...], target: Target | None = None
+        self, inputs: Tensor | tuple[Tensor, ...], target: Target | None = None, **further: Any
     ) -> Tensor | tuple[Tensor, ...]:
         """The masks, the same for every channel, float32 in the shape of the inputs; of a tuple of one, a tuple.
 
+        Args:
+            inputs: as the network takes them.
+            target: see `VisualBackProp.explain`.
+            **further: what other methods of captum take, such as `baselines`; None or False alone.
+
         Raises:
-            UsageError: there are several inputs.
+            UsageError: there are several inputs, or one of these further arguments.
         """
+        if asked := [name for name, value in further.items() if value is not None and value is not False]:
+            raise UsageError(f"VisualBackProp has no use for {asked[0]}: leave it out.")
         if isinstance(inputs, tuple):
             if len(inputs) != 1:
                 raise UsageError(f"VisualBackProp explains one input, not {len(inputs)}.")
@@ -79,7 +108,11 @@ class GradCamStyle:
         """Nothing to clean up; an exception goes its way."""
 
     def __call__(
-        self, input_tensor: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None = None
+        self,
+        input_tensor: Tensor,
+        targets: Sequence[Callable[[Tensor], Tensor]] | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
     ) -> NDArray[np.float32]:
         """The masks (B, H, W) in [0, 1].
 
@@ -87,14 +120,36 @@ class GradCamStyle:
             input_tensor: as the network takes it.
             targets: one function for each image, of its row of the output. None: class-agnostic masks, where
                 pytorch-grad-cam would take the class of the highest score.
+            aug_smooth: average the masks of the image and its mirror image at 0.9, 1 and 1.1 times its values.
+            eigen_smooth: not to be had, for it takes the principal component of maps that are not kept.
 
         Raises:
-            UsageError: there are more or fewer targets than images.
+            UsageError: there are more or fewer targets than images, or `eigen_smooth` is asked for.
         """
+        if eigen_smooth:
+            raise UsageError(
+                "VisualBackProp keeps no maps that eigen_smooth could smooth: leave it out, or aug_smooth."
+            )
+        if not aug_smooth:
+            return self._masks(input_tensor, targets)
+        masks = []
+        for mirrored, factor in product((False, True), (0.9, 1, 1.1)):
+            images_BCHW = (input_tensor.flip(3) if mirrored else input_tensor) * factor
+            masks_BHW = self._masks(images_BCHW, targets)
+            masks.append(masks_BHW[..., ::-1] if mirrored else masks_BHW)
+        mean_BHW: NDArray[np.float32] = np.mean(masks, 0, dtype=np.float32)
+        return mean_BHW
+
+    def _masks(self, input_tensor: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None) -> NDArray[np.float32]:
         if targets is not None and len(targets) != len(input_tensor):
             raise UsageError(f"there are {len(targets)} targets for {len(input_tensor)} images; give one for each.")
 
-        def score(output: Tensor) -> Tensor:
+        def score(output: Any) -> Tensor:
+            if not isinstance(output, Tensor):
+                raise UsageError(
+                    f"targets need an output of one row an image, not {type(output).__name__}: wrap the network in a "
+                    "module that gives the tensor meant."
+                )
             return torch.stack([one(row) for one, row in zip(targets or (), output, strict=True)])
 
         explanation = self.vbp.explain(input_tensor, target=None if targets is None else score)
@@ -122,7 +177,7 @@ def explain_func(
         device: where to move the inputs; default: where the network is.
         **settings: of `VisualBackProp`.
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))
     images_BCHW = torch.as_tensor(inputs, dtype=parameter.dtype).to(device or parameter.device)
     target = torch.as_tensor(targets) if class_weighted and targets is not None else None
     masks_B1HW: NDArray[np.float32] = VisualBackProp(model, **settings)(images_BCHW, target=target).cpu().numpy()

@@ -51,8 +51,12 @@ def channel_mean(map_NCHW: Tensor) -> Tensor:
 
 
 def positive_mean(map_NCHW: Tensor) -> Tensor:
-    """The average over channels, in which negative values count as 0."""
-    return channel_mean(map_NCHW.clamp(min=0))
+    """The average over channels, in which negative values count as 0; NaN where a channel is not finite.
+
+    Without a look at the map itself, minus infinity would count as 0 too.
+    """
+    whole_N1HW = channel_mean(map_NCHW)
+    return channel_mean(map_NCHW.clamp(min=0)) + (whole_N1HW - whole_N1HW)
 
 
 class Pass(NamedTuple):

@@ -280,6 +280,10 @@ class Stage:
     signed: bool = False
     """Whether that output may be negative somewhere; it is clamped at 0 before averaging."""
 
+    def __repr__(self) -> str:
+        """Its name alone; the steps of a branching network fill pages."""
+        return f"<Stage {self.name}>"
+
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
         """Lead this stage's mask down through all steps to the map below, which has `size`."""
         return _descend(map_N1HW, self.steps, size)

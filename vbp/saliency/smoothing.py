@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Size, Tensor
 
+from vbp.errors import UsageError
+
 KEPT_BYTES = 2**28
 """So much noise is kept for the next batch of the same size; more is drawn anew."""
 
@@ -26,7 +28,14 @@ def noisy_copies(images_BCHW: Tensor, samples: int, noise: float, seed: int) -> 
         samples: how many copies.
         noise: the standard deviation, as a share of each image's own range from its least to its largest value.
         seed: of the noise.
+
+    Raises:
+        UsageError: the images are integers, to which such noise cannot be added.
     """
+    if not images_BCHW.is_floating_point():
+        raise UsageError(
+            f"smoothing adds noise to images, which must be floating-point for it, not {images_BCHW.dtype}."
+        )
     wide_BCHW = images_BCHW.float()
     sigma_B111 = noise * (wide_BCHW.amax((1, 2, 3), keepdim=True) - wide_BCHW.amin((1, 2, 3), keepdim=True))
     for noise_CHW in _noise(images_BCHW.shape[1:], samples, seed, images_BCHW.device):

@@ -14,6 +14,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from torch import nn
 from torch.fx import Graph, Node
@@ -42,23 +43,22 @@ class Trace:
         """Of the stages those chosen; the way through another one is geometry alone.
 
         Args:
-            stages: `all`; `last`, the last of each resolution; or names.
+            stages: `all`; `last`, the last of each resolution; a name; or several of these.
 
         Raises:
             UsageError: there is no stage of such a name.
         """
-        if stages == "all":
-            return self
-        if stages == "last":
-            resizing = [_resizes(stage) for stage in self.stages]
-            return self._only([*resizing[1:], True])
-        names = [stage.name for stage in self.stages]
         asked = [stages] if isinstance(stages, str) else stages
-        if missing := [name for name in asked if name not in names]:
-            raise UsageError(f"there is no stage {missing[0]!r}; there are {', '.join(names)}.")
+        names = [stage.name for stage in self.stages]
+        if missing := [name for name in asked if name not in (*names, "all", "last")]:
+            raise UsageError(f"stages: {missing[0]!r} is none of all, last, {_listed(names, missing[0])}.")
         if not asked:
-            raise UsageError(f"give at least one stage of {', '.join(names)}.")
-        return self._only([name in asked for name in names])
+            raise UsageError(f"stages: give at least one of all, last, {_listed(names)}.")
+        kept = {name for name in asked if name in names}
+        if "last" in asked:
+            resizing = [*map(_resizes, self.stages[1:]), True]
+            kept.update(name for name, is_last in zip(names, resizing, strict=True) if is_last)
+        return self if "all" in asked else self._only([name in kept for name in names])
 
     def _only(self, kept: Sequence[bool]) -> Trace:
         stages: list[Stage] = []
@@ -71,6 +71,14 @@ class Trace:
                 taps.append(tap)
                 steps = ()
         return Trace(tuple(stages), tuple(taps), self.graph)
+
+
+def _listed(names: list[str], wanted: str = "") -> str:
+    """The names, at most twelve of them: those like the one that is wanted, or the first."""
+    if len(names) <= 12:
+        return ", ".join(names)
+    shown = get_close_matches(wanted, names, 12, 0.4) or names[:12]
+    return f"{', '.join(shown)} (and {len(names) - len(shown)} more: see VisualBackProp(model).stages)"
 
 
 def _resizes(stage: Stage) -> bool:

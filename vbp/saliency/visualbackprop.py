@@ -9,14 +9,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_map
+from torch.utils.dlpack import from_dlpack
 
 from vbp.errors import ImageError, ModelError, UsageError
 from vbp.saliency.forward import ForwardPass, averaged, channel_mean, evaluating
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
 from vbp.saliency.graph import unwrapped
+from vbp.saliency.inputs import blaming_images, check_images, refuse_odd
 from vbp.saliency.prepared import prepare
 from vbp.saliency.smoothing import noisy_copies
 from vbp.saliency.target import Target, score_of, weighted_mean
@@ -34,8 +37,8 @@ class Masks:
     flat_N: Tensor
     """bool: the mask has one value only, so there is nothing to see."""
     log10_max_N: Tensor
-    """float64 (float32 on mps): log10 of the mask's maximum before any normalisation; -inf where that is 0, NaN if not
-    finite."""
+    """float64, on the CPU where the device has none: log10 of the mask's maximum before any normalisation; -inf where
+    that is 0, NaN if not finite."""
     finite_N: Tensor
     """bool: no infinity or NaN came up on the way."""
 
@@ -59,7 +62,7 @@ class Explanation:
     flat: Tensor
     """bool (B,): the mask has one value only."""
     log10_max: Tensor
-    """float64 (float32 on mps) (B,): log10 of the mask's maximum before any normalisation."""
+    """float64 (B,), on the CPU where the device has none: log10 of the mask's maximum before any normalisation."""
     finite: Tensor
     """bool (B,): no infinity or NaN came up on the way."""
 
@@ -85,17 +88,29 @@ def visual_backprop(
         UsageError: no such preset.
         ModelError: the reference preset does not fit these map sizes.
     """
-    masks, mask, log10_N = _preset(preset)(maps, stages, input_size)
+    masks, mask, divisors = _preset(preset)(maps, stages, input_size)
     if gamma_N1HW is not None:
-        mask, divisor_log10_N = _scale(mask * gamma_N1HW)
-        log10_N = log10_N + divisor_log10_N
-    # A divisor that is not finite leaves its trace in the sum of the logs; a divisor of 0 leaves -inf.
-    finite_N = log10_N.isfinite() | log10_N.isneginf()
+        mask, divisor_N = _scale(mask * gamma_N1HW)
+        divisors = [*divisors, divisor_N]
+    divisor_SN = torch.stack([mask.new_ones(mask.shape[0]), *divisors])
+    # What is not finite stays so on its way down, but for what the last layers crop.
+    finite_N = divisor_SN.isfinite().all(0) & mask.isfinite().flatten(1).all(1)
     mask, flat_N = _normalise(mask, finite_N)
-    return Masks(mask, masks, flat_N, log10_N.where(finite_N, torch.nan), finite_N)
+    return Masks(mask, masks, flat_N, _log10_of_product(divisor_SN.where(finite_N, torch.nan)), finite_N)
 
 
-_Descent = tuple[list[Tensor], Tensor, Tensor]
+def _log10_of_product(divisor_SN: Tensor) -> Tensor:
+    """Over all S, in float64; on the CPU where the device has none, as Apple's."""
+    try:
+        log10_SN = divisor_SN.double().log10()
+    except (TypeError, RuntimeError):
+        with np.errstate(divide="ignore"):
+            return from_dlpack(np.log10(divisor_SN.cpu().numpy().astype(np.float64)).sum(0))
+    return sum(log10_SN[1:], log10_SN[0])
+
+
+_Descent = tuple[list[Tensor], Tensor, list[Tensor]]
+"""The intermediate masks, the mask at input size, and what it was divided by (S, N)."""
 
 
 def _paper(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) -> _Descent:
@@ -104,15 +119,14 @@ def _paper(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) ->
     Every product is divided by its maximum, which the last normalisation undoes: without it the values overflow
     float32 in deep networks.
     """
-    mask, log10_N = _scale(maps[-1])
-    masks = [mask]
+    mask, divisor_N = _scale(maps[-1])
+    masks, divisors = [mask], [divisor_N]
     for stage, below in zip(stages[:0:-1], maps[-2::-1], strict=True):
-        product = stage.deconvolve(mask, _size(below)) * below
-        mask, divisor_log10_N = _scale(product)
-        log10_N = log10_N + divisor_log10_N
+        mask, divisor_N = _scale(stage.deconvolve(mask, _size(below)) * below)
         masks.append(mask)
-    mask, divisor_log10_N = _scale(stages[0].deconvolve(mask, input_size))
-    return masks[::-1], mask, log10_N + divisor_log10_N
+        divisors.append(divisor_N)
+    mask, divisor_N = _scale(stages[0].deconvolve(mask, input_size))
+    return masks[::-1], mask, [*divisors, divisor_N]
 
 
 def _reference(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) -> _Descent:
@@ -125,14 +139,13 @@ def _reference(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size
             f"preset 'reference' needs a first map of input size {input_size}, not {_size(maps[0])}: use 'paper'."
         )
     mask = maps[-1]
-    masks = [mask]
-    log10_N = _log10(mask.new_ones(mask.shape[0]))
+    masks, divisors = [mask], []
     for below in maps[-2::-1]:
         product = _reference_window(_size(mask), _size(below)).deconvolve(mask, _size(below)) * below
         mask, spread_N = _min_max(product)
-        log10_N = log10_N + _log10(spread_N)
         masks.append(mask)
-    return masks[::-1], mask, log10_N
+        divisors.append(spread_N)
+    return masks[::-1], mask, divisors
 
 
 def _reference_window(above: Size, below: Size) -> Window:
@@ -149,9 +162,6 @@ PRESETS: dict[str, Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]
 }
 """`paper` is the published method; `reference` gives the masks of devansh20la/VisualBackprop."""
 
-
-WITHOUT_FLOAT64 = {"mps"}
-"""Devices."""
 
 POOLINGS = ("exact", "merged", "unpool")
 """How the mask is led down through pooling, see `VisualBackProp`."""
@@ -184,9 +194,9 @@ def _normalise(mask_N1HW: Tensor, finite_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image divided by its maximum, and log10 of that maximum."""
+    """Each image divided by its maximum, and that maximum."""
     largest_N111 = map_N1HW.amax((1, 2, 3), keepdim=True)
-    return map_N1HW / largest_N111.where(largest_N111 != 0, 1), _log10(largest_N111.flatten())
+    return map_N1HW / largest_N111.where(largest_N111 != 0, 1), largest_N111.flatten()
 
 
 def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,11 +204,6 @@ def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
     least_N111 = map_N1HW.amin((1, 2, 3), keepdim=True)
     spread_N111 = map_N1HW.amax((1, 2, 3), keepdim=True) - least_N111
     return (map_N1HW - least_N111) / spread_N111.where(spread_N111 != 0, 1), spread_N111.flatten()
-
-
-def _log10(values_N: Tensor) -> Tensor:
-    """In float64, or in float32 on a device that has no wider one."""
-    return values_N.to(torch.float32 if values_N.device.type in WITHOUT_FLOAT64 else torch.float64).log10()
 
 
 def _detached(value: Any) -> Any:
@@ -304,8 +309,9 @@ class VisualBackProp:
         Raises:
             ImageError: the images are too small for the network.
             ModelError: the network does not do what its layers' settings say.
-            UsageError: the network's output has no such target.
+            UsageError: the images are not such as the network takes, or its output has no such target.
         """
+        check_images(images_BCHW)
         # The network may change its input in place, and smoothing needs it again.
         kept_BCHW = images_BCHW.clone() if self.smooth else images_BCHW
         result = self._explain(images_BCHW, target, classify or target is not None)
@@ -335,13 +341,13 @@ class VisualBackProp:
                 images_BCHW = images_BCHW.clone()
             # Before the pass: the network may change its input in place.
             gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.multiply_input else None
-            with evaluating(self.model), torch.no_grad():
+            with blaming_images(images_BCHW, self.model), evaluating(self.model), torch.no_grad():
                 output, maps_N1HW, switches, deepest_NCHW = self._forward(
                     images_BCHW, whole=whole, differentiable=weighted
                 )
                 if target is not None and deepest_NCHW is not None:
                     maps_N1HW[-1] = weighted_mean(deepest_NCHW, score_of(output, target))
-                    output = map_aggregate(output, _detached)
+                    output = tree_map(_detached, output)
             self._check_maps(maps_N1HW, input_size)
             stages = unpooled(self.stages, switches)
             result = visual_backprop(maps_N1HW, stages, input_size, self.preset, gamma_B1HW)
@@ -356,10 +362,9 @@ class VisualBackProp:
         )
 
     def _check_size(self, images_BCHW: Tensor) -> Size:
-        if images_BCHW.ndim != 4:
-            raise UsageError(f"images must have 4 dimensions (B, C, H, W), not shape {tuple(images_BCHW.shape)}.")
         size = _size(images_BCHW)
         if min(min(map_size) for map_size in map_sizes(self.stages, size)) < 1:
+            refuse_odd(images_BCHW, self.model)
             raise ImageError(f"an image of {size[0]}x{size[1]} pixels is too small for {type(self.model).__name__}.")
         return size
 
