@@ -59,6 +59,10 @@ def test_ids_beside_names(text):
     assert parse_class_file(text.encode()) == ClassNames(NAMES, IDS)
 
 
+def test_ids_of_another_kind():
+    assert parse_class_file(b'{"0": ["a1", "zebra"], "1": ["b2", "cat"]}') == ClassNames(("zebra", "cat"), ("a1", "b2"))
+
+
 def test_ids_alone_are_names_as_well():
     assert parse_class_file("\n".join(IDS).encode()) == ClassNames(IDS, IDS)
 

@@ -76,6 +76,14 @@ def test_what_is_left_out_is_said_and_read_when_it_is_asked_for(photos, tmp_path
     assert set(index_of(out)) == {"cat/01.png", "cat/07.odd"}
 
 
+def test_one_image_is_a_collection(photos, network_file, tmp_path):
+    made = config(photos / "cat/01.png", tmp_path / "out", network_file)
+    assert (run(made).computed, run(made).computed) == (1, 0)
+    row = index_of(tmp_path / "out")["01.png"]
+    assert (row["status"], row["label"], row["uri"]) == ("ok", None, made.input)
+    assert (tmp_path / "out/masks/01.png.png").exists()
+
+
 class Notes(Observer):
     def __init__(self):
         self.notes = []

@@ -165,6 +165,12 @@ def test_what_a_listing_leaves_out(config, photos, tmp_path, capsys):
     assert "2 are system files, 1 ends in .txt" in capsys.readouterr().out
 
 
+def test_classes_that_a_run_would_refuse(config, tmp_path):
+    (tmp_path / "names.txt").write_text("bird\ncat\ndogs\n")
+    with pytest.raises(UsageError, match="folder 'dog' is none of the 3 class names in the file .* closest are 'dogs'"):
+        plan(config(classes=str(tmp_path / "names.txt")), images_per_second=1)
+
+
 def test_on_a_real_store(config, s3_server, photos):
     options = s3_server.storage_options
     folder = Folder(s3_server.new_url(), options)

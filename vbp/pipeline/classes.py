@@ -153,7 +153,7 @@ def _numbers_by_name(declared: ClassNames) -> dict[str, int | None]:
     whole: dict[str, int | None] = {}
     parts: dict[str, int | None] = {}
     for number, name in enumerate(declared.names):
-        own = {_plain(name)} | ({declared.ids[number]} if declared.ids else set())
+        own = {_plain(name)} | ({_plain(declared.ids[number])} if declared.ids else set())
         for known, aliases in ((whole, own), (parts, _aliases(name) - own)):
             for alias in aliases:
                 known[alias] = None if alias in known else number

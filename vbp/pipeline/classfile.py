@@ -38,7 +38,7 @@ class ClassNames:
     names: tuple[str, ...]
     """By output, for people."""
     ids: tuple[str, ...] | None = None
-    """By output: WordNet ids, where the file has them."""
+    """By output: WordNet ids or others, where the file has them."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,12 +104,11 @@ def _by_number(value: Mapping[Any, Any]) -> list[Any]:
 
 
 def _entry(value: Any) -> tuple[str | None, str]:
-    """WordNet id, where there is one, and name."""
+    """Id, where there is one, and name."""
     if isinstance(value, str):
         return None, value.strip()
     if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(each, str) for each in value):
-        wnid = value[0] if _WNID.fullmatch(value[0]) else None
-        return (wnid, value[1].strip()) if wnid else (None, ", ".join(value))
+        return value[0].strip(), value[1].strip()
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         return None, value["name"].strip()
     raise ValueError(f"its entry {str(value)[:60]!r} is no name")
