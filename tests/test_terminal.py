@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 import vbp.terminal
 from vbp.pipeline import Summary
-from vbp.terminal import Bar, JobLog, Lines, print_summary, watching
+from vbp.terminal import Bar, JobLog, Lines, Rows, print_summary, watching
 
 
 @pytest.fixture
@@ -120,3 +120,13 @@ def test_the_log_of_a_job_leaves_standard_output_to_the_summary_in_json(as_json,
         assert (out.splitlines(), err.splitlines()) == ([summary], others)
     else:
         assert (out.splitlines(), err) == ([*others[:2], summary, others[2]], "")
+
+
+def test_no_path_is_cut_short(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "/data/" + "long/" * 60 + "end"
+    table = Rows(show_header=False, box=None)
+    table.add_row("place", path)
+    Console(width=80).print(table)
+    shown = "".join(line.removeprefix(" place ").strip() for line in capsys.readouterr().out.splitlines())
+    assert shown == path

@@ -34,6 +34,8 @@ class Rows(Table):
     @override
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
+        for column in self.columns:
+            column.overflow = "fold"  # a path that ends in dots leads nowhere
 
 
 def shown(text: str) -> Text:
@@ -233,12 +235,13 @@ def print_summary(summary: Summary) -> None:
         table.add_row("left out", summary.left_out_in_words)
     if summary.classes:
         table.add_row("classes", summary.classes)
-    table.add_row("results", summary.output)
     if not summary.complete:
         table.add_row("", f"{summary.failure}: no _SUCCESS; run the same command again")
     elif not summary.succeeded:
         table.add_row("", f"{summary.failure}: no _SUCCESS")
-    Console(highlight=False, soft_wrap=True).print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(shown(f"results: {summary.output}"))  # in one piece, however long
 
 
 def print_sweep(summary: SweepSummary) -> None:

@@ -25,10 +25,11 @@ from vbp.pipeline.record import Record, clear
 from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
-from vbp.storage.lease import Holder, Lease, check
+from vbp.storage.lease import LEASE, Holder, Lease, check
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.manifest import MANIFEST, Manifest, ManifestRow, write_manifest
 from vbp.storage.reconcile import reconcile
+from vbp.storage.record import RUN
 from vbp.storage.refresh import refresh_manifest
 from vbp.storage.shards import remove_orphans
 
@@ -62,19 +63,28 @@ class Attempt:
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
         self.spent: dict[str, float] = defaultdict(float)
         self._missing: int | None = None
+        self._is_new = False
 
     @contextmanager
     def leased(self, observer: Observer) -> Iterator[None]:
-        """Hold the output; everything else happens within.
+        """Hold the output; everything else happens within. A first run that is refused leaves nothing of its listing.
 
         Raises:
             UsageError: it cannot be written.
         """
         with leased(self.output, self.run_id, observer):
-            yield
+            try:
+                yield
+            except UsageError:
+                if self._is_new:
+                    for path in self.output.list("_run"):
+                        if path != LEASE:
+                            self.output.delete(path)
+                raise
 
     def open(self) -> None:
         """Read the record of earlier runs; errors as for `open_record`."""
+        self._is_new = not self.output.exists(RUN) and not self.output.exists(MANIFEST)
         self.record = open_record(self.config, self.output)
 
     def check(self, model: Model, given: Resources | None, observer: Observer) -> None:
@@ -181,6 +191,7 @@ class Attempt:
         classes = self.recipe.classes
         if classes is not None and not classes.index:
             observer.note(f"No prediction is called correct or wrong: {classes.rule}.")
+        self._is_new = False
         self.record.begin(self.recipe)
 
     def count(self, report: Mapping[str, Any]) -> tuple[int, int]:
@@ -329,15 +340,16 @@ def leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
             told.append(str(holder))
             observer.note(f"Waiting for {holder or 'another run'}; if it is gone, taking over in {seconds:.0f} s.")
 
-    lease = Lease(output, run_id)
-    try:
-        lease.acquire(waiting)
-    except StorageError as error:
-        raise UsageError(f"OUTPUT cannot be written: {error}") from error
-    try:
-        yield
-    finally:
-        lease.release()
+    with output.without_traces("_run"):
+        lease = Lease(output, run_id)
+        try:
+            lease.acquire(waiting)
+        except StorageError as error:
+            raise UsageError(f"OUTPUT cannot be written: {error}") from error
+        try:
+            yield
+        finally:
+            lease.release()
 
 
 @contextmanager

@@ -33,18 +33,36 @@ if TYPE_CHECKING:
 SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
 """``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
 NAMED_WEIGHTS = ("imagenet", "demo", "random")
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for programs that are submitted as jobs, and for these alone."""
 BATCH_SIZE = {"cpu": 2, "cuda": 128}
 """``--batch-size auto``: the maps of two images stay in a CPU's cache, and of larger batches every layer's comes from
 memory that the system has to clear first (DECISIONS, 2026-11-23)."""
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The same configuration with places that mean the same on every worker, whatever its working directory."""
+    """The same configuration with places that mean the same on every worker, whatever its working directory.
+
+    Raises:
+        UsageError: INPUT or OUTPUT counts from the folder of a submitted job, which goes when the job does.
+    """
+    _refuse_the_folder_of_a_job(config)
     names = ["input", "output"] + ["classes"] * (config.class_file is not None)
     if config.weights not in NAMED_WEIGHTS:
         names.append("weights")
     places: dict[str, Any] = {n: _absolute(place) for n in names if (place := getattr(config, n)) is not None}
     return dataclasses.replace(config, **places)
+
+
+def _refuse_the_folder_of_a_job(config: RunConfig) -> None:
+    if JOB not in os.environ:
+        return
+    for name, place in (("INPUT", config.input), ("OUTPUT", config.output)):
+        if "://" not in place and not os.path.isabs(os.path.expanduser(place)):
+            raise UsageError(
+                f"{name} (={place}) counts from the folder that Ray made for this job ({os.getcwd()}), of which "
+                "nothing is kept: give the URL of a bucket, or an absolute path on a file system that all nodes share."
+            )
 
 
 def _absolute(place: str) -> str:

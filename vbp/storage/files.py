@@ -9,11 +9,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, BinaryIO
 
 from vbp.errors import StorageError, UsageError
-from vbp.storage.local import LocalStore, display, temporaries
+from vbp.storage.local import LocalStore, display, temporaries, without_traces
 from vbp.storage.objects import open_objects
 from vbp.storage.options import check_options, options_for, protocol_of
 from vbp.storage.remote import open_store, quoted
@@ -99,6 +100,10 @@ class Folder:
         Object stores have none.
         """
         return temporaries(self._root) if self.is_local else iter(())
+
+    def without_traces(self, path: str) -> AbstractContextManager[None]:
+        """Empty folders that were made within, ``path`` and those around it, go again; only disks have such."""
+        return without_traces(self._at(path)) if self.is_local else nullcontext()
 
     def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
         """The file's bytes, all by default, else from ``start`` up to ``end``; errors as for ``read_uri``."""

@@ -102,6 +102,23 @@ def _check_regular(path: str, limit: int) -> None:
     refuse_larger(display(path), info.st_size, limit)
 
 
+@contextlib.contextmanager
+def without_traces(folder: str) -> Iterator[None]:
+    """Folders from ``folder`` up that are made within, and all below it where it is new, go again if they are empty."""
+    new: list[str] = []
+    above = folder
+    while not os.path.isdir(above):
+        new.append(above)
+        above = os.path.dirname(above)
+    try:
+        yield
+    finally:
+        below = [path for path, _, _ in os.walk(folder, topdown=False)] if new else []
+        for path in (*below, *new):
+            with contextlib.suppress(OSError):  # not empty, or gone
+                os.rmdir(path)
+
+
 def display(path: str) -> str:
     """The path as valid UTF-8: bytes that are none are percent-escaped."""
     if path.isascii():

@@ -1,0 +1,63 @@
+"""A refused run leaves the output as it was, whatever it was refused for."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vbp.errors import UsageError
+from vbp.pipeline import RunConfig, prepare, run
+
+
+@pytest.fixture
+def one_photo(tmp_path):
+    folder = tmp_path / "photos" / "cat"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.md").write_text("no image")
+    (tmp_path / "twice.csv").write_text("uri,key\na.png,k\nb.png,k\n")
+    (tmp_path / "late.csv").write_text('uri\na.png\n""\n')
+    return tmp_path
+
+
+REFUSALS = {
+    "a device that is not there": {"device": "cuda"},
+    "an input that is not there": {"input": "nothing"},
+    "an input without anything": {"input": "empty"},
+    "an input without images": {"input": "texts"},
+    "two images of one key": {"input": "twice.csv"},
+    "a manifest that is broken further down": {"input": "late.csv"},
+    "weights that are not there": {"weights": "nothing.pth"},
+    "a class file that is not there": {"classes": "nothing.txt"},
+    "classes that nobody knows": {"weights": "demo", "select": "misclassified"},
+    "a size that does not suit": {"size": 1},
+    "a stage that is none": {"stages": "nothing"},
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+@pytest.mark.parametrize("output", ["new/deep/out", "there"])
+def test_a_refused_run_leaves_no_trace(one_photo, network_file, monkeypatch, kind, output):
+    if kind == "a device that is not there" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    own = one_photo / "there" / "masks"  # of the user's
+    own.mkdir(parents=True)
+    (own / "truth.png").write_bytes(b"1")
+    monkeypatch.chdir(one_photo)
+    before = sorted(one_photo.rglob("*"))
+    fields = {"input": "photos", "output": output, "weights": network_file, "size": 32, "runner": "local"}
+    with pytest.raises(UsageError):
+        run(RunConfig(**fields | REFUSALS[kind]))
+    assert sorted(one_photo.rglob("*")) == before
+
+
+def test_a_submitted_job_has_no_place_of_its_own(monkeypatch, tmp_path):
+    prepare.absolute(RunConfig(input="photos", output="out"))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for places in ({"input": "photos", "output": "/shared/out"}, {"input": "s3://b/photos", "output": "out"}):
+        with pytest.raises(UsageError, match="PUT .*counts from the folder that Ray made for this job"):
+            prepare.absolute(RunConfig(**places))
+    config = RunConfig(input="s3://b/photos", output="/shared/out", weights="sent/along.pth")
+    assert prepare.absolute(config).output == "/shared/out"
