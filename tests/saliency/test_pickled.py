@@ -118,3 +118,20 @@ def test_nothing_stays_allowed():
     before = torch.serialization.get_safe_globals()
     load(file_of({"model": WEIGHT}), "x.pth")
     assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+def test_a_changed_byte_is_found_where_there_are_check_sums():
+    data = file_of({"model": WEIGHT})
+    at = data.index(WEIGHT.numpy().tobytes()) + 9
+    changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    with pytest.raises(WeightsError, match=r"^x\.pth is damaged: its archive/data/0 is not what was saved"):
+        load(changed, "x.pth")
+
+
+def test_files_without_check_sums_are_read():
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = file_of({"model": WEIGHT})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load(data, "x.pth")["model"], WEIGHT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from vbp.errors import WeightsError
 
+_CHUNK = 1 << 20
 SAVE = "save the weights alone, with torch.save(model.state_dict(), FILE)"
 
 
@@ -114,6 +116,8 @@ def load(data: bytes, uri: str) -> Any:
     Raises:
         WeightsError: it is damaged, or holds what cannot be read without running code.
     """
+    if data.startswith(b"PK") and (part := _damaged_part(data)):
+        raise WeightsError(f"{uri} is damaged: its {part} is not what was saved; copy or download it again.")
     stand_ins = [(kind, name) for kind, names in STAND_INS.items() for name in names]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
@@ -121,6 +125,21 @@ def load(data: bytes, uri: str) -> Any:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(f"{uri} {_reason(str(error), data)}.") from error
+
+
+def _damaged_part(data: bytes) -> str | None:
+    """The first part of a zip file that its check sum does not fit, where torch does not look; None if all fit."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for part in archive.infolist():
+            if not part.CRC:  # torch.serialization.set_crc32_options(False)
+                continue
+            try:
+                with archive.open(part) as stream:
+                    while stream.read(_CHUNK):
+                        pass
+            except Exception:  # a damaged header can raise anything
+                return part.filename
+    return None
 
 
 def _reason(message: str, data: bytes) -> str:
