@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -404,8 +404,10 @@ def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: 
 @click.option("--deep", is_flag=True, help="Reopen all masks.")
 @click.option("--seed", default=500, show_default=True, help="Another one reopens other masks.")
 @click.option("--repair", is_flag=True, help="Take wrong rows back, so that the next run does these images again.")
-@click.option("--remove-orphans", is_flag=True, help="Delete result files that no row names, and temporary files.")
-def validate(output: str, storage_options: dict[str, Any], as_json: bool, **options: Any) -> None:
+@click.option("--remove-orphans", is_flag=True, help="List result files that no row names, and delete them if told so.")
+@click.option("--yes", is_flag=True, help="With --remove-orphans: delete them without asking.")
+@click.option("--rebase", is_flag=True, help="After OUTPUT was moved: make the index anew, for where it is now.")
+def validate(output: str, storage_options: dict[str, Any], as_json: bool, yes: bool, **options: Any) -> None:
     """Whether OUTPUT is sound: rows, index and files held against each other, and a sample of masks reopened.
 
     Exit code 0: sound; 3: something is wrong, and the last line says what to run.
@@ -416,12 +418,27 @@ def validate(output: str, storage_options: dict[str, Any], as_json: bool, **opti
         from vbp.tables import print_validation
 
         opened = Output.open(output, storage_options)
-        found = check(opened, **options, on_wait=lambda sentence: _say(sentence, err=True))
+        found = check(
+            opened,
+            **options,
+            on_wait=lambda sentence: _say(sentence, err=True),
+            on_orphans=lambda paths: yes or _may_delete(paths),
+        )
         if as_json:
             _print_json(found.as_json())
         else:
             print_validation(found)
         sys.exit(0 if found.is_sound else EXIT_WRONG)
+
+
+def _may_delete(paths: Sequence[str]) -> bool:
+    """Show files and ask whether they may go; nobody answers where there is no terminal."""
+    for path in paths:
+        _say(path, err=True)
+    if not _can_ask():
+        _say("Nothing is deleted without being asked for: add --yes.", err=True)
+        return False
+    return click.confirm(f"Delete these {len(paths)} files?", err=True)
 
 
 @main.command()
@@ -445,6 +462,10 @@ def report(output: str, storage_options: dict[str, Any], as_json: bool, target: 
 
 def _print_json(value: dict[str, Any]) -> None:
     click.echo(plain(json.dumps(value, ensure_ascii=False)))
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _is_terminal() -> bool:

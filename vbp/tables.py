@@ -93,6 +93,8 @@ def print_validation(found: Validation) -> None:
         _print("", wrong)
     if found.orphans_removed and found.orphans:
         _print(f"\n{found.orphans} files removed.")
+    if found.rebased:
+        _print(f"\nThe index was made anew for {found.output}.")
     _print(f"\n{found.next_step}")
 
 

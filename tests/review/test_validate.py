@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from datetime import UTC, datetime
@@ -16,9 +17,9 @@ from tests.review.conftest import FIRST, Made, files_below
 from vbp.cli import main
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig, run
-from vbp.review import sorting
 from vbp.review.output import Output
 from vbp.review.validate import FAULTS, validate
+from vbp.storage import sorting
 from vbp.storage.files import Folder
 from vbp.storage.index import compact
 from vbp.storage.lease import LEASE, Lease
@@ -185,33 +186,57 @@ def test_damage_is_found_mended_and_gone(finished, damage):
     assert look(finished.finish()).is_sound
 
 
+OWN_LITTER = ["inputs/cat/00001.jpg.png", "masks/cat/00001.jpg.npy", "overlays/cat/.vbp-0123456789abcdef.tmp",
+              "_run/parts/.vbp-0123456789abcdef.tmp"]  # fmt: skip
+FOREIGN = ["masks/stranger.jpg.png", "maps/cat", "masks/cat/.vbp-mine.tmp", "mine.txt",
+           "overlays/.vbp-aaaaaaaaaaaaaaaa.tmp"]  # fmt: skip
+
+
 @pytest.fixture
-def littered(finished):
-    path(finished, "masks/stranger.jpg.png").write_bytes(b"x")
-    path(finished, "maps").mkdir()
-    path(finished, "maps/cat").write_bytes(b"x")
-    path(finished, "overlays/cat/.vbp-0123456789abcdef.tmp").write_bytes(b"x")
-    path(finished, "_run/parts/.vbp-0123456789abcdef.tmp").write_bytes(b"x")
-    path(finished, "mine.txt").write_bytes(b"not among the results")
+def littered(finished, tmp_path):
+    for name in (*OWN_LITTER, *FOREIGN):
+        path(finished, name).parent.mkdir(parents=True, exist_ok=True)
+        path(finished, name).write_bytes(b"x")
+    for name in OWN_LITTER:
+        os.utime(path(finished, name), (0, 0))  # the last of FOREIGN is of a write that may still go on
+    (tmp_path / "external" / "cat").mkdir(parents=True)
+    (tmp_path / "external" / "cat" / "00001.jpg.png").write_bytes(b"x")
+    shutil.rmtree(path(finished, "maps"))
+    path(finished, "maps").symlink_to(tmp_path / "external")
     return finished
 
 
-def test_orphans_are_found_and_removed_only_when_asked(littered):
+def test_orphans_are_found_and_removed_only_when_asked(littered, tmp_path):
     before = files_below(Path(littered.url))
     found = look(littered)
-    assert kinds(found) == {"file of no row": 2, "temporary file": 2}
+    assert kinds(found) == {"file of no row": 2, "file of others": 2, "temporary file": 2}
     assert (found.orphans, found.is_sound) == (4, False)
     assert found.next_step == f"Run vbp validate {littered.url} --remove-orphans."
     assert look(littered, repair=True).is_sound is False
+    listed = []
+    assert not look(littered, remove_orphans=True, on_orphans=listed.extend).orphans_removed
+    assert sorted(listed) == sorted(OWN_LITTER)
     assert files_below(Path(littered.url)) == before
     removed = look(littered, remove_orphans=True)
     assert (removed.orphans_removed, removed.is_sound, removed.is_complete) == (True, True, True)
-    gone = set(before) - set(files_below(Path(littered.url)))
-    assert gone == {
-        "masks/stranger.jpg.png", "maps/cat", "overlays/cat/.vbp-0123456789abcdef.tmp",
-        "_run/parts/.vbp-0123456789abcdef.tmp",
-    }  # fmt: skip
-    assert look(littered).findings == ()
+    assert set(before) - set(files_below(Path(littered.url))) == set(OWN_LITTER)
+    assert (tmp_path / "external" / "cat" / "00001.jpg.png").exists()
+    again = look(littered)
+    assert (kinds(again), again.is_sound, again.next_step) == ({"file of others": 2}, True, "Sound.")
+
+
+@pytest.mark.parametrize("answer", [None, "n", "y"])
+def test_the_command_asks_before_it_deletes(littered, monkeypatch, answer):
+    """And without a terminal only lists."""
+    monkeypatch.setattr("vbp.cli._can_ask", lambda: answer is not None)
+    result = CliRunner().invoke(main, ["validate", littered.url, "--remove-orphans"], input=f"{answer}\n")
+    assert all(name in result.stderr for name in OWN_LITTER)
+    assert not any(name in result.stderr for name in FOREIGN)
+    assert ("add --yes" in result.stderr) == (answer is None)
+    assert result.exit_code == (0 if answer == "y" else 3)
+    assert [path(littered, name).exists() for name in OWN_LITTER] == [answer != "y"] * 4
+    assert CliRunner().invoke(main, ["validate", littered.url, "--remove-orphans", "--yes"]).exit_code == 0
+    assert all(path(littered, name).exists() for name in FOREIGN if name != "maps/cat")
 
 
 def test_files_of_an_error_row_and_of_an_image_left_out_are_orphans(make):
@@ -228,7 +253,7 @@ def test_while_a_run_is_at_work_its_writes_are_no_faults_and_nothing_is_changed(
     lease = Lease(littered.folder, FIRST)
     lease.acquire()
     try:
-        assert kinds(look(littered)) == {"file of no row": 2}
+        assert kinds(look(littered)) == {"file of no row": 2, "file of others": 2}
         with pytest.raises(UsageError, match="is being written .*process"):
             look(littered, repair=True)
     finally:
@@ -314,10 +339,13 @@ def test_on_a_real_store(s3_server):
     assert validate(Output.open(made.url, options), deep=True).findings == ()
     made.folder.delete("masks/b/c.jpg.png")
     made.folder.write("overlays/x", b"x")
+    made.folder.write("inputs/d.jpg.png", b"x")
     found = validate(Output.open(made.url, options), repair=True, remove_orphans=True)
-    assert (kinds(found), found.redo) == ({"file lost": 1, "file of no row": 1}, 1)
+    assert (kinds(found), found.redo) == (
+        {"file lost": 1, "file of no row": 1, "file of others": 1}, 1,
+    )  # fmt: skip
     assert validate(Output.open(made.url, options)).left == 1
-    assert not made.folder.exists("overlays/x")
+    assert (made.folder.exists("overlays/x"), made.folder.exists("inputs/d.jpg.png")) == (True, False)
 
 
 def test_a_run_mends_what_was_taken_back(photos, network_file, tmp_path):
@@ -385,8 +413,10 @@ def test_tars(tar_run, tmp_path, break_it):
     shutil.copytree(tar_run.output, out)
     tars = sorted((out / "shards").rglob("*.tar"))
     found = validate(Output.open(str(out)), deep=True)
-    assert (found.findings, found.files, found.masks_opened) == ((), len(tars), 22)
+    assert (kinds(found), found.files, found.masks_opened) == ({"output moved": 22}, len(tars), 22)
+    assert found.next_step == f"Run vbp validate {out} --rebase."
     wrong, redo = break_it(tars)
+    wrong["output moved"] = 22
     found = validate(Output.open(str(out)), deep=True, repair=True, remove_orphans=True)
     assert found.redo == redo
     assert kinds(found) == wrong
@@ -400,7 +430,7 @@ def test_a_tar_of_a_commit_under_way_is_no_fault(tar_run, tmp_path):
     shutil.copytree(tar_run.output, out)
     (out / "_SUCCESS").unlink()
     next((out / "_run" / "parts" / "000001").iterdir()).unlink()
-    assert validate(Output.open(str(out))).findings == ()
+    assert validate(Output.open(str(out))).is_sound
 
 
 def test_tars_that_no_row_can_name_are_left_alone(photos, network_file, tmp_path):
@@ -428,3 +458,60 @@ def test_the_command(finished):
     assert (told["redo"], told["is_sound"], told["findings"][0]["kind"]) == (1, False, "file lost")
     assert vbp("--repair").exit_code == 3
     assert vbp().exit_code == 0
+
+
+def test_an_output_that_was_moved(finished, tmp_path):
+    Path(finished.url).rename(tmp_path / "moved")
+    moved = Output.open(str(tmp_path / "moved"))
+    found = validate(moved)
+    assert (kinds(found), found.is_sound) == ({"output moved": 10}, False)
+    assert found.next_step == f"Run vbp validate {tmp_path}/moved --rebase."
+    assert validate(moved, repair=True).is_complete
+    mended = validate(moved, rebase=True)
+    assert (mended.rebased, mended.is_sound, mended.is_complete) == (True, True, True)
+    moved = Output.open(str(tmp_path / "moved"))
+    assert validate(moved, deep=True).findings == ()
+    for table in moved.rows(["key", "mask_uri", "overlay_uri"]):
+        for row in table.to_pylist():
+            assert Path(row["mask_uri"]) == tmp_path / "moved" / "masks" / f"{row['key']}.png"
+            assert Path(row["overlay_uri"]).exists()
+
+
+def test_rows_that_point_elsewhere_are_not_sound(finished):
+    """In parts and index alike, as somebody else may have written them."""
+    for number, uri in enumerate(["/etc/hostname", "masks/../../x.png", "s3://b/masks/cat/00002.jpg.png.gif"]):
+        finished.commit([number], seconds=300 + number, mask_uri=uri)
+    found = look(finished)
+    assert kinds(found)["row misplaced"] == 3
+    assert look(finished, repair=True).redo == 3
+    assert look(finished).left == 3
+
+
+def test_a_manifest_that_is_damaged_is_listed_anew(finished):
+    (listed,) = path(finished, "_run/manifest").iterdir()
+    listed.write_bytes(listed.read_bytes()[:60])
+    found = look(finished)
+    assert kinds(found)["manifest damaged"] == 3
+    assert "--repair" in found.next_step
+    assert look(finished, repair=True).repaired
+    assert not path(finished, "_run/manifest.json").exists()
+    assert not path(finished, "_SUCCESS").exists()
+    assert look(finished).is_sound
+
+
+def test_files_of_others_in_the_index_are_to_be_moved(finished):
+    path(finished, "index/mine.parquet").write_bytes(b"not ours")
+    found = look(finished)
+    assert (kinds(found), found.is_sound) == ({"index stranger": 1}, False)
+    assert found.next_step == "Move the files out of index/ that are not of it."
+    assert not look(finished, repair=True, remove_orphans=True).repaired
+    assert path(finished, "index/mine.parquet").exists()
+
+
+def test_a_part_of_no_shard_goes(finished):
+    name = parts(finished)[0]
+    path(finished, "_run/parts/000007").mkdir()
+    shutil.copy(name, path(finished, "_run/parts/000007"))
+    assert kinds(look(finished)) == {"part damaged": 1}
+    assert look(finished, repair=True).repaired
+    assert not list(path(finished, "_run/parts/000007").iterdir())

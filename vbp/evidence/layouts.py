@@ -26,6 +26,7 @@ from vbp.pipeline.steps import Batch, Write, objects
 from vbp.storage.files import Folder
 from vbp.storage.lease import Lease
 from vbp.storage.parts import parts_of, read_parts
+from vbp.storage.places import made_absolute
 from vbp.storage.results import read_result
 
 LAYOUTS = ("files", "webdataset")
@@ -86,7 +87,8 @@ def measure(place: str, layout: str, images: int, commit: int, options: Mapping[
             write(batch)
         write_seconds = time.perf_counter() - started
         sizes = [file.size or 0 for file in folder.walk() if file.path.startswith(RESULT_FOLDERS)]
-        rows = read_parts(folder, parts_of(folder, 0), ["mask_uri", "mask_offset", "mask_length"]).to_pylist()
+        columns = ["key", "shard", "mask_uri", "mask_offset", "mask_length", "overlay_uri"]
+        rows = made_absolute(folder, read_parts(folder, parts_of(folder, 0), columns)).to_pylist()
         if len(rows) != images:
             raise RuntimeError(f"{len(rows)} of {images} results are on record")
         return Cost(place, layout, images, commit, write_seconds, len(sizes), sum(sizes), _time_reads(rows, options))

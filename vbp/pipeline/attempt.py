@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import prepare
+from vbp.pipeline.apart import rows_apart
+from vbp.pipeline.clearing import clear, holds_run, refuse_others
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.hardware import common_precision, kinds, look, slow_machines
 from vbp.pipeline.layouts import INDEXED
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.record import Record, clear
+from vbp.pipeline.record import Record
 from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
@@ -86,6 +88,8 @@ class Attempt:
         """Read the record of earlier runs; errors as for `open_record`."""
         self._is_new = not self.output.exists(RUN) and not self.output.exists(MANIFEST)
         self.record = open_record(self.config, self.output)
+        if not self.record.facts and not holds_run(self.output):
+            refuse_others(self.output)
 
     def check(self, model: Model, given: Resources | None, observer: Observer) -> None:
         """Refuse what cannot be carried out; nothing is removed or written.
@@ -126,7 +130,7 @@ class Attempt:
         manifest = self.record.manifest(self.config.input)
         if manifest is None:
             left_out = LeftOut()
-            listing = known.rows() if known else prepare.list_input(self.config, observer.listed, left_out)
+            listing = known.rows() if known else self._listed(observer, left_out)
             if known:
                 left_out.counts = dict(known.left_out)
             shard_size, listing = prepare.choose_shard_size(self.config, listing)
@@ -266,7 +270,7 @@ class Attempt:
         manifest, changes = refresh_manifest(
             self.output,
             manifest,
-            prepare.list_input(config, observer.listed, left_out),
+            self._listed(observer, left_out),
             config.limit,
             forget=forget if config.refresh else None,
             before_change=lambda: self.record.begin_listing(config),
@@ -277,6 +281,10 @@ class Attempt:
             gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
             observer.note(f"Since the last listing: {changes.new} images are new, {changes.changed} changed{gone}.")
         return manifest
+
+    def _listed(self, observer: Observer, left_out: LeftOut) -> Iterator[ManifestRow]:
+        rows = prepare.list_input(self.config, observer.listed, left_out)
+        return rows_apart(rows, self.config.input, self.config.output)
 
     def _reconcile(self, observer: Observer) -> None:
         """The rows on record were made by another manifest, or by none that is known."""

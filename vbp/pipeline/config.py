@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +16,10 @@ from fractions import Fraction
 from typing import Any, Literal, get_args, get_type_hints
 
 from vbp.errors import UsageError
+from vbp.pipeline.apart import check_places
 from vbp.pipeline.resources import parse_labels
 from vbp.storage.addresses import check_place, without_secrets
 from vbp.storage.leftout import suffixes_in
-
-OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
-"""What a run writes below OUTPUT."""
 
 BY_ORDER = "by-order"
 """Instead of a class file: the folders of the input, in the order of their names, are the classes."""
@@ -182,7 +179,7 @@ class RunConfig:
         parse_labels(self.node_labels)
         check_place("INPUT", self.input)
         check_place("OUTPUT", self.output)
-        _check_apart(self.input, self.output)
+        check_places(self.input, self.output)
 
     def _check_choice(self, name: str, hint: Any) -> None:
         """A value of a Literal type is one of its choices."""
@@ -265,26 +262,3 @@ def _suffixes(asked: Iterable[str]) -> tuple[str, ...]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _check_apart(source: str, output: str) -> None:
-    """Neither place may hold the other's files: a listing would find masks, or starting over remove photos."""
-    images, results = _place(source), _place(output)
-    if results == images or results.startswith(images.rstrip("/") + "/"):
-        raise UsageError(
-            f"OUTPUT (={output}) lies inside INPUT (={source}): the next run would explain its own masks; "
-            "choose an output beside the input."
-        )
-    for folder in OWN_FOLDERS:
-        if f"{images}/".startswith(f"{results.rstrip('/')}/{folder}/"):
-            raise UsageError(
-                f"INPUT (={source}) lies in the folder {folder} of OUTPUT (={output}), where results are written; "
-                "choose another output."
-            )
-
-
-def _place(url: str) -> str:
-    """A URL, or the real path of a local folder, comparable by prefix."""
-    if "://" in url and not url.startswith("file://"):
-        return url.rstrip("/")
-    return os.path.realpath(os.path.expanduser(url.removeprefix("file://")))

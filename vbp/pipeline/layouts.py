@@ -16,16 +16,14 @@ import pyarrow as pa
 
 from vbp.storage.files import Folder
 from vbp.storage.naming import sample_name
+from vbp.storage.places import FOLDERS, INDEXED
 from vbp.storage.shards import SHARDS, write_tar
 from vbp.storage.tar import TarBuilder
 
-FOLDERS: Mapping[str, str] = {"mask": "masks", "overlay": "overlays", "input": "inputs", "maps": "maps"}
-"""Kind of result file -> its folder below OUTPUT."""
+__all__ = ["FOLDERS", "INDEXED", "RESULT_FOLDERS", "Layout", "MirroredTree", "WebDataset", "make_layout"]
+
 RESULT_FOLDERS = (*FOLDERS.values(), SHARDS)
 """Below OUTPUT: all that holds results in one layout or another."""
-INDEXED = ("mask", "overlay")
-"""Kinds whose place the index tells."""
-
 Files = Mapping[str, Sequence[bytes | None]]
 """Files by kind, one entry an image; None where an image has none."""
 Columns = dict[str, list[Any]]
@@ -43,7 +41,7 @@ class Layout(Protocol):
             files: one entry a row.
 
         Returns:
-            The index columns that tell where the files are.
+            The columns that tell where the files are, by path in OUTPUT.
 
         Raises:
             StorageError: the store does not take them.
@@ -73,10 +71,7 @@ class MirroredTree:
         with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(lambda file: self._output.write(*file), present))
         return {
-            f"{kind}_uri": [
-                None if data is None else self._output.uri(path)
-                for path, data in zip(paths[kind], files[kind], strict=True)
-            ]
+            f"{kind}_uri": [None if data is None else path for path, data in zip(paths[kind], files[kind], strict=True)]
             for kind in INDEXED
             if kind in files
         }
@@ -110,11 +105,11 @@ class WebDataset:
             tar.add(f"{sample}.json", _description(facts))
         if not tar.members:
             return {}
-        uri = self._output.uri(write_tar(self._output, tar.finish(), shard, rows["position"].to_pylist()))
+        path = write_tar(self._output, tar.finish(), shard, rows["position"].to_pylist())
         columns: Columns = {}
         for kind in INDEXED:
             if kind in files:
-                columns[f"{kind}_uri"] = [None if offset is None else uri for offset in offsets[kind]]
+                columns[f"{kind}_uri"] = [None if offset is None else path for offset in offsets[kind]]
                 columns[f"{kind}_offset"] = list(offsets[kind])
                 columns[f"{kind}_length"] = [None if data is None else len(data) for data in files[kind]]
         return columns

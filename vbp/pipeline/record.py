@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.layouts import RESULT_FOLDERS
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
 from vbp.storage.files import Folder
-from vbp.storage.lease import LEASE
 from vbp.storage.manifest import MANIFEST, Manifest
 from vbp.storage.parts import PARTS
 from vbp.storage.record import RUN, is_complete, load_run, mark_complete, mark_incomplete, save_record
@@ -138,9 +136,10 @@ class Record:
     def finished(self, images: int, config: RunConfig) -> Summary | None:
         """The summary of an earlier run that gave all of `images` their rows, if there was one."""
         summary = self.facts.get("summary")
-        if summary is None or not set(Summary.__dataclass_fields__) <= set(summary):
+        if summary is None or any(field.name not in summary for field in dataclasses.fields(Summary) if _is_due(field)):
             return None
-        if summary["images"] < images or not is_complete(self._output):
+        is_here = summary["output"] == self._output.url  # else the index points to where the output was before
+        if summary["images"] < images or not is_here or not is_complete(self._output):
             return None
         now = {
             "failures_allowed": config.failures_allowed(summary["images"]),
@@ -181,17 +180,6 @@ class Record:
             mark_complete(self._output)
 
 
-def clear(output: Folder) -> None:
-    """Remove all that earlier runs left in `output`, but not the lease; does nothing where there was never a run."""
-    if not output.exists(RUN) and not output.exists(MANIFEST):
-        return
-    mark_incomplete(output)
-    with ThreadPoolExecutor(16) as pool:
-        for folder in (PARTS, "index", *RESULT_FOLDERS, "_run"):  # no part may outlive the manifest that it counts by
-            list(pool.map(output.delete, [path for path in output.list(folder) if path not in (LEASE, RUN)]))
-    output.delete(RUN)
-
-
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """All on which the written results depend, by name."""
     return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision, recipe.contents)
@@ -200,6 +188,11 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
 def _fingerprint(config: RunConfig, weights_sha256: str, precision: str, contents: Mapping[str, str]) -> dict[str, Any]:
     own = {"input": config.input, "weights": weights_sha256, "precision": precision, "method": METHOD_VERSION}
     return {**config.fingerprint(), **own, **contents}
+
+
+def _is_due(field: dataclasses.Field[Any]) -> bool:
+    """Whether every vbp has written it: it has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _told(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunConfig) -> str:

@@ -9,6 +9,7 @@ from vbp.errors import StorageError, UsageError
 from vbp.images.encode import MASK_SUFFIX
 from vbp.pipeline.layouts import FOLDERS, INDEXED
 from vbp.review.output import Output
+from vbp.storage.places import key_of_result, place_of
 from vbp.storage.shards import SHARDS, path_of, shard_of
 
 
@@ -31,6 +32,22 @@ class OwnFiles:
         """The paths of an image's files, and how many bytes each must have."""
         for kind in self.kinds:
             yield self._path(row, kind), 1
+
+    def misplaced(self, row: Mapping[str, Any]) -> str | None:
+        """Why the row's results cannot be of it: they lie elsewhere than its key says; None where they are."""
+        for kind in INDEXED:
+            uri = row[f"{kind}_uri"]
+            if uri is not None and place_of(uri, kind, row["key"], -1) is None:
+                return f"{kind}_uri is {uri}"
+        return None
+
+    def key_of(self, path: str) -> str | None:
+        """The image that a result would be of, by its path; None where it is no name of a result."""
+        return key_of_result(path)
+
+    def is_tar_of(self, path: str, shards: int) -> bool:
+        """Never: there are none."""
+        return False
 
     def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
         """Never: what an unfinished image may have is told by `expected`."""
@@ -63,6 +80,25 @@ class Tars:
             if row.get(f"{kind}_uri") is not None:
                 yield path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"] + row[f"{kind}_length"]
 
+    def misplaced(self, row: Mapping[str, Any]) -> str | None:
+        """Why the row's results cannot be of it: they are no range of a tar of its shard; None where they are."""
+        for kind in INDEXED:
+            uri, offset, length = (row[f"{kind}_{name}"] for name in ("uri", "offset", "length"))
+            if uri is None:
+                continue
+            if place_of(uri, kind, "", row["shard"]) is None or offset is None or length is None:
+                return f"{kind}_uri is {uri}, from {offset} on {length} bytes"
+        return None
+
+    def key_of(self, path: str) -> str | None:
+        """None: a tar is of many images."""
+        return None
+
+    def is_tar_of(self, path: str, shards: int) -> bool:
+        """Whether it is a tar of one of so many shards, by its name."""
+        shard = shard_of(path)
+        return shard is not None and shard < shards
+
     def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
         """Whether its commit may have been begun alone: the next run ends it, or removes the tar."""
         return shard_of(path) in unfinished
@@ -94,7 +130,11 @@ def files_of(output: Output) -> OwnFiles | Tars:
     Raises:
         UsageError: the layout is none that is known here.
     """
-    name = output.config.get("layout")
+    name, kind = output.config.get("layout"), output.config.get("mask_format", "png8")
+    strange = [kind for kind in output.config.get("outputs", ()) if kind not in FOLDERS]
+    if kind not in MASK_SUFFIX or strange:
+        what = f"the result {strange[0]}" if strange else f"the mask format (={kind})"
+        raise UsageError(f"{what} of {output.folder.url} is unknown to this version of vbp.")
     if name not in _LAYOUTS:
         raise UsageError(f"the layout of {output.folder.url} (={name}) is unknown to this version of vbp.")
     return _LAYOUTS[name](output)

@@ -7,6 +7,7 @@ from typing import Any
 
 from vbp.errors import ImageError
 
+_NEEDED = ("width", "height", "mask_mean", "mask_area", "peak_x", "peak_y")
 _HALF_A_LEVEL = {"png8": 0.5 / 255, "png16": 0.5 / 65535, "npy": 0.0}
 _ROUNDING = 2e-6
 """Of a mean in float32."""
@@ -26,6 +27,9 @@ def fault_of(data: bytes, row: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
     from vbp.images.encode import decode_mask
 
+    lacking = [name for name in _NEEDED if row[name] is None]
+    if lacking:
+        return f"its row lacks {lacking[0]}"
     try:
         mask_HW = decode_mask(data)
     except ImageError as error:
@@ -40,6 +44,8 @@ def fault_of(data: bytes, row: Mapping[str, Any], config: Mapping[str, Any]) -> 
     area = float((mask_HW > 0.5).mean())
     if abs(area - row["mask_area"]) > _AREA:
         return f"an area above 0.5 of {area:.4f}, not {row['mask_area']:.4f}"
+    if not (0 <= row["peak_y"] < height and 0 <= row["peak_x"] < width):
+        return f"no pixel at ({row['peak_x']}, {row['peak_y']})"
     if mask_HW[row["peak_y"], row["peak_x"]] != mask_HW.max():
         return f"no maximum at ({row['peak_x']}, {row['peak_y']})"
     return None

@@ -15,10 +15,11 @@ import shlex
 import uuid
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -30,28 +31,35 @@ from vbp.review.choice import Choice
 from vbp.review.files import files_of
 from vbp.review.masks import fault_of
 from vbp.review.output import Output
-from vbp.review.sorting import Sorter
 from vbp.review.status import is_at_work
 from vbp.storage import lease
 from vbp.storage.files import Folder
-from vbp.storage.index import forget, parts_by_shard, read_index
+from vbp.storage.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
+from vbp.storage.manifest import MANIFEST
 from vbp.storage.parts import PART_SCHEMA, Part, newest, read_parts
-from vbp.storage.record import mark_incomplete
+from vbp.storage.places import elsewhere
+from vbp.storage.record import mark_complete, mark_incomplete, save_record
+from vbp.storage.sorting import Sorter
 
 SAMPLE, SEED = 200, 500
 
 FAULTS = {
     "row lost": "listed images without a row, although _SUCCESS says that all have one",
     "row of no image": "rows that belong to no listed image",
-    "part damaged": "parts of the ledger that cannot be read, or hold other rows than their names say",
+    "manifest damaged": "shards of the list of images that cannot be read, so that nobody knows what is in them",
+    "part damaged": "parts of the ledger that cannot be read, hold other rows than their names say, or are of no shard",
+    "row misplaced": "rows whose results lie where no run can have put them",
     "index damaged": "files of the index that cannot be read",
     "index row lost": "rows that the index lacks",
     "index row doubled": "images with more than one row in the index",
     "index row differs": "rows of the index that the ledger does not have so",
+    "index stranger": "files in index/ that are not of it, which readers take for rows",
+    "output moved": "rows of the index that point to where the output was before",
     "file lost": "result files that a row names and that are not there",
     "file short": "result files that are empty, or shorter than their row says",
     "mask differs": "masks that cannot be decoded, or are not what their row says",
-    "file of no row": "files among the results that no ok row names",
+    "file of no row": "files among the results that no ok row names, of images that are listed",
+    "file of others": "files among the results that no record explains, or behind links; they are left alone",
     "temporary file": "temporary files of writes that were cut off",
 }
 """Kind of fault -> what it is."""
@@ -61,9 +69,10 @@ _THREADS = 16
 _SHARDS_AT_ONCE = 64
 _POSITION_BITS = 32
 _INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
+_INDEX_PLACES = [f"{kind}_uri" for kind in INDEXED]
 _MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "flat", "mask_uri"]
 _PLACE_COLUMNS = [f"{kind}_{name}" for kind in INDEXED for name in ("uri", "offset", "length")]
-_COLUMNS = [*dict.fromkeys(["position", *_INDEX_COLUMNS, *_MASK_COLUMNS, *_PLACE_COLUMNS])]
+_COLUMNS = [*dict.fromkeys(["position", "shard", *_INDEX_COLUMNS, *_MASK_COLUMNS, *_PLACE_COLUMNS])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +102,8 @@ class Validation:
     """Files of no row and temporary files; removed where `orphans_removed`."""
     repaired: bool
     orphans_removed: bool
+    rebased: bool
+    """Whether the index was made anew for where the output is now."""
     is_complete: bool
     """Whether ``_SUCCESS`` stands now."""
 
@@ -103,23 +114,31 @@ class Validation:
 
     @property
     def is_sound(self) -> bool:
-        """Nothing is wrong, or nothing any more."""
-        only_orphans = all(finding.kind in _ORPHANS for finding in self.findings)
-        return not self.findings or (only_orphans and self.orphans_removed)
+        """Nothing is wrong, or nothing any more; files of others are no fault."""
+        return not self._wrong
+
+    @property
+    def _wrong(self) -> set[str]:
+        """The kinds of faults that are still there."""
+        mended = {*_HARMLESS, *_ORPHANS * self.orphans_removed, *_MOVED * self.rebased}
+        return {finding.kind for finding in self.findings} - mended
 
     @property
     def next_step(self) -> str:
         """What to run next: a sentence."""
-        if self.is_sound:
+        if not self._wrong:
             if self.left and not self.is_complete:
                 return f"Sound so far; {self.left} images are left: run the same vbp explain command again."
             return "Sound."
+        to_move = " Move the files out of index/ that are not of it." if "index stranger" in self._wrong else ""
         if self.repaired:
-            return f"{self.redo} rows were taken back: run the same vbp explain command again."
-        wrong_rows = any(finding.kind not in _ORPHANS for finding in self.findings)
-        flags = ["--repair"] * wrong_rows + ["--remove-orphans"] * (self.orphans > 0 and not self.orphans_removed)
-        command = f"vbp validate {shlex.quote(self.output)} {' '.join(flags)}"
-        return f"Run {command}{', then the same vbp explain command again' if wrong_rows else ''}."
+            return f"{self.redo} rows were taken back: run the same vbp explain command again.{to_move}"
+        to_repair = self._wrong - {*_ORPHANS, *_MOVED, *_BY_HAND}
+        flags = ["--repair"] * bool(to_repair) + ["--remove-orphans"] * bool(self._wrong & {*_ORPHANS})
+        flags += ["--rebase"] * (bool(self._wrong & {*_MOVED}) and not to_repair)
+        command = f"Run vbp validate {shlex.quote(self.output)} {' '.join(flags)}"
+        then = ", then the same vbp explain command again" if to_repair else ""
+        return f"{command}{then}.{to_move}" if flags else to_move.strip()
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, derived ones included."""
@@ -128,6 +147,12 @@ class Validation:
 
 
 _ORPHANS = ("file of no row", "temporary file")
+_HARMLESS = ("file of others",)
+_MOVED = ("output moved",)
+_BY_HAND = ("index stranger",)
+"""Nothing of others is removed here."""
+TEMPORARY_SECONDS = 3600.0
+"""So old, a temporary file is of no write that goes on."""
 
 
 def validate(
@@ -138,7 +163,9 @@ def validate(
     deep: bool = False,
     repair: bool = False,
     remove_orphans: bool = False,
+    rebase: bool = False,
     on_wait: Callable[[str], None] = lambda sentence: None,
+    on_orphans: Callable[[Sequence[str]], bool] = lambda paths: True,
 ) -> Validation:
     """Hold everything in an output against everything else.
 
@@ -149,26 +176,32 @@ def validate(
         deep: reopen all masks.
         repair: forget the rows that are wrong and withdraw ``_SUCCESS``, so that the next run mends them.
         remove_orphans: delete files of no row and temporary files.
+        rebase: make the index anew where it points to where the output was before it was moved.
         on_wait: told whom a repair waits for.
+        on_orphans: asked, with the paths of the files, before any is deleted.
 
     Raises:
         UsageError: a repair is asked for while a run is at work; or the layout is none that is known here.
         StorageError: a store does not answer.
     """
-    if not (repair or remove_orphans):
+    if not (repair or remove_orphans or rebase):
         current = lease.holder(output.folder)
         return _Check(output, is_live=current is not None and is_at_work(current)).run(sample, seed, deep)
     with _leased(output.folder, on_wait) as attempt:
         check = _Check(Output.at(output.folder), is_live=False)
         found = check.run(sample, seed, deep)
         lease.check(output.folder, attempt)
-        if repair and any(finding.kind not in _ORPHANS for finding in found.findings):
+        wrong = {finding.kind for finding in found.findings} - {*_ORPHANS, *_HARMLESS, *_MOVED, *_BY_HAND}
+        if repair and wrong:
             check.repair()
             found = dataclasses.replace(found, repaired=True, is_complete=False)
-        if remove_orphans:
+        if remove_orphans and check.orphans and on_orphans(check.orphans):
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(output.folder.delete, check.orphans))
             found = dataclasses.replace(found, orphans_removed=True)
+        if rebase and not wrong and check.is_moved:
+            check.rebase()
+            found = dataclasses.replace(found, rebased=True)
     return found
 
 
@@ -215,6 +248,8 @@ class _Shard(NamedTuple):
     """Of its images, by position."""
     rows: pa.Table
     damaged: list[tuple[Part, str]]
+    unlisted: str | None = None
+    """Why nobody can tell its images, where that is so."""
 
 
 class _Check:
@@ -227,6 +262,9 @@ class _Check:
         self._redo = array("q")
         self._damaged: list[Part] = []
         self._unfinished = set[int]()
+        self._unlisted = False
+        self._strays: list[str] = []
+        self._strange_keys = set[str]()
         self.orphans: list[str] = []
 
     def run(self, sample: int, seed: int, deep: bool) -> Validation:
@@ -247,9 +285,11 @@ class _Check:
             if self._output.is_complete:
                 self._compare_index(rows)
             files = self._compare_files(expected)
+        self._sort_strays()
+        self._find_parts_of_no_shard()
         opened += self._reopen(chosen.rows)
         if not self._is_live:  # else they are writes that go on
-            for path in self._output.folder.temporaries():
+            for path in self._output.folder.temporaries(TEMPORARY_SECONDS):
                 self._orphan("temporary file", path)
         return Validation(
             output=self._output.folder.url,
@@ -267,6 +307,7 @@ class _Check:
             orphans=len(self.orphans),
             repaired=False,
             orphans_removed=False,
+            rebased=False,
             is_complete=self._output.is_complete,
         )
 
@@ -275,8 +316,24 @@ class _Check:
         mark_incomplete(self._output.folder)
         for part in self._damaged:
             self._output.folder.delete(part.path)
+        if self._unlisted:
+            self._output.folder.delete(MANIFEST)  # INPUT is listed anew, and rows are held against that
         for shard, numbers in groupby(sorted(set(self._redo)), key=lambda number: number >> _POSITION_BITS):
             forget(self._output.folder, shard, [number & ((1 << _POSITION_BITS) - 1) for number in numbers])
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the index points to where the output was before."""
+        return self._counts["output moved"] > 0
+
+    def rebase(self) -> None:
+        """Make the index anew; what is promised of it holds as before."""
+        folder, manifest, summary = self._output.folder, self._output.manifest, self._output.record.get("summary")
+        assert manifest is not None
+        mark_incomplete(folder)
+        compact(folder, manifest, self._output.limit)
+        save_record(folder, {**self._output.record, "summary": {**(summary or {}), "output": folder.url}})
+        mark_complete(folder)
 
     def _found(self, kind: str, example: str, shard: int = -1, position: int = -1) -> None:
         self._counts[kind] += 1
@@ -301,7 +358,10 @@ class _Check:
 
     def _read_shard(self, shard: int, parts: list[Part]) -> _Shard:
         assert self._output.manifest is not None
-        keys = self._output.manifest.read_shard(shard)["key"].to_pylist()
+        try:
+            keys = self._output.manifest.read_shard(shard)["key"].to_pylist()
+        except (UsageError, FileNotFoundError) as error:
+            return _Shard(shard, [], PART_SCHEMA.empty_table().select(_COLUMNS), [], str(error))
         tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
         for part in parts:
             unreadable: list[Part] = []
@@ -316,6 +376,10 @@ class _Check:
 
     def _rows_of(self, shard: _Shard, expected: Sorter[_Expected], rows: Sorter[_Row]) -> Iterator[dict[str, Any]]:
         """The shard's good rows; says which files and index rows belong to them."""
+        if shard.unlisted is not None:
+            self._found("manifest damaged", shard.unlisted)
+            self._unlisted = True
+            return
         for part, reason in shard.damaged:
             self._found("part damaged", f"{part.path}: {reason}")
             self._damaged.append(part)
@@ -324,9 +388,12 @@ class _Check:
             position = row["position"]
             if position >= len(shard.keys) or row["key"] != shard.keys[position]:
                 self._found("row of no image", row["key"], shard.number, position)
+                self._strange_keys.add(row["key"])
                 continue
             missing.discard(position)
-            row["shard"] = shard.number
+            if (place := self._files.misplaced(row)) is not None:
+                self._found("row misplaced", f"{row['key']}: {place}", shard.number, position)
+                continue
             rows.add(_Row(row["key"], _content(row), shard.number, position))
             if row["status"] == "ok" and row["mask_mean"] is not None:
                 for path, least in self._files.expected(row):
@@ -346,7 +413,10 @@ class _Check:
     def _compare_index(self, rows: Sorter[_Row]) -> None:
         with Sorter(_Row, _ROW_SCHEMA) as index:
             damaged: list[str] = []
-            for table in read_index(self._output.folder, _INDEX_COLUMNS, damaged):
+            for path in others_in_index(self._output.folder):
+                self._found("index stranger", path)
+            for table in read_index(self._output.folder, [*_INDEX_COLUMNS, *_INDEX_PLACES], damaged):
+                self._count_moved(table)
                 for row in table.to_pylist():
                     index.add(_Row(row["key"], _content(row), -1, -1))
             for path in damaged:
@@ -361,6 +431,12 @@ class _Check:
                 elif [row.content for row in recorded] != [indexed[0].content]:
                     self._found("index row differs", key)
 
+    def _count_moved(self, rows: pa.Table) -> None:
+        if count := elsewhere(self._output.folder, rows):
+            first = next(uri for uri in rows["mask_uri"].to_pylist() + rows["overlay_uri"].to_pylist() if uri)
+            self._found("output moved", first)
+            self._counts["output moved"] += count - 1
+
     def _compare_files(self, expected: Iterable[_Expected]) -> int:
         """Merge what should be there with what is; returns the number of files."""
         files = 0
@@ -373,7 +449,7 @@ class _Check:
                 path, users = next(wanted, (None, iter(())))
             if path != file:
                 if not self._files.may_be_under_way(os.fsdecode(file), self._unfinished):
-                    self._orphan("file of no row", os.fsdecode(file))
+                    self._strays.append(os.fsdecode(file))
                 continue
             for each in users:
                 if size is not None and size < each.least:
@@ -383,6 +459,34 @@ class _Check:
             self._lost(users)
             path, users = next(wanted, (None, iter(())))
         return files
+
+    def _sort_strays(self) -> None:
+        """Tell files of images that are listed from those that no record explains: the first alone may be removed."""
+        if not self._strays:
+            return
+        wanted = {key for path in self._strays if (key := self._files.key_of(path)) is not None}
+        known = wanted & self._strange_keys
+        manifest = self._output.manifest
+        for shard in range(manifest.shards if manifest and wanted - known else 0):
+            with contextlib.suppress(UsageError, FileNotFoundError):
+                assert manifest is not None
+                known |= wanted.intersection(manifest.read_shard(shard)["key"].to_pylist())
+        is_behind_link = lru_cache(maxsize=10_000)(self._output.folder.is_behind_link)
+        for path in self._strays:
+            shards = manifest.shards if manifest else 0
+            explained = self._files.key_of(path) in known or self._files.is_tar_of(path, shards)
+            if explained and not is_behind_link(path.rpartition("/")[0]):
+                self._orphan("file of no row", path)
+            else:
+                self._found("file of others", path)
+
+    def _find_parts_of_no_shard(self) -> None:
+        shards = self._output.manifest.shards if self._output.manifest else None
+        for shard, parts in all_parts(self._output.folder):
+            if shards is not None and shard >= shards:
+                for part in parts:
+                    self._found("part damaged", f"{part.path}: the manifest has no shard {shard}")
+                    self._damaged.append(part)
 
     def _listed(self) -> Iterator[tuple[bytes, int | None]]:
         """Path and size of every result file, in byte order of the path."""

@@ -94,12 +94,13 @@ class Folder:
         except FileNotFoundError:
             return []
 
-    def temporaries(self) -> Iterator[str]:
+    def temporaries(self, age: float = 0.0) -> Iterator[str]:
         """The paths of files that writes have not finished, or never will: no other method shows them.
 
-        Object stores have none.
+        Args:
+            age: seconds for which they have not changed. Object stores have none.
         """
-        return temporaries(self._root) if self.is_local else iter(())
+        return temporaries(self._root, age) if self.is_local else iter(())
 
     def without_traces(self, path: str) -> AbstractContextManager[None]:
         """Empty folders that were made within, ``path`` and those around it, go again; only disks have such."""
@@ -136,6 +137,11 @@ class Folder:
     def delete(self, path: str) -> None:
         """Remove the file; nothing happens where there is none."""
         self._store.delete(self._at(path))
+
+    def is_behind_link(self, folder: str) -> bool:
+        """Whether a folder below this one, or one on the way to it, is a link: what it holds is not this folder's."""
+        parts = folder.split("/") if self.is_local and folder else []
+        return any(os.path.islink(self._at("/".join(parts[: n + 1]))) for n in range(len(parts)))
 
     def uri(self, path: str = "") -> str:
         """The file's absolute URL or, on a local disk, its absolute path, always valid UTF-8."""

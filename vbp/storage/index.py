@@ -11,6 +11,7 @@ went well; so a listing alone answers most questions.
 """
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,15 +32,18 @@ from vbp.storage.parts import (
     PART_SCHEMA,
     PARTS,
     Part,
+    conformed,
     newest,
     parse_parts,
     parts_of,
     read_parts,
     write_part,
 )
+from vbp.storage.places import made_absolute, misplaced
 
 __all__ = [
     "INDEX_SCHEMA",
+    "all_parts",
     "PendingShard",
     "Totals",
     "compact",
@@ -56,6 +60,7 @@ __all__ = [
 ]
 
 INDEX = "index"
+_INDEX_FILE = re.compile(rf"{INDEX}/part-\d{{5,}}\.parquet", re.ASCII)
 _THREADS = 16
 _ROWS_AT_ONCE = 65_536
 INDEX_FILE_BYTES = 128_000_000
@@ -188,19 +193,24 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
         StorageError: there is such a file, and no list to take it.
     """
     for path in output.list(INDEX):
-        if not path.endswith(".parquet"):
+        if not _INDEX_FILE.fullmatch(path):
             continue
         try:
             with output.open(path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
-                    yield pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError) as error:
+                    yield conformed(pa.Table.from_batches([batch]), columns)
+        except (pa.ArrowException, OSError, KeyError) as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
             if damaged is None:
                 remedy = f"run vbp validate {output.url} --repair, then the same vbp explain command"
                 raise StorageError(f"{output.uri(path)} is damaged ({error}); {remedy}") from error
             damaged.append(path)
+
+
+def others_in_index(output: Folder) -> list[str]:
+    """Files among those of the index that no run has written; whoever reads the folder takes some for rows."""
+    return [path for path in output.list(INDEX) if not _INDEX_FILE.fullmatch(path)]
 
 
 def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Totals:
@@ -223,7 +233,7 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
         statuses.update(rows["status"].to_pylist())
         reasons.update(_reasons(rows))
         if rows.num_rows:
-            writer.add(rows.select(INDEX_SCHEMA.names))
+            writer.add(made_absolute(output, rows).select(INDEX_SCHEMA.names))
         if writer.bytes >= INDEX_FILE_BYTES:
             writer.roll()
     if not statuses:
@@ -250,9 +260,12 @@ def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray
 def _told_apart(
     manifest: Manifest, batch: list[tuple[int, pa.Table]]
 ) -> tuple[list[tuple[int, pa.Table]], list[tuple[int, list[int]]]]:
-    """The rows of the images that the manifest has, and the positions of the others, both by shard."""
+    """The rows of the images that the manifest has, and the positions of the others, both by shard.
+
+    Rows whose results lie where none of ours can are others, too.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        masks = list(pool.map(lambda task: strangers(manifest, *task), batch))
+        masks = list(pool.map(lambda task: pc.or_(strangers(manifest, *task), misplaced(task[1])), batch))
     kept = [(shard, rows.filter(pc.invert(mask))) for (shard, rows), mask in zip(batch, masks, strict=True)]
     others = [
         (shard, found)
@@ -317,6 +330,13 @@ def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, li
             yield shard, parse_parts(found[1])
         else:
             yield shard, []
+
+
+def all_parts(output: Folder) -> Iterator[tuple[int, list[Part]]]:
+    """Every shard that has parts, also one that no manifest has; streams one listing."""
+    for _, paths in groupby(_paths(output.child(PARTS).walk()), key=lambda path: path.partition("/")[0]):
+        if parts := parse_parts(paths):
+            yield parts[0].shard, parts
 
 
 def _paths(files: Iterable[File]) -> Iterator[str]:

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
@@ -18,6 +20,7 @@ from vbp.storage.walk import PIECE, Level, Piece, walk
 
 T = TypeVar("T")
 
+_TEMPORARY = re.compile(rb"\.vbp-[0-9a-f]{16}\.tmp")
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -126,11 +129,23 @@ def display(path: str) -> str:
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in path)
 
 
-def temporaries(root: str) -> Iterator[str]:
-    """Temporary names of writes below ``root``, of those that go on and those that were cut off."""
+def temporaries(root: str, age: float = 0.0) -> Iterator[str]:
+    """Temporary names of writes below ``root``, of those that go on and those that were cut off; none behind links.
+
+    Names that others have given are none, though listings leave out some that are like them.
+    """
     for folder, _, names in os.walk(os.fsencode(root)):
-        for name in filter(_is_temporary, names):
-            yield os.fsdecode(os.path.relpath(os.path.join(folder, name), os.fsencode(root)))
+        for name in filter(_TEMPORARY.fullmatch, names):
+            path = os.path.join(folder, name)
+            if _is_older(path, age):
+                yield os.fsdecode(os.path.relpath(path, os.fsencode(root)))
+
+
+def _is_older(path: bytes, age: float) -> bool:
+    try:
+        return time.time() - os.lstat(path).st_mtime >= age
+    except OSError:  # gone by now
+        return False
 
 
 def _enter(top: bytes, path: bytes) -> Level:

@@ -47,6 +47,7 @@ MAX_LABELS = 100_000
 MANIFEST_PARTS = "_run/manifest"
 
 MANIFEST = "_run/manifest.json"
+_NEEDED = {"key", "uri", "path", "label"}
 _SHARDS_PER_PART = 256
 _ROWS_PER_PART = 1_000_000
 
@@ -118,11 +119,20 @@ class Manifest:
         return min(self.shard_size, self.listings[listing] - within * self.shard_size)
 
     def read_shard(self, shard: int) -> pa.Table:
-        """The shard's rows: ``MANIFEST_SCHEMA``, and ``position`` (int32), the row's number within the shard."""
+        """The shard's rows: ``MANIFEST_SCHEMA``, and ``position`` (int32), the row's number within the shard.
+
+        Raises:
+            UsageError: its file is not what was written.
+        """
         listing, within = self._find(shard)
         part, group = divmod(within, self.shards_per_part)
         with open_parquet(self.folder, numbered(MANIFEST_PARTS, self.first_part(listing) + part)) as file:
             table = file.read_row_group(group)
+            table.validate(full=True)
+            if table.num_rows != self.shard_images(shard) or not set(table.column_names) >= _NEEDED:
+                raise pa.ArrowInvalid(f"shard {shard} is not what {MANIFEST} says")
+            if table["key"].null_count or table["key"].type != pa.string():
+                raise pa.ArrowInvalid(f"shard {shard} has no keys")
         return table.append_column("position", pa.array(range(table.num_rows), pa.int32()))
 
     def rows(self) -> Iterator[ManifestRow]:

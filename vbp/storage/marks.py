@@ -27,6 +27,11 @@ from vbp.storage.parts import PARTS
 _NAME = re.compile(r"(begun|alone)-(\d+)-[0-9a-f]+")
 
 
+def is_mark(name: str) -> bool:
+    """Whether a file beside the parts is a mark, by its name."""
+    return _NAME.fullmatch(name) is not None
+
+
 class Marks:
     """One start of work on a shard: a context, in which the shard is marked as begun."""
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -158,15 +158,29 @@ def read_parts(
 def _rows(output: Folder, part: Part, columns: list[str]) -> pa.Table | None:
     """What the part holds, columns that it was written without as nulls; None where it is damaged, or not of ours."""
     data = output.read(part.path)
-    fields = [PART_SCHEMA.field(name) for name in columns]
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = file.read(columns=columns)
-        rows = pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
-        rows.validate(full=True)
+        rows = conformed(file.read(columns=columns), columns)
     except (pa.ArrowException, OSError, KeyError):  # of the bytes: they are in memory, so no store is involved
         return None
-    return rows if table.num_rows == part.ok + part.error and _are_possible(rows, part) else None
+    return rows if rows.num_rows == part.ok + part.error and _are_possible(rows, part) else None
+
+
+def conformed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """These columns as ``PART_SCHEMA`` has them; those that an older vbp did not write as nulls.
+
+    Raises:
+        ArrowInvalid, KeyError: they are not what one of us has written.
+    """
+    fields = [PART_SCHEMA.field(name) for name in columns]
+    rows = pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
+    rows.validate(full=True)
+    lacking = [field.name for field in fields if not field.nullable and rows[field.name].null_count]
+    if lacking:
+        raise pa.ArrowInvalid(f"rows without {lacking[0]}")
+    if "finished_at" in columns and not _lie_between(rows["finished_at"], 0, _LAST_MOMENT):
+        raise pa.ArrowInvalid("times that cannot be")
+    return rows
 
 
 _MOST = 2**62
@@ -177,18 +191,17 @@ _LAST_MOMENT = 253_402_300_799_999
 
 def _are_possible(rows: pa.Table, part: Part) -> bool:
     """Whether the rows could have been written by ``write_part`` under the name of this part."""
-    if any(not field.nullable and column.null_count for field, column in zip(rows.schema, rows.columns, strict=True)):
-        return False
     limits = {"position": (part.first, part.last), "shard": (part.shard, part.shard)}
-    limits |= {"finished_at": (0, _LAST_MOMENT)}
     limits |= {f"{kind}_{name}": (0, _MOST) for kind in ("mask", "overlay") for name in ("offset", "length")}
-    for name, (least, most) in limits.items():
-        if name in rows.column_names:
-            found = pc.min_max(rows[name].cast(pa.int64()))
-            if found["min"].is_valid and not (least <= found["min"].as_py() and found["max"].as_py() <= most):
-                return False
+    fit = all(_lie_between(rows[name], *ends) for name, ends in limits.items() if name in rows.column_names)
     statuses = rows["status"].unique().to_pylist() if "status" in rows.column_names else []
-    return set(statuses) <= {"ok", "error"}
+    return fit and set(statuses) <= {"ok", "error"}
+
+
+def _lie_between(column: pa.ChunkedArray, least: int, most: int) -> bool:
+    """Whether all values that are there do."""
+    found = pc.min_max(column.cast(pa.int64()))
+    return not found["min"].is_valid or (least <= found["min"].as_py() and found["max"].as_py() <= most)
 
 
 def newest(rows: pa.Table) -> pa.Table:

@@ -4,16 +4,14 @@ Positions count in one manifest alone. Where that was lost, and the input was li
 in its place, the same positions may be of other images: such rows are taken back, and their images are done again.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
-from itertools import groupby
+from collections.abc import Callable
 
 import pyarrow.compute as pc
 
 from vbp.storage.files import Folder
-from vbp.storage.index import forget, strangers
+from vbp.storage.index import all_parts, forget, strangers
 from vbp.storage.manifest import Manifest
-from vbp.storage.parts import PARTS, Part, parse_parts, read_parts
+from vbp.storage.parts import read_parts
 
 Drop = Callable[[list[str]], None]
 """Removes the results of images, by key."""
@@ -31,7 +29,7 @@ def reconcile(output: Folder, manifest: Manifest, drop: Drop, before_change: Cal
         before_change: called before anything changes, maybe more than once; never where all rows fit.
     """
     count = 0
-    for shard, parts in _shards(output):
+    for shard, parts in all_parts(output):
         rows = read_parts(output, parts, ["key", "position"])
         if shard < manifest.shards:
             rows = rows.filter(strangers(manifest, shard, rows))
@@ -42,12 +40,3 @@ def reconcile(output: Folder, manifest: Manifest, drop: Drop, before_change: Cal
         forget(output, shard, pc.unique(rows["position"]).to_pylist())
         count += rows.num_rows
     return count
-
-
-def _shards(output: Folder) -> Iterator[tuple[int, list[Part]]]:
-    """Every shard that has parts, also one that the manifest has not."""
-    with contextlib.suppress(FileNotFoundError):  # nothing was committed yet
-        paths = (file.path for file in output.child(PARTS).walk())
-        for _, group in groupby(paths, key=lambda path: path.partition("/")[0]):
-            if parts := parse_parts(group):
-                yield parts[0].shard, parts

@@ -64,7 +64,7 @@ def write_tar(output: Folder, data: bytes, shard: int, positions: Collection[int
 
 def path_of(uri: str) -> str:
     """The path in OUTPUT of the tar that a row points to; OUTPUT may have been moved since, or have another URL now."""
-    return "/".join(uri.rsplit("/", 3)[1:])
+    return "/".join(uri.split("/")[-3:])
 
 
 def shard_of(path: str) -> int | None:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pytest
 
-from vbp.review import sorting as module
-from vbp.review.sorting import Sorter
+from vbp.storage import sorting as module
+from vbp.storage.sorting import Sorter
 
 
 class Item(NamedTuple):

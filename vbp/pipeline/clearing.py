@@ -1,0 +1,138 @@
+"""Starting, and starting over: only what the records of earlier runs explain is ours to remove.
+
+A folder of results may hold what somebody else has put there, ground truth beside masks, or a link to another disk.
+A first run refuses such a folder; later ones leave alone whatever no record explains, and go through no link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain, islice
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from vbp.errors import StorageError, UsageError
+from vbp.pipeline.layouts import FOLDERS, RESULT_FOLDERS
+from vbp.storage.files import Folder
+from vbp.storage.index import INDEX
+from vbp.storage.manifest import MANIFEST, MANIFEST_PARTS, Manifest
+from vbp.storage.marks import is_mark
+from vbp.storage.parts import PARTS, parse_parts, read_parts
+from vbp.storage.places import names_of
+from vbp.storage.record import RUN, mark_incomplete
+from vbp.storage.shards import SHARDS, shard_of
+from vbp.storage.sorting import Sorter
+
+_EXAMPLES = 3
+_THREADS = 16
+_AT_ONCE = 4096
+_NUMBERED = re.compile(rf"(?:{INDEX}|{MANIFEST_PARTS})/part-\d{{5,}}\.parquet", re.ASCII)
+
+
+def refuse_others(output: Folder) -> None:
+    """Before the first run: the folders of results must be empty, or not there.
+
+    Raises:
+        UsageError: one holds files, which nobody of us can have written.
+    """
+    found = list(islice(chain.from_iterable(_below(output, name) for name in (*RESULT_FOLDERS, INDEX)), _EXAMPLES))
+    if found:
+        raise UsageError(
+            f"OUTPUT (={output.url}) holds files that no run has written, where results go: {', '.join(found)}; "
+            "choose another OUTPUT, or move them elsewhere."
+        )
+
+
+def holds_run(output: Folder) -> bool:
+    """Whether anything is on record of earlier runs."""
+    return output.exists(RUN) or output.exists(MANIFEST) or next(_below(output, PARTS), None) is not None
+
+
+def clear(output: Folder) -> None:
+    """Remove all that earlier runs left in `output`, as far as their records explain it; nothing else."""
+    if not holds_run(output):
+        return
+    mark_incomplete(output)
+    with Sorter(_Path, _SCHEMA) as explained:
+        shards = _explain(output, explained)
+        # no part may outlive the manifest that it counts by, nor the results that it tells of
+        _delete(output, (path for path in _below(output, PARTS) if _is_of_ledger(path)))
+        _delete(output, (path for path in _below(output, INDEX) if _NUMBERED.fullmatch(path)))
+        found = chain.from_iterable(_below(output, name) for name in sorted(FOLDERS.values()))
+        _delete(output, _common(explained, found))
+        _delete(output, (path for path in _below(output, SHARDS) if shard_of(path) in shards))
+    _delete(output, (path for path in _below(output, MANIFEST_PARTS) if _NUMBERED.fullmatch(path)))
+    output.delete(MANIFEST)
+    output.delete(RUN)
+
+
+class _Path(NamedTuple):
+    path: bytes
+
+
+_SCHEMA = pa.schema([("path", pa.binary())])
+
+
+def _explain(output: Folder, explained: Sorter[_Path]) -> set[int]:
+    """Add every path that manifest and parts explain; returns the shards that there are."""
+    shards: set[int] = set()
+    for shard, keys in chain(_listed(output), _recorded(output)):
+        shards.add(shard)
+        for key in keys:
+            for path in names_of(key):
+                explained.add(_Path(path.encode()))
+    return shards
+
+
+def _listed(output: Folder) -> Iterator[tuple[int, list[str]]]:
+    """Keys by shard, as far as the manifest can be read."""
+    with contextlib.suppress(StorageError, UsageError, OSError):
+        manifest = Manifest.load(output)
+        for shard in range(manifest.shards if manifest else 0):
+            assert manifest is not None
+            yield shard, manifest.read_shard(shard)["key"].to_pylist()
+
+
+def _recorded(output: Folder) -> Iterator[tuple[int, list[str]]]:
+    """Keys by shard, as far as the parts can be read; only where the manifest does not tell them."""
+    for part in parse_parts(path.removeprefix(f"{PARTS}/") for path in _below(output, PARTS)):
+        with contextlib.suppress(StorageError, OSError):
+            yield part.shard, read_parts(output, [part], ["key"])["key"].to_pylist()
+
+
+def _is_of_ledger(path: str) -> bool:
+    name = path.removeprefix(f"{PARTS}/")
+    return bool(parse_parts([name])) or is_mark(name.rpartition("/")[2])
+
+
+def _common(explained: Iterable[_Path], found: Iterator[str]) -> Iterator[str]:
+    """What both hold; both are sorted."""
+    wanted = iter(explained)
+    known = next(wanted, None)
+    for path in found:
+        here = os.fsencode(path)
+        while known is not None and known.path < here:
+            known = next(wanted, None)
+        if known is not None and known.path == here:
+            yield path
+
+
+def _below(output: Folder, folder: str) -> Iterator[str]:
+    with contextlib.suppress(FileNotFoundError):
+        for file in output.child(folder).walk():
+            yield f"{folder}/{file.path}"
+
+
+def _delete(output: Folder, paths: Iterator[str]) -> None:
+    """Remove files, but none that lies behind a link."""
+    is_behind_link = lru_cache(maxsize=10_000)(output.is_behind_link)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        own = (path for path in paths if not is_behind_link(path.rpartition("/")[0]))
+        while batch := list(islice(own, _AT_ONCE)):
+            list(pool.map(output.delete, batch))
