@@ -149,3 +149,12 @@ def test_nodes_that_are_read_stay():
     assert last_tap(found.graph).name == last_tap(forward.graph).name
     # 4 convolutions and 4 batch norms went into 4 ReLUs
     assert len(found.graph.nodes) == len(forward.graph.nodes) - 8
+
+
+@pytest.mark.parametrize("place", ["layer1.0.conv1.weight", "layer4.1.bn1.running_mean", "layer2.0.conv2.weight"])
+def test_weights_that_are_not_finite_are_not_hidden(place):
+    """Within a branch, where no map is averaged."""
+    network = randomise(torchvision.models.resnet18(weights=None))
+    network.state_dict()[place].fill_(torch.nan)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    assert not packed_copy(network).explain(images).finite.any()

@@ -43,8 +43,12 @@ def packed(forward: ForwardPass) -> ForwardPass:
     """The same pass, to be run without gradients, with prepared convolutions as far as the last tap.
 
     What it does not replace it shares with the model, which stays as it is; later changes of the model's convolutions
-    are not seen. Nodes that give an output as before stay.
+    are not seen. Nodes that give an output as before stay. Of weights that are not finite nothing is prepared: oneDNN's
+    ReLU gives 0 for NaN, and would hide them.
     """
+    tensors = [*forward.model.parameters(), *forward.model.buffers()]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        return forward
     module = GraphModule(forward.model, deepcopy(forward.graph))
     convolutions = [node for node in _until(last_tap(module.graph)) if _is_convolution(node, module)]
     for number, chain in enumerate([_chain(node, module) for node in convolutions]):
