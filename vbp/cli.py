@@ -303,6 +303,9 @@ MEASURED = ("engine", "codecs", "storage", "pipeline", "start", "scaling")
 @click.argument("parts", nargs=-1, type=click.Choice(MEASURED))
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass [default: as vbp explain].")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Timings of each case.")
+@click.option(
+    "--capabilities", is_flag=True, help="Of engine: only it beside the bare forward pass, as on each weaker processor."
+)
 @click.option("--place", metavar="URL", help="Whose storage is measured [default: a temporary folder].")
 @click.option(
     "--storage-options", default="{}", callback=_json_object, metavar="JSON", help="For --place, as for vbp explain."

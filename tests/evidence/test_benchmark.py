@@ -3,9 +3,11 @@
 import json
 import os
 
+import pytest
 from click.testing import CliRunner
 
 from vbp import cli
+from vbp.errors import UsageError
 from vbp.evidence.benchmark import PARTS, benchmark
 from vbp.evidence.page import page
 
@@ -22,6 +24,11 @@ def test_what_is_asked_for_is_measured(tmp_path, monkeypatch):
     assert (found["batch_size"], found["rounds"], found["figures"], found["notes"]) == (3, 1, [], [])
     assert lines == ["storage: round 1 of 1"]
     assert "RAY_ADDRESS" not in os.environ
+
+
+def test_capabilities_are_of_the_engine():
+    with pytest.raises(UsageError, match="--capabilities is of the part engine, which is not among storage, codecs"):
+        benchmark(["storage", "codecs"], rounds=1, capabilities=True, report=print)
 
 
 def test_file_and_page_hold_the_same(tmp_path):

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vbp.errors import UsageError
+from vbp.evidence.capabilities import capabilities as each_capability
 from vbp.evidence.codecs import codecs
 from vbp.evidence.engine import engine
 from vbp.evidence.pipeline import pipeline
@@ -31,6 +33,7 @@ def benchmark(
     *,
     rounds: int,
     batch_size: int | None = None,
+    capabilities: bool = False,
     place: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     report: Callable[[str], None],
@@ -41,6 +44,7 @@ def benchmark(
         parts: of `PARTS`.
         rounds: how often each case is timed, after one warm-up.
         batch_size: images in one forward pass; None: what the main job takes on this device.
+        capabilities: for the part engine: the engine beside the bare forward pass alone, as on each weaker processor.
         place: a folder or URL whose storage is measured; None: a temporary folder.
         storage_options: for it, non-secret, by URL prefix.
         report: gets a line now and then.
@@ -48,7 +52,12 @@ def benchmark(
     Returns:
         JSON values: ``machine``, ``batch_size``, ``rounds``, ``rates``, ``figures`` (with targets), ``notes`` (what
         was left out).
+
+    Raises:
+        UsageError: `capabilities` are asked of other parts.
     """
+    if capabilities and "engine" not in parts:
+        raise UsageError(f"--capabilities is of the part engine, which is not among {', '.join(parts)}.")
     # Under `ray job submit` too it is this machine that is measured; other nodes do not see its temporary files.
     os.environ.pop("RAY_ADDRESS", None)
     config = RunConfig(input="photos", output="out", batch_size=batch_size)
@@ -63,7 +72,8 @@ def benchmark(
         storage_options=storage_options or {},
         report=report,
     )
-    found = [PARTS[name](setup) for name in PARTS if name in parts]
+    work = {**PARTS, "engine": each_capability} if capabilities else PARTS
+    found = [work[name](setup) for name in PARTS if name in parts]
     return {
         "machine": machine(device),
         "batch_size": setup.batch_size,

@@ -1,0 +1,32 @@
+"""The engine on weaker processors: each in a process that uses no more of this one."""
+
+import pytest
+
+from vbp.evidence import capabilities as module
+from vbp.evidence.capabilities import AVX2, capabilities, present
+
+
+def test_all_that_are_weaker_are_present():
+    names = [capability.name for capability in present()]
+    assert names == ["SSE4.1", "AVX2", "AVX512", "AVX512-BF16"][: len(names)]
+
+
+@pytest.mark.skipif(AVX2 not in present(), reason="only x86 processors act as others")
+def test_a_weaker_processor_is_measured_beside_its_own_bare_forward(setup, monkeypatch):
+    monkeypatch.setattr(module, "present", lambda: [AVX2])
+    found = capabilities(setup, networks=["squeezenet1_1"], size=32)
+    # no bfloat16, though this processor may have it
+    assert [rate.name for rate in found.rates] == [
+        "AVX2: bare forward, squeezenet1_1, float32",
+        "AVX2: vbp, squeezenet1_1, float32",
+    ]
+    (figure,) = found.figures
+    bare, ours = (rate.median for rate in found.rates)
+    assert (figure.median, figure.target) == (pytest.approx(ours / bare), 0.95)
+
+
+def test_another_processor_is_said(setup, monkeypatch):
+    monkeypatch.setattr(module, "present", list)
+    found = capabilities(setup)
+    assert (found.rates, found.figures) == ([], [])
+    assert found.notes == ["--capabilities makes an x86 processor act as older ones, and this is none."]
