@@ -149,6 +149,7 @@ def test_joins_of_unlike_kind_stay_nested():
         lambda net, x: torch.sigmoid(net.c(net.b(F.avg_pool2d(x, x.shape[2:])))),
         lambda net, x: torch.sigmoid(net.c(net.b(F.avg_pool2d(x, (x.size(2), x.shape[3]))))),
         lambda net, x: F.hardsigmoid(net.d(x.mean([2, 3])))[:, :, None, None],
+        lambda net, x: torch.sigmoid(net.c(net.b(x.mean((2, 3), True)))).expand_as(x),
         lambda net, x: torch.sigmoid(net.d(torch.flatten(x.mean((2, 3), True), 1))).view(x.size(0), -1, 1, 1),
         lambda net, x: net.e(x),
         lambda net, x: F.adaptive_max_pool2d(net.a(x), (1, 1)).sigmoid(),

@@ -209,6 +209,12 @@ def _unsqueezing(call: Call) -> Value:
     return _rearranged(call, [*order[:axis], -1, *order[axis:]])
 
 
+def _expansion(call: Call) -> Value:
+    """A vector spread over a map's pixels gives each the same; of the map it reads the shape alone."""
+    is_vector = isinstance(call.values.get(call.node.args[0]), Vector)  # type: ignore[arg-type]
+    return Vector() if is_vector else call.unknown("that tracing does not know")
+
+
 def _indexing(call: Call) -> Value:
     index = call.node.args[1]
     if isinstance(index, str):
@@ -285,6 +291,7 @@ _RULES: tuple[tuple[Any, Callable[[Call], Value]], ...] = (
     (operations.TRANSPOSITIONS, _transposition),
     (operations.SPLITS, _split),
     (operations.UNSQUEEZINGS, _unsqueezing),
+    (operations.EXPANSIONS, _expansion),
     ((operator.getitem,), _indexing),
     ((getattr,), _attribute),
 )

@@ -78,11 +78,12 @@ MAXIMA: frozenset[Any] = frozenset((torch.max, "max"))
 """Reductions that give values and indices."""
 SPLITS: frozenset[Any] = frozenset((torch.chunk, torch.split, "chunk", "split"))
 UNSQUEEZINGS: frozenset[Any] = frozenset((torch.unsqueeze, "unsqueeze"))
+EXPANSIONS: frozenset[Any] = frozenset(("expand_as",))
 
 KNOWN: frozenset[Any] = frozenset().union(
     *(SIGNED_BY_ACTIVATION, UNCHANGED, NORMALISATIONS, ARITHMETIC, CONCATENATIONS, CONVOLUTIONS, LINEAR, POOLINGS),
     *(PADDINGS, ADAPTIVE_POOLINGS, UPSAMPLINGS, REDUCTIONS, FLATTENINGS, RESHAPINGS, PERMUTATIONS, TRANSPOSITIONS),
-    *(SPLITS, UNSQUEEZINGS),
+    *(SPLITS, UNSQUEEZINGS, EXPANSIONS),
 )
 
 
