@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
 import vbp
 from vbp.errors import InterruptedRunError, UsageError, VBPError
-from vbp.pipeline.config import RunConfig
+from vbp.pipeline.config import RunConfig, choices_of
 from vbp.plain import plain
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Any], Any]:
     if hint is bool:
         return click.option(*names, is_flag=True, help=help_text)
     settings: dict[str, Any] = {"help": help_text, "default": field.default, "show_default": True}
-    if get_origin(hint) is Literal:
-        settings["type"] = click.Choice(get_args(hint))
+    if choices_of(hint):
+        settings |= {"type": click.Choice(choices_of(hint)), "show_default": field.default is not None}
+    elif field.name in ("mean", "std"):
+        settings |= {"callback": _numbers, "show_default": False, "metavar": "X,X,X"}
     elif field.name == "outputs":
         settings |= {"default": ",".join(RunConfig.outputs), "callback": lambda _c, _p, v: tuple(v.split(","))}
     elif field.name == "suffixes":
@@ -85,6 +87,15 @@ def _whole_number_or_auto(ctx: click.Context, param: click.Parameter, value: str
         return int(value)
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is neither a whole number nor auto.", ctx, param) from error
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} must be numbers, like 0.485,0.456,0.406.", ctx, param) from error
 
 
 def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:

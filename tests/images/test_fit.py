@@ -12,6 +12,7 @@ from torchvision import transforms
 
 from vbp.images.decode import decode
 from vbp.images.frame import Frame
+from vbp.networks.preprocessing import Preprocessing
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
 
@@ -70,6 +71,21 @@ def test_stretch_is_within_one_level_of_torchvision(width, height):
     picture = decode(png(pixels), fit="stretch")
     assert np.abs(picture.pixels_HWC - expected).max() <= 1
     assert picture.frame == Frame(0, 0, width, height)
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (40, 30), (225, 224), (224, 2000)])
+def test_bicubic_is_within_two_levels_of_torchvision(width, height):
+    """Smooth pictures: dots would overshoot, and where that is cut off differs by levels."""
+    coarse = np.random.default_rng(1).integers(60, 190, (4, 5, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    cubic = transforms.InterpolationMode.BICUBIC
+    for fit, steps in (
+        ("crop", [transforms.Resize(96, cubic), transforms.CenterCrop(96)]),
+        ("stretch", [transforms.Resize((96, 96), cubic)]),
+    ):
+        expected = np.asarray(transforms.Compose(steps)(image)).astype(int)
+        shown = decode(png(np.asarray(image)), size=96, fit=fit, preprocessing=Preprocessing(interpolation="bicubic"))
+        assert np.abs(shown.pixels_HWC - expected).max() <= 2, fit
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vbp.images.overlay import heat, overlay, red, reference
+from vbp.networks.preprocessing import Preprocessing
 
 GREYS = np.array([[[0] * 3, [100] * 3, [255] * 3]], np.uint8)
 
@@ -31,6 +32,17 @@ def test_reference_without_a_mask_is_the_picture_stretched():
     pixels = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
     # Range -2.1179 .. 2.6400.
     assert reference(pixels, mask(0, 0)).tolist() == [[[0, 4, 17], [234, 244, 255]]]
+
+
+def test_reference_takes_the_networks_own_normalisation():
+    pixels = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
+    # red in (0 - 0.2) / 0.5, green in (0 - 0.5) / 0.25, blue in 0 / 1: red -0.4 .. 1.6, green -2 .. 2, blue 0 .. 1.
+    own = Preprocessing(mean=(0, 0.5, 0.2), std=(1, 0.25, 0.5), channels="bgr")
+    assert reference(pixels, mask(0, 0), own).tolist() == [[[102, 0, 128], [230, 255, 191]]]
+    assert overlay("reference", pixels, mask(0, 0), own).tolist() == [[[102, 0, 128], [230, 255, 191]]]
+    # grey in (0 - 0.5) / 0.5: -1 .. 1.
+    grey = Preprocessing(mean=(0.5,), std=(0.5,), channels="grey")
+    assert reference(pixels, mask(0, 0), grey).tolist() == [[[0] * 3, [255] * 3]]
 
 
 def test_heat_leaves_the_dimmed_grey_picture_where_the_mask_is_zero():

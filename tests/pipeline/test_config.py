@@ -2,10 +2,12 @@
 
 import json
 
+import click
 import pytest
 
 from vbp.cli import explain
 from vbp.errors import UsageError
+from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline import RunConfig
 
 
@@ -81,6 +83,34 @@ def test_suffixes():
         config(suffixes=("*.jpg",))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mean": (123.7, 116.8, 103.9)}, r"^--mean \(=123.7,116.8,103.9\) must lie in 0..1.*this is 0.4851"),
+        ({"std": (1, 0, 1)}, r"^--std \(=1,0,1\) must .*not be 0"),
+        ({"interpolation": "lanczos"}, r"^--interpolation \(=lanczos\) must be one of bilinear, bicubic"),
+        ({"channels": "hsv"}, r"^--channels \(=hsv\) must be one of rgb, bgr, grey"),
+    ],
+)
+def test_what_no_network_wants_to_see_is_refused(changes, said):
+    with pytest.raises(UsageError, match=said):
+        config(**changes)
+
+
+def test_preprocessing_is_the_networks_own_but_for_the_flags():
+    own = Preprocessing((0.5,) * 3, (0.25,) * 3, "bicubic")
+    assert config().preprocessing(own) == own
+    assert config(std=(1, 1, 1), channels="bgr").preprocessing(own) == Preprocessing(
+        (0.5,) * 3, (1,) * 3, "bicubic", "bgr"
+    )
+
+
+@pytest.mark.parametrize("given", ["0.5,x,0.5", ""])
+def test_numbers_that_are_none_are_refused_on_the_command_line(given):
+    with pytest.raises(click.BadParameter, match="must be numbers, like 0.485"):
+        explain.make_context("explain", ["photos", "out", "--mean", given])
+
+
 def test_the_order_of_outputs_means_nothing():
     assert config(outputs=("maps", " input", "maps")).outputs == ("input", "maps")
 
@@ -119,6 +149,7 @@ def test_the_command_line_of_a_configuration_asks_for_the_same():
         input="-photos", output="out put", model="resnet50", stages="last", multiply_input=True, size=96, noise=0.25,
         outputs=("mask", "maps"), max_failures="0", limit=1, seed=1, classes="a b'c.txt", retry_failed=True,
         storage_options={"s3://b": {"endpoint_url": "http://h:1", "anon": True}},
+        mean=(0.5, 1 / 3, 0.1), std=(1 / 255,) * 3, interpolation="bicubic", channels="bgr",
     )  # fmt: skip
     given = explain.make_context("explain", changed.arguments()).params
     assert RunConfig(**{name: given[name] for name in changed.as_json()}) == changed

@@ -19,6 +19,7 @@ import pytest
 
 from tests.servers import S3Server
 from vbp.errors import InterruptedRunError, UsageError
+from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline import Observer, RunConfig, attempt, run
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
@@ -120,6 +121,7 @@ OTHER_VALUES = {
     "model": "vgg11", "preset": "reference", "size": 64, "fit": "pad", "frame": "image", "select": "correct",
     "classes": "names.txt", "outputs": ("mask",), "mask_format": "npy", "overlay_style": "red", "layout": "none",
     "fast_decode": True, "input": "elsewhere", "weights": "0" * 64, "precision": "bfloat16",
+    "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "channels": "bgr",
 }  # fmt: skip
 
 
@@ -132,6 +134,9 @@ def test_a_resumed_run_with_another_configuration_names_the_field_that_differs(t
     own = {"weights": "weights_sha256", "precision": "precision"}
     if name in own:
         other = dataclasses.replace(recipe, **{own[name]: OTHER_VALUES[name]})
+    elif name in IMAGENET.as_json():
+        seen = dataclasses.replace(IMAGENET, **{name: OTHER_VALUES[name]})
+        other = dataclasses.replace(recipe, preprocessing=seen)
     else:
         other = dataclasses.replace(recipe, config=dataclasses.replace(made, **{name: OTHER_VALUES[name]}))
     with pytest.raises(UsageError, match=f"another configuration: {name} was [^;]*, now [^;]*$"):

@@ -24,19 +24,24 @@ HEAVY = {
 ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.errors": (set(), set()),
     "vbp.plain": (set(), set()),
-    "vbp.saliency": ({"vbp.errors"}, {"torch", "torchvision", "numpy", "safetensors"}),
-    "vbp.images": ({"vbp.errors"}, {"PIL", "torch", "torchvision", "numpy", "matplotlib"}),
+    "vbp.networks": (set(), set()),
+    "vbp.networks.preprocessing": ({"vbp.errors"}, set()),
+    "vbp.saliency": ({"vbp.errors", "vbp.networks.preprocessing"}, {"torch", "torchvision", "numpy", "safetensors"}),
+    "vbp.images": (
+        {"vbp.errors", "vbp.networks.preprocessing"},
+        {"PIL", "torch", "torchvision", "numpy", "matplotlib"},
+    ),
     "vbp.storage": ({"vbp.errors"}, {"fsspec", "pyarrow"}),
     "vbp.pipeline": (
-        {"vbp", "vbp.errors", "vbp.saliency", "vbp.images", "vbp.storage"},
+        {"vbp", "vbp.errors", "vbp.networks.preprocessing", "vbp.saliency", "vbp.images", "vbp.storage"},
         {"numpy", "pyarrow", "ray", "torch"},
     ),
     "vbp.review": (
-        {"vbp", "vbp.errors", "vbp.plain", "vbp.images", "vbp.storage", "vbp.pipeline"},
+        {"vbp", "vbp.errors", "vbp.networks.preprocessing", "vbp.plain", "vbp.images", "vbp.storage", "vbp.pipeline"},
         {"numpy", "pyarrow", "PIL"},
     ),
     "vbp.demo": (
-        {"vbp.errors", "vbp.saliency", "vbp.images", "vbp.storage", "vbp.pipeline"},
+        {"vbp.errors", "vbp.networks.preprocessing", "vbp.saliency", "vbp.images", "vbp.storage", "vbp.pipeline"},
         HEAVY - {"ray", "click", "rich"},
     ),
     "vbp.evidence": (
@@ -118,6 +123,7 @@ def test_imports_point_down(module):
         ("vbp", HEAVY),
         ("vbp.cli", HEAVY - {"click"}),
         ("vbp.pipeline", HEAVY),
+        ("vbp.networks.preprocessing", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.sweepfile", HEAVY),

@@ -94,6 +94,14 @@ def test_totals_folders_and_failures(make):
     assert page.pictures() == {}
 
 
+def test_what_the_network_saw_is_told(make):
+    made = make()
+    assert "rgb, bilinear, mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in page_of(made).text
+    own = {"mean": [0.5], "std": [0.25], "interpolation": "bicubic", "channels": "grey"}
+    made.begin("second", fingerprint=own)
+    assert "grey, bicubic, mean 0.5, std 0.25" in page_of(made).text
+
+
 def test_no_predictions_and_no_folders(make):
     made = make(["a.jpg"])
     made.commit([0])

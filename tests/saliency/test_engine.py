@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tests import reference
 from vbp.errors import ImageError, UsageError
+from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency import Explainer, VisualBackProp
 from vbp.saliency.engine import resolve_precision, true_float32
 from vbp.saliency.models import Model
@@ -20,7 +22,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 def loaded(network=None, classes=5):
-    return Model("small", network or small_vgg(), MEAN, STD, None, classes, "test", "0" * 64)
+    return Model("small", network or small_vgg(), Preprocessing(MEAN, STD), None, classes, "test", "0" * 64)
 
 
 def engine(**settings):
@@ -40,6 +42,26 @@ def test_masks_equal_the_oracle(pixels_BHWC):
         torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)
     ) / torch.tensor(STD).view(3, 1, 1)
     np.testing.assert_allclose(batch.logits_BK, network(images).detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", ["bgr", "grey"])
+def test_a_given_preprocessing_makes_the_input(pixels_BHWC, channels):
+    mean, std = ((0.1, 0.5, 0.9), (0.25, 0.5, 1.0)) if channels == "bgr" else ((0.4,), (0.2,))
+    network = small_vgg()
+    if channels == "grey":
+        network[0] = nn.Conv2d(1, 6, 3, padding=1)
+    made = engine(model=loaded(network), preprocessing=Preprocessing(mean, std, channels=channels))
+    grey = [np.asarray(Image.fromarray(pixels).convert("L"))[..., np.newaxis] for pixels in pixels_BHWC]
+    seen_BHWC = pixels_BHWC[..., ::-1] if channels == "bgr" else np.stack(grey)
+    images_BHWC = (seen_BHWC / 255 - np.array(mean)) / np.array(std)
+    images = torch.from_numpy(np.ascontiguousarray(images_BHWC.transpose(0, 3, 1, 2))).float()
+    expected = VisualBackProp(network)(images)[:, 0]
+    np.testing.assert_allclose(made(pixels_BHWC).mask_BHW, expected, atol=1e-5)
+
+
+def test_another_number_of_channels_is_refused():
+    with pytest.raises(UsageError, match=r"channels \(=grey\) make an input of 1, but the network takes 3"):
+        engine(preprocessing=Preprocessing((0.5,), (0.5,), channels="grey"))
 
 
 def test_what_a_batch_holds(pixels_BHWC):

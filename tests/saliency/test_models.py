@@ -7,7 +7,8 @@ import torch
 import torchvision
 
 from vbp.errors import ModelError, WeightsError
-from vbp.saliency.models import fitting_model, imagenet_wnids, load_model, model_names
+from vbp.networks.preprocessing import IMAGENET
+from vbp.saliency.models import fitting_model, imagenet_wnids, load_model, model_names, preprocessing_of
 
 
 def shrunk(name, classes=7, channels=4, features_only=False):
@@ -56,7 +57,16 @@ def test_thousand_classes_are_imagenets(tmp_path):
     assert model.class_names is not None
     assert model.class_names[207] == "golden retriever"
     assert imagenet_wnids()[207] == "n02099601"
-    assert (model.mean, model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert model.preprocessing == IMAGENET
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_preprocessing_is_what_torchvision_says_of_its_weights(name):
+    said = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    own = preprocessing_of(name, "imagenet")
+    assert (list(own.mean), list(own.std)) == (list(said.mean), list(said.std))
+    assert own.interpolation == said.interpolation.value
+    assert preprocessing_of(name, "my.pth") == IMAGENET
 
 
 def test_wnids_are_a_thousand_in_alphabetical_order():

@@ -36,6 +36,7 @@ from torchvision.models.vgg import make_layers
 
 from vbp.demo.outlines import CLASSES
 from vbp.demo.scenes import Scene, draw
+from vbp.networks.preprocessing import IMAGENET
 
 LABELS = sorted(CLASSES)
 WIDTHS: list[int | str] = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 96, 96, 96, "M"]
@@ -44,8 +45,8 @@ HIDDEN = 64
 FIELD, WHOLE = 128, 224
 """Sides of the scenes that train the features and the classifier; objects have the same size in pixels in both."""
 
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+_MEAN = torch.tensor(IMAGENET.mean).view(1, 3, 1, 1)
+_STD = torch.tensor(IMAGENET.std).view(1, 3, 1, 1)
 _NO_CLASS, _IGNORED = len(LABELS), -100
 _FINEST = 2  # maps before the first pool
 

@@ -54,6 +54,7 @@ from vbp.images.fit import FITS, Fit, fit_frame, resized
 from vbp.images.frame import Frame
 from vbp.images.png import bare_png, check_png
 from vbp.images.tiff import layout_of, pillow_reads, read_tiff, with_its_palette
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
 
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs: 2 GiB / 4 / 3."""
@@ -102,7 +103,13 @@ class Picture:
 
 
 def decode(
-    data: bytes, *, size: int = 224, fit: Fit = "crop", max_pixels: int = MAX_PIXELS, fast: bool = False
+    data: bytes,
+    *,
+    size: int = 224,
+    fit: Fit = "crop",
+    max_pixels: int = MAX_PIXELS,
+    fast: bool = False,
+    preprocessing: Preprocessing = IMAGENET,
 ) -> Picture:
     """Decodes an image file and brings it into the network's frame.
 
@@ -110,10 +117,12 @@ def decode(
         data: the whole file.
         size: side of the frame in pixels.
         fit: ``crop`` (short side to `size`, centre cut out, as torchvision does within one grey level), ``pad``
-            (long side to `size`, bars in the mean colour of ImageNet), ``stretch``, or ``original`` (no resizing).
+            (long side to `size`, bars in the mean colour of `preprocessing`), ``stretch``, or ``original`` (no
+            resizing).
         max_pixels: limit against decompression bombs, checked on the header before anything is decoded.
         fast: decode large JPEGs at half, a quarter or an eighth of their resolution, never below what `fit` needs.
             The pixels differ from those without it, and masks correlate only about 0.92 with the exact ones.
+        preprocessing: what the network wants to see; here of its resizing. Pixels stay RGB and are not normalised.
 
     Returns:
         The picture; its pixels are uint8 RGB, (size, size, 3) unless `fit` is ``original``.
@@ -144,7 +153,7 @@ def decode(
         upright = _upright_rgb(stored)
     turned = stored.orientation >= 5
     width, height = (stored.height, stored.width) if turned else (stored.width, stored.height)
-    pixels_HWC, frame = fit_frame(upright, size, fit, width, height)
+    pixels_HWC, frame = fit_frame(upright, size, fit, width, height, preprocessing)
     return Picture(pixels_HWC, width, height, "BMP" if kind == "DIB" else kind, frame)
 
 

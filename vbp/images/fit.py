@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vbp.images.frame import Frame
+from vbp.networks.preprocessing import IMAGENET, Interpolation, Preprocessing
 
 Fit = Literal["crop", "pad", "stretch", "original"]
 FITS: tuple[str, ...] = get_args(Fit)
-
-PAD_COLOUR = (124, 116, 104)
-"""The mean colour of ImageNet, (0.485, 0.456, 0.406): near zero once normalised, so the padding excites least."""
 
 _STRIP = 8
 """Aspect ratio from which a crop is cut out before resizing: 1 x 5000 pixels would grow to 224 x 1,120,000."""
@@ -37,41 +35,45 @@ def resized(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]:
     return (size, size) if fit == "stretch" else (width, height)
 
 
-def fit_frame(image: Image.Image, size: int, fit: Fit, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
+def fit_frame(
+    image: Image.Image, size: int, fit: Fit, width: int, height: int, preprocessing: Preprocessing = IMAGENET
+) -> tuple[NDArray[np.uint8], Frame]:
     """Resizes an upright RGB image for the network.
 
     Args:
         image: mode RGB; of the original's size, or smaller where it was decoded at reduced resolution.
         size: side of the frame in pixels; without effect for `original`.
-        fit: ``crop`` short side to `size`, centre cut out; ``pad`` long side to `size`, bars in `PAD_COLOUR`;
-            ``stretch`` both sides to `size`; ``original`` as it is.
+        fit: ``crop`` short side to `size`, centre cut out; ``pad`` long side to `size`, bars in the mean colour
+            of `preprocessing`; ``stretch`` both sides to `size`; ``original`` as it is.
         width: of the upright original, which `frame` refers to.
         height: of the upright original.
+        preprocessing: what the network wants to see; here of its resizing.
 
     Returns:
-        pixels_HWC uint8 and the frame they show. Bilinear with antialiasing, within one grey level of torchvision's
-        ``Resize`` and ``CenterCrop`` on a Pillow image.
+        pixels_HWC uint8 and the frame they show. Resized with antialiasing; bilinear, within one grey level of
+        torchvision's ``Resize`` and ``CenterCrop`` on a Pillow image.
     """
     if fit == "original":
         return np.array(image), Frame(0, 0, width, height)
     across, down = resized(width, height, size, fit)
+    how = preprocessing.interpolation
     if fit == "stretch":
-        return _resize(image, across, down), Frame(0, 0, width, height)
+        return _resize(image, across, down, how), Frame(0, 0, width, height)
     # torchvision's CenterCrop rounds half to even.
     left, top = round((across - size) / 2), round((down - size) / 2)
     frame = Frame(
         left * width / across, top * height / down, (left + size) * width / across, (top + size) * height / down
     )
     if fit == "pad":
-        pixels_HWC = np.full((size, size, 3), PAD_COLOUR, np.uint8)
-        pixels_HWC[-top : down - top, -left : across - left] = _resize(image, across, down)
+        pixels_HWC = np.full((size, size, 3), preprocessing.mean_colour, np.uint8)
+        pixels_HWC[-top : down - top, -left : across - left] = _resize(image, across, down, how)
         return pixels_HWC, frame
     if max(across, down) > _STRIP * size:
-        return _resize_part(image, size, frame, width, height), frame
-    return np.ascontiguousarray(_resize(image, across, down)[top : top + size, left : left + size]), frame
+        return _resize_part(image, size, frame, width, height, how), frame
+    return np.ascontiguousarray(_resize(image, across, down, how)[top : top + size, left : left + size]), frame
 
 
-def _resize(image: Image.Image, across: int, down: int) -> NDArray[np.uint8]:
+def _resize(image: Image.Image, across: int, down: int, how: Interpolation) -> NDArray[np.uint8]:
     if image.size == (across, down):
         return np.array(image)
     # Three times faster than Pillow on uint8, channels last. Imported here: whoever only encodes or overlays pays
@@ -79,12 +81,14 @@ def _resize(image: Image.Image, across: int, down: int) -> NDArray[np.uint8]:
     import torch
 
     pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
-    resized_1CHW = torch.nn.functional.interpolate(pixels_1CHW, size=(down, across), mode="bilinear", antialias=True)
+    resized_1CHW = torch.nn.functional.interpolate(pixels_1CHW, size=(down, across), mode=how, antialias=True)
     pixels_HWC: NDArray[np.uint8] = resized_1CHW.squeeze(0).permute(1, 2, 0).numpy()
     return pixels_HWC
 
 
-def _resize_part(image: Image.Image, size: int, frame: Frame, width: int, height: int) -> NDArray[np.uint8]:
+def _resize_part(
+    image: Image.Image, size: int, frame: Frame, width: int, height: int, how: Interpolation
+) -> NDArray[np.uint8]:
     x, y = image.width / width, image.height / height
     box = (frame.left * x, frame.top * y, min(frame.right * x, image.width), min(frame.bottom * y, image.height))
-    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.array(image.resize((size, size), Image.Resampling[how.upper()], box=box))

@@ -15,20 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
+
 Style = Literal["heat", "reference", "red"]
 STYLES: tuple[str, ...] = get_args(Style)
 
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
-
-def overlay(style: Style, pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
+def overlay(
+    style: Style,
+    pixels_HWC: NDArray[np.uint8],
+    mask_HW: NDArray[np.float32],
+    preprocessing: Preprocessing = IMAGENET,
+) -> NDArray[np.uint8]:
     """Draws the mask in the given style.
 
     Args:
         style: ``heat``, ``reference`` or ``red``.
         pixels_HWC: uint8 RGB.
         mask_HW: float in [0, 1], of the same height and width.
+        preprocessing: the network's, which ``reference`` draws with.
 
     Returns:
         uint8 RGB of the same shape.
@@ -38,7 +43,9 @@ def overlay(style: Style, pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.flo
     """
     if style not in STYLES:
         raise ValueError(f"overlay style (={style!r}) must be one of {', '.join(STYLES)}")
-    return {"heat": heat, "reference": reference, "red": red}[style](pixels_HWC, mask_HW)
+    if style == "reference":
+        return reference(pixels_HWC, mask_HW, preprocessing)
+    return {"heat": heat, "red": red}[style](pixels_HWC, mask_HW)
 
 
 def heat(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -57,7 +64,9 @@ def heat(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> NDArray
     return drawn_HWC
 
 
-def reference(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
+def reference(
+    pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32], preprocessing: Preprocessing = IMAGENET
+) -> NDArray[np.uint8]:
     """Draws as the reference project does: a dark, red picture.
 
     Ten times the mask is added to red in the network's normalised values, which are then stretched from least to
@@ -67,7 +76,8 @@ def reference(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> ND
         ValueError: as `overlay` does.
     """
     _check(pixels_HWC, mask_HW)
-    values_HWC = (pixels_HWC.astype(np.float32) / 255 - _MEAN) / _STD
+    mean_C, std_C = np.array([preprocessing.rgb_mean, preprocessing.rgb_std], np.float32)
+    values_HWC = (pixels_HWC.astype(np.float32) / 255 - mean_C) / std_C
     values_HWC[..., 0] += 10 * mask_HW
     low, high = values_HWC.min(), values_HWC.max()
     spread = high - low if high > low else np.float32(1)

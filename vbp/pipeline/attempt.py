@@ -113,6 +113,7 @@ class Attempt:
             batch_size=prepare.choose_batch_size(self.config, device, self.record.facts),
             weights_sha256=model.sha256,
             contents=prepare.contents_sha256(self.config),
+            preprocessing=self.config.preprocessing(model.preprocessing),
         )
         self.record.refuse_other(self.recipe)
         if (slow := slow_machines(self.recipe.precision, found)) is not None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vbp.errors import UsageError
+from vbp.networks.preprocessing import IMAGENET, Channels, Interpolation, Preprocessing, check_mean, check_std
 from vbp.pipeline.apart import check_places
 from vbp.pipeline.resources import parse_labels
 from vbp.storage.addresses import check_place, without_secrets
@@ -94,6 +97,14 @@ class RunConfig:
         "network: masks as the network saw the image; image: at the original size, zero outside the frame.",
         fingerprint=True,
     )
+    mean: tuple[float, ...] | None = option(
+        None, "Subtracted from pixels in 0..1, one value a channel, comma-separated [default: the network's own]."
+    )
+    std: tuple[float, ...] | None = option(None, "Divides what is left, as --mean [default: the network's own].")
+    interpolation: Interpolation | None = option(None, "How images are resized [default: the network's own].")
+    channels: Channels | None = option(
+        None, "What the network takes: rgb, bgr (Caffe, OpenCV), or grey, with --mean and --std [default: its own]."
+    )
     batch_size: int | None = option(
         None, "Images in one forward pass [default: 128 on a GPU, 2 on each core of a CPU]."
     )
@@ -163,6 +174,10 @@ class RunConfig:
             object.__setattr__(self, "suffixes", _suffixes(self.suffixes))
         for name, hint in get_type_hints(type(self)).items():
             self._check_choice(name, hint)
+        with _as_flags():
+            for name, checked in (("mean", check_mean), ("std", check_std)):
+                if getattr(self, name) is not None:
+                    object.__setattr__(self, name, checked(getattr(self, name)))
         for name in ("size", "batch_size", "max_bytes", "limit", "shard_size", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -187,8 +202,8 @@ class RunConfig:
         if name == "outputs":
             values, choices = value, get_args(Output)
         else:
-            values, choices = (value,), get_args(hint)
-        if choices and all(isinstance(choice, str) for choice in choices):
+            values, choices = (value,), choices_of(hint)
+        if choices and value is not None:
             for item in values:
                 if item not in choices:
                     raise UsageError(f"{_flag(name)} (={item}) must be one of {', '.join(choices)}.")
@@ -212,6 +227,15 @@ class RunConfig:
             chosen |= {"noise": self.noise, "noise_seed": self.seed}
         return {name: _recorded(value) for name, value in chosen.items()}
 
+    def preprocessing(self, own: Preprocessing = IMAGENET) -> Preprocessing:
+        """What the network is to see: its `own`, but for what the flags say.
+
+        Raises:
+            UsageError: the flags do not go with each other, or not with what the network has of its own.
+        """
+        with _as_flags():
+            return own.changed(mean=self.mean, std=self.std, interpolation=self.interpolation, channels=self.channels)
+
     def method(self) -> dict[str, Any]:
         """The arguments of ``vbp.saliency.VisualBackProp`` but for the network."""
         named = self.stages in ("all", "last")
@@ -233,7 +257,7 @@ class RunConfig:
             if each.name in ("input", "output") or value in (each.default, {}):
                 continue
             if isinstance(value, tuple):
-                value = ",".join(value)
+                value = ",".join(map(str, value))
             elif isinstance(value, Mapping):
                 value = json.dumps(value)
             flags.append(_flag(each.name) if value is True else f"{_flag(each.name)}={value}")
@@ -258,6 +282,22 @@ def _suffixes(asked: Iterable[str]) -> tuple[str, ...]:
             f"--suffixes (={','.join(asked)}) must name ends of files like .jpg,.heic, or none for names without one; "
             f"{error} is neither."
         ) from error
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """The choices of a Literal of texts, or of one that may be None; empty for other types."""
+    hints = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    literals = [each for each in hints if get_origin(each) is Literal]
+    return get_args(literals[0]) if literals else ()
+
+
+@contextmanager
+def _as_flags() -> Iterator[None]:
+    """Sentences about a `Preprocessing` begin with a field's name, which is a flag here."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"--{error}") from error
 
 
 def _flag(name: str) -> str:

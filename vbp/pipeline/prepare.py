@@ -27,6 +27,7 @@ from vbp.storage.listing import (
 from vbp.storage.manifestfile import is_manifest, read_manifest_input
 
 if TYPE_CHECKING:
+    from vbp.networks.preprocessing import Preprocessing
     from vbp.saliency.models import Model
     from vbp.storage.manifest import Manifest
 
@@ -216,12 +217,18 @@ def check_network(config: RunConfig, model: Model) -> None:
     """Try the network as `config` wants it; errors as for `load_network`."""
     import torch
 
+    from vbp.saliency.models import check_channels
     from vbp.saliency.visualbackprop import VisualBackProp
 
+    preprocessing = config.preprocessing(model.preprocessing)
+    try:
+        check_channels(model.network, preprocessing)
+    except UsageError as error:
+        raise UsageError(f"--{error}") from error
     vbp = VisualBackProp(model.network, **config.method())
     if config.fit != "original":
         try:
-            vbp(torch.zeros(1, 3, config.size, config.size))
+            vbp(torch.zeros(1, preprocessing.depth, config.size, config.size))
         except ImageError as error:
             raise UsageError(f"--size (={config.size}) does not suit --model {config.model}: {error}") from error
     for option, value, without in (("--select", config.select, "all"), ("--target", config.target, "none")):
@@ -276,6 +283,13 @@ def weights_are_missing(config: RunConfig) -> bool:
     from vbp.saliency.weights import imagenet_is_here
 
     return not imagenet_is_here(config.model)
+
+
+def own_preprocessing(config: RunConfig) -> Preprocessing:
+    """What the network wants to see by itself, told without loading it."""
+    from vbp.saliency.models import preprocessing_of
+
+    return preprocessing_of(config.model, config.weights)
 
 
 def declared_classes(config: RunConfig) -> ClassNames | str | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.layouts import FOLDERS
@@ -38,6 +39,8 @@ class Recipe:
     weights_sha256: str
     contents: Mapping[str, str] = field(default_factory=dict)
     """Digests of other files on which the results depend, by their name in the fingerprint."""
+    preprocessing: Preprocessing = IMAGENET
+    """What the network wants to see, resolved."""
     classes: ClassMap | None = None
     """How folders and outputs match; None without a classifier."""
     threads: int = 0
@@ -75,7 +78,13 @@ class Recipe:
     def decode(self) -> Decode:
         """The second step."""
         config = self.config
-        return Decode(config.size, config.fit, fast=config.fast_decode, keep_data=config.frame == "image")
+        return Decode(
+            config.size,
+            config.fit,
+            fast=config.fast_decode,
+            keep_data=config.frame == "image",
+            preprocessing=self.preprocessing,
+        )
 
     def explain_arguments(self) -> dict[str, Any]:
         """Arguments of the third step, which is built where the accelerator is."""
@@ -90,6 +99,7 @@ class Recipe:
             "batch_size": None if config.fit == "original" else self.batch_size,
             "side_by_side": self.side_by_side,
             "storage_options": config.storage_options,
+            "preprocessing": self.preprocessing,
         }
         return {
             "engine": engine,
@@ -108,7 +118,7 @@ class Recipe:
         """The fourth step."""
         config = self.config
         outputs = () if config.layout == "none" else config.outputs
-        return Encode(outputs, config.mask_format, config.overlay_style, config.frame)
+        return Encode(outputs, config.mask_format, config.overlay_style, config.frame, self.preprocessing)
 
     @property
     def suffixes(self) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from vbp.errors import StorageError, UsageError
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
@@ -102,12 +103,13 @@ class Record:
         if self.facts.get("fingerprint") is None:
             return False
         precision = config.precision if config.precision != "auto" else str(self.facts.get("precision"))
-        return not self._changes(_fingerprint(config, weights_sha256, precision, contents))
+        # A checkpoint says nothing of its pixels, so ImageNet's are its own.
+        return not self._changes(_fingerprint(config, weights_sha256, precision, contents, config.preprocessing()))
 
     def _changes(self, now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Name, old and new value of each field of the fingerprint that differs."""
         # What an older vbp did not ask for was done as the defaults are.
-        defaults = RunConfig(input="photos", output="results").fingerprint()
+        defaults = RunConfig(input="photos", output="results").fingerprint() | IMAGENET.as_json()
         before = defaults | self.facts["fingerprint"]
         unknown = set(CONTENTS) - set(before)
         names = [name for name in before | now if before.get(name) != now.get(name) and name not in unknown]
@@ -182,12 +184,18 @@ class Record:
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """All on which the written results depend, by name."""
-    return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision, recipe.contents)
+    return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision, recipe.contents, recipe.preprocessing)
 
 
-def _fingerprint(config: RunConfig, weights_sha256: str, precision: str, contents: Mapping[str, str]) -> dict[str, Any]:
+def _fingerprint(
+    config: RunConfig,
+    weights_sha256: str,
+    precision: str,
+    contents: Mapping[str, str],
+    preprocessing: Preprocessing,
+) -> dict[str, Any]:
     own = {"input": config.input, "weights": weights_sha256, "precision": precision, "method": METHOD_VERSION}
-    return {**config.fingerprint(), **own, **contents}
+    return {**config.fingerprint(), **preprocessing.as_json(), **own, **contents}
 
 
 def _is_due(field: dataclasses.Field[Any]) -> bool:

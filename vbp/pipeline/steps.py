@@ -29,6 +29,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from vbp.errors import ImageError, NonFiniteActivationError, StorageError, UsageError
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.breaker import Breaker
 from vbp.pipeline.layouts import FOLDERS, make_layout
 from vbp.storage import lease
@@ -163,12 +164,22 @@ class Decode(Step):
         fit: crop, pad, stretch or original.
         fast: DCT-scaled decoding of large JPEGs: other pixels.
         keep_data: leave ``data`` in, for an Encode that draws on the original image.
+        preprocessing: how the network wants pictures resized.
     """
 
     stage = "decode"
 
-    def __init__(self, size: int = 224, fit: Any = "crop", *, fast: bool = False, keep_data: bool = False) -> None:
-        self._size, self._fit, self._fast, self._keep_data = size, fit, fast, keep_data
+    def __init__(
+        self,
+        size: int = 224,
+        fit: Any = "crop",
+        *,
+        fast: bool = False,
+        keep_data: bool = False,
+        preprocessing: Preprocessing = IMAGENET,
+    ) -> None:
+        self._size, self._fit, self._keep_data = size, fit, keep_data
+        self._how: dict[str, Any] = {"size": size, "fit": fit, "fast": fast, "preprocessing": preprocessing}
 
     @override
     def run(self, batch: Batch) -> Batch:
@@ -178,7 +189,7 @@ class Decode(Step):
         pictures: list[Picture | None] = [None] * len(data)
         for row in good_rows(batch):
             try:
-                pictures[row] = decode(data[row], size=self._size, fit=self._fit, fast=self._fast)
+                pictures[row] = decode(data[row], **self._how)
             except ImageError as error:
                 self.fail(batch, row, error)
         side = 1 if self._fit == "original" else self._size
@@ -314,6 +325,7 @@ class Encode(Step):
         mask_format: png8, png16 or npy.
         overlay_style: heat, reference or red.
         frame: network, or image for results at the size of the original (needs ``data``).
+        preprocessing: the network's, which the style reference draws with.
     """
 
     stage = "encode"
@@ -324,6 +336,7 @@ class Encode(Step):
         mask_format: Any = "png8",
         overlay_style: Any = "heat",
         frame: str = "network",
+        preprocessing: Preprocessing = IMAGENET,
     ) -> None:
         self._outputs, self._mask_format, self._style, self._frame = (
             outputs,
@@ -331,6 +344,7 @@ class Encode(Step):
             overlay_style,
             frame,
         )
+        self._preprocessing = preprocessing
 
     @override
     def run(self, batch: Batch) -> Batch:
@@ -372,7 +386,7 @@ class Encode(Step):
         if kind == "mask":
             return encode.encode_mask(mask_HW, self._mask_format)
         if kind == "overlay":
-            return encode.encode_jpeg(overlay(self._style, pixels_HWC, mask_HW))
+            return encode.encode_jpeg(overlay(self._style, pixels_HWC, mask_HW, self._preprocessing))
         if kind == "input":
             return encode.encode_png(pixels_HWC)
         maps, masks = ([batch[n][row] for n in sorted(batch) if n.startswith(p)] for p in ("map_", "submask_"))

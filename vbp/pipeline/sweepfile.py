@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
 from types import NoneType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from vbp.errors import StorageError, UsageError
-from vbp.pipeline.config import RunConfig
+from vbp.pipeline.config import RunConfig, choices_of
 
 RUNS = "runs"
 """The folder of the runs' outputs, in the sweep's."""
@@ -239,6 +239,8 @@ class _File:
             value = tuple(kinds)
         elif field == "storage_options":
             value = self._mapping(where, value)
+        elif field in ("mean", "std"):
+            value = self._numbers(where, value)
         elif field == "max_failures" and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         else:
@@ -248,8 +250,18 @@ class _File:
         except UsageError as error:
             raise UsageError(f"{self._name}: {where}: {error}") from error
 
+    def _numbers(self, where: str, value: Any) -> tuple[float, ...] | None:
+        """A list of numbers, or its text, or nothing."""
+        if value is None:
+            return None
+        values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        try:
+            return tuple(float(each) for each in values)
+        except (TypeError, ValueError):
+            self._refuse(where, value, "must be a list of numbers like [0.485, 0.456, 0.406]")
+
     def _check_type(self, where: str, value: Any, hint: Any) -> None:
-        kinds = {str} if get_origin(hint) is not None and isinstance(get_args(hint)[0], str) else set(get_args(hint))
+        kinds = {str, *set(get_args(hint)) & {NoneType}} if choices_of(hint) else set(get_args(hint))
         kinds = kinds or {hint}
         if float in kinds:
             kinds.add(int)
@@ -327,7 +339,7 @@ class _File:
     def _label_of(self, where: str, field: str, value: Any) -> str:
         """A name for a value without one: of a place its last part, without what any file system may refuse."""
         if isinstance(value, tuple):
-            text = "-".join(value)
+            text = "-".join(map(str, value))
         elif isinstance(value, bool) or value is None:
             text = {True: "true", False: "false", None: "auto"}[value]
         elif isinstance(value, str) and field in _PLACES:

@@ -275,6 +275,8 @@ class _Sample:
         self._config = dataclasses.replace(config, weights=named, select="all")
         self._model = prepare.load_network(self._config)
         self.notes = self._model.notes
+        if self.stands_in:  # random weights do not know what those were trained on for which they stand in
+            self._model = dataclasses.replace(self._model, preprocessing=prepare.own_preprocessing(config))
         device = prepare.choose_device(config)
         self.recipe = Recipe(
             config=config,
@@ -284,6 +286,7 @@ class _Sample:
             batch_size=prepare.choose_batch_size(config, device, record.facts),
             weights_sha256=self._model.sha256,
             contents=prepare.contents_sha256(config),
+            preprocessing=config.preprocessing(self._model.preprocessing),
             network=self._model,
         )
         self.images, self.ok, self.bytes, self.wall = 0, 0, 0, 0.0

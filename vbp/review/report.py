@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 import vbp
 from vbp.errors import ImageError, StorageError
+from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline.layouts import INDEXED
 from vbp.plain import plain
 from vbp.review.choice import Choice
@@ -205,10 +206,18 @@ def _facts(output: Output) -> dict[str, str]:
         "frame": f"{config['size']} pixels, fit {config['fit']}, at the size of the {config['frame']}"
         if config
         else None,
+        "pixels": _pixels(record.get("fingerprint") or {}),
         "precision": f"{record['precision']} on {record['device']}" if "precision" in record else None,
         "versions": ", ".join(f"{name} {versions[name]}" for name in ("vbp", "torch", "python") if name in versions),
     }
     return {name: str(value) for name, value in facts.items() if value}
+
+
+def _pixels(fingerprint: Mapping[str, Any]) -> str:
+    """What the network saw of them; ImageNet's where an older run does not say."""
+    seen = {**IMAGENET.as_json(), **{name: fingerprint[name] for name in IMAGENET.as_json() if name in fingerprint}}
+    numbers = (", ".join(f"{value:g}" for value in seen[name]) for name in ("mean", "std"))
+    return "{}, {}, mean {}, std {}".format(seen["channels"], seen["interpolation"], *numbers)
 
 
 def _sample(

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vbp.errors import ImageError, UsageError
-from vbp.saliency.models import Model, load_model
+from vbp.networks.preprocessing import Channels, Preprocessing
+from vbp.saliency.models import Model, check_channels, load_model
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -81,11 +82,13 @@ class Explainer:
         classify: run the classifier as well, where there is one.
         keep_maps: return the averaged maps and intermediate masks.
         storage_options: to read the weights, as for ``vbp.storage.files.read_uri``.
+        preprocessing: what the network wants to see; by default as the network's source says (`Model.preprocessing`).
 
     Raises:
         ModelError: the network is unknown or cannot be explained.
         WeightsError: the checkpoint cannot be had or read, or does not fit.
-        UsageError: there is no such preset, device or precision, or no classifier for the target.
+        UsageError: there is no such preset, device or precision, no classifier for the target, or another number
+            of channels than the network takes.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Explainer:
         classify: bool = True,
         keep_maps: bool = False,
         storage_options: Mapping[str, Any] | None = None,
+        preprocessing: Preprocessing | None = None,
     ):
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size (={batch_size}) must be at least 1.")
@@ -122,6 +126,8 @@ class Explainer:
         else:
             self.model = model
             network = deepcopy(model.network)
+        self.preprocessing = preprocessing or self.model.preprocessing
+        check_channels(network, self.preprocessing)
         self._classify = classify and self.model.num_classes is not None
         if target is not None and self.model.num_classes is None:
             raise UsageError(f"target {target!r} needs a classifier, and {self.model.name} has none.")
@@ -139,8 +145,8 @@ class Explainer:
         self._vbp.prepare(self._device, self.precision)
         if self._device.type == "cpu" and side_by_side:
             self._pool = single_threads()
-        self._mean_1C11 = torch.tensor(self.model.mean, device=self._device).view(1, -1, 1, 1)
-        self._std_1C11 = torch.tensor(self.model.std, device=self._device).view(1, -1, 1, 1)
+        self._mean_1C11 = torch.tensor(self.preprocessing.mean, device=self._device).view(1, -1, 1, 1)
+        self._std_1C11 = torch.tensor(self.preprocessing.std, device=self._device).view(1, -1, 1, 1)
 
     @property
     def device(self) -> str:
@@ -190,7 +196,7 @@ class Explainer:
 
     def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
         # Seen as (B, C, H, W), pixels that lie colour by colour are what torch calls channels_last.
-        images_BCHW = pixels_BHWC.to(self._device).permute(0, 3, 1, 2).float()
+        images_BCHW = _channels(pixels_BHWC.to(self._device).permute(0, 3, 1, 2), self.preprocessing.channels).float()
         images_BCHW.div_(255).sub_(self._mean_1C11).div_(self._std_1C11)
         return images_BCHW.to(PRECISIONS[self.precision])
 
@@ -207,6 +213,16 @@ class Explainer:
             maps=planes(explanation.maps),
             masks=planes(explanation.masks),
         )
+
+
+def _channels(images_BCHW: Tensor, channels: Channels) -> Tensor:
+    """The network's channels of uint8 RGB images, integers as they are."""
+    if channels == "bgr":
+        return images_BCHW.flip(1)
+    if channels == "grey":  # Pillow's arithmetic, so that grey pictures keep their levels
+        red_BHW, green_BHW, blue_BHW = images_BCHW.int().unbind(1)
+        return (19595 * red_BHW + 38470 * green_BHW + 7471 * blue_BHW + 32768 >> 16).unsqueeze(1)
+    return images_BCHW
 
 
 def single_threads() -> ThreadPoolExecutor:

@@ -301,11 +301,16 @@ def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             setattr(module, key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
 
+def input_channels(network: nn.Module) -> int:
+    """Channels of the network's input, as its first convolution takes them; 3 without one."""
+    return next((layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
 def _broken_chain(network: nn.Module) -> str | None:
     """What is wrong with the widths from layer to layer, found by a forward pass."""
     try:
         with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, 224, 224))
+            network.eval()(torch.zeros(1, input_channels(network), 224, 224))
     except RuntimeError as error:
         return f"the widths of its layers do not chain for a batch of RGB images ({error})"
     return None

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from vbp.errors import ModelError, WeightsError
-from vbp.saliency.fitting import AUXILIARY, AmbiguousError, KindError, MisfitError, Wanted, fit, matches
+from vbp.errors import ModelError, UsageError, WeightsError
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
+from vbp.saliency.fitting import AUXILIARY, AmbiguousError, KindError, MisfitError, Wanted, fit, input_channels, matches
 from vbp.saliency.sound import check_sound
 from vbp.saliency.vision import torchvision
 from vbp.saliency.weights import Checkpoint, read_checkpoint, tensors_sha256
-
-MEAN = (0.485, 0.456, 0.406)
-"""Of ImageNet's pixels in [0, 1], red, green, blue: the normalisation of every torchvision classifier."""
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,8 @@ class Model:
     name: str
     network: nn.Module
     """float32, on the CPU, in evaluation mode."""
-    mean: tuple[float, float, float]
-    """Subtracted from RGB in [0, 1]."""
-    std: tuple[float, float, float]
-    """Divides what is left."""
+    preprocessing: Preprocessing
+    """What it was trained to see, as far as its source says."""
     class_names: tuple[str, ...] | None
     """One per output of the classifier, where known."""
     num_classes: int | None
@@ -123,7 +118,32 @@ def _model(
     notes: tuple[str, ...] = (),
 ) -> Model:
     network.eval().requires_grad_(False)
-    return Model(name, network, MEAN, STD, class_names, _num_classes(network), weights, sha256, notes)
+    own = preprocessing_of(name, weights)
+    return Model(name, network, own, class_names, _num_classes(network), weights, sha256, notes)
+
+
+def preprocessing_of(model: str, weights: str) -> Preprocessing:
+    """What torchvision says of its own weights; ImageNet's for a checkpoint, which says nothing."""
+    if weights != "imagenet":
+        return IMAGENET
+    transforms = torchvision.models.get_model_weights(model).DEFAULT.transforms()
+    return Preprocessing(tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value)
+
+
+def check_channels(network: nn.Module, preprocessing: Preprocessing) -> None:
+    """Refuse a number of channels that the network does not take.
+
+    Raises:
+        UsageError: another number.
+    """
+    taken = input_channels(network)
+    if taken == preprocessing.depth:
+        return
+    way_out = {1: "give channels grey with its own mean and std", 3: "give channels rgb or bgr"}
+    raise UsageError(
+        f"channels (={preprocessing.channels}) make an input of {preprocessing.depth}, but the network takes {taken}: "
+        f"{way_out.get(taken, 'only 1 or 3 are made of pictures')}."
+    )
 
 
 @cache

@@ -1,0 +1,162 @@
+"""What a network wants to see: how pixels become its input. One value that travels with the network.
+
+Pixels are uint8 RGB everywhere until they reach the network; only there are channels chosen and values normalised::
+
+    input = (channels(pixels) / 255 - mean) / std
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from vbp.errors import UsageError
+
+Interpolation = Literal["bilinear", "bicubic"]
+Channels = Literal["rgb", "bgr", "grey"]
+
+_COLOURS = {"rgb": 3, "bgr": 3, "grey": 1}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The input that a network was trained on; by default ImageNet's, as torchvision has it.
+
+    Attributes:
+        mean: subtracted from pixels in [0, 1]; a value for each channel, in the order of `channels`.
+        std: divides what is left; as many values.
+        interpolation: how pictures are resized, always with antialiasing.
+        channels: ``rgb``; ``bgr``, as Caffe and OpenCV have it; ``grey``, one channel by ITU-R 601 as Pillow has it.
+
+    Raises:
+        UsageError: a value outside its domain, or a wrong number of values.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
+    channels: Channels = "rgb"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", check_mean(self.mean))
+        object.__setattr__(self, "std", check_std(self.std))
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if len(value) != self.depth:
+                raise UsageError(
+                    f"{name} (={_listed(value)}) must have {self.depth} values for channels {self.channels}, one each."
+                )
+
+    @property
+    def depth(self) -> int:
+        """Channels of the network's input."""
+        return _COLOURS[self.channels]
+
+    @property
+    def rgb_mean(self) -> tuple[float, ...]:
+        """`mean` for red, green and blue; grey's for all three."""
+        return _as_rgb(self.mean, self.channels)
+
+    @property
+    def rgb_std(self) -> tuple[float, ...]:
+        """`std` for red, green and blue; grey's for all three."""
+        return _as_rgb(self.std, self.channels)
+
+    @property
+    def mean_colour(self) -> tuple[int, ...]:
+        """`mean` as a uint8 RGB colour: about zero once normalised, so that padding excites least."""
+        return tuple(round(255 * value) for value in self.rgb_mean)
+
+    def changed(
+        self,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: Interpolation | None = None,
+        channels: Channels | None = None,
+    ) -> Preprocessing:
+        """The same but for what is given. Between RGB and BGR, mean and standard deviation go with their colours.
+
+        Raises:
+            UsageError: as for `Preprocessing`; or another number of channels without their mean and std.
+        """
+        channels = channels or self.channels
+        if _COLOURS[channels] != self.depth and (mean is None or std is None):
+            raise UsageError(
+                f"channels (={channels}) needs mean and std too, with a value for each channel: those of "
+                f"{self.channels} do not serve."
+            )
+        turned = channels != self.channels and _COLOURS[channels] == self.depth
+        own_mean, own_std = (self.mean[::-1], self.std[::-1]) if turned else (self.mean, self.std)
+        return replace(
+            self,
+            mean=own_mean if mean is None else tuple(mean),
+            std=own_std if std is None else tuple(std),
+            interpolation=interpolation or self.interpolation,
+            channels=channels,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """By name, as JSON values."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "channels": self.channels,
+        }
+
+
+def check_mean(values: Sequence[float]) -> tuple[float, ...]:
+    """The values, if they may be a mean of pixels in [0, 1].
+
+    Raises:
+        UsageError: they are not.
+    """
+    found = _numbers("mean", values)
+    if not all(0 <= value <= 1 for value in found):
+        raise UsageError(f"mean (={_listed(found)}) must lie in 0..1, as pixels do{_divided(found)}.")
+    return found
+
+
+def check_std(values: Sequence[float]) -> tuple[float, ...]:
+    """The values, if they may be a standard deviation of pixels in [0, 1].
+
+    Raises:
+        UsageError: they are not.
+    """
+    found = _numbers("std", values)
+    if not all(0 < value <= 1 for value in found):
+        raise UsageError(f"std (={_listed(found)}) must lie in 0..1, as pixels do, and not be 0{_divided(found)}.")
+    return found
+
+
+def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} (={values!r}) must be numbers, like 0.485,0.456,0.406.") from error
+    if not found or not all(map(math.isfinite, found)):
+        raise UsageError(f"{name} (={_listed(found)}) must be finite numbers, one for each channel.")
+    return found
+
+
+def _divided(values: Sequence[float]) -> str:
+    """What to give instead of values that were meant for 0..255."""
+    if min(values) < 0 or not 1 < max(values) <= 255:
+        return ""
+    return f"; for pixels in 0..255 this is {_listed([round(value / 255, 4) for value in values])}"
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def _as_rgb(values: tuple[float, ...], channels: Channels) -> tuple[float, ...]:
+    if channels == "grey":
+        return values * 3
+    return values[::-1] if channels == "bgr" else values
+
+
+IMAGENET = Preprocessing()
+"""Of ImageNet's pictures: what nearly every network of torchvision was trained on."""
