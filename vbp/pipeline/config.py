@@ -27,6 +27,9 @@ from vbp.storage.leftout import suffixes_in
 BY_ORDER = "by-order"
 """Instead of a class file: the folders of the input, in the order of their names, are the classes."""
 
+LARGEST_SIZE, LARGEST = 10_000, 2**53
+"""No network gets a square of more pixels a side; larger numbers than the second no file format keeps as they are."""
+
 Preset = Literal["paper", "reference"]
 PoolingChoice = Literal["exact", "merged", "unpool"]
 TargetChoice = Literal["none", "predicted"]
@@ -165,7 +168,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not self.input or not self.output:
-            raise UsageError(f"INPUT (={self.input!r}) and OUTPUT (={self.output!r}) must both name a place.")
+            source, output = without_secrets(self.input), without_secrets(self.output)
+            raise UsageError(f"INPUT (={source!r}) and OUTPUT (={output!r}) must both name a place.")
         # one order, and each kind once: results do not depend on how they were asked for
         asked = {kind.strip() for kind in self.outputs}
         order = [*get_args(Output), *sorted(asked - set(get_args(Output)))]
@@ -180,8 +184,9 @@ class RunConfig:
                     object.__setattr__(self, name, checked(getattr(self, name)))
         for name in ("size", "batch_size", "max_bytes", "limit", "shard_size", "workers"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{_flag(name)} (={value}) must be at least 1.")
+            most = LARGEST_SIZE if name == "size" else LARGEST
+            if value is not None and not 1 <= value <= most:
+                raise UsageError(f"{_flag(name)} (={value}) must be at least 1 and at most {most}.")
         if self.smooth < 0 or self.noise <= 0:
             raise UsageError(f"--smooth (={self.smooth}) must be at least 0, and --noise (={self.noise}) more than 0.")
         if not self.outputs:
