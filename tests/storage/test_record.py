@@ -1,6 +1,7 @@
 import pytest
 
 from vbp.errors import StorageError
+from vbp.storage.files import Folder
 from vbp.storage.record import is_complete, load_record, mark_complete, mark_incomplete, save_record
 
 
@@ -27,3 +28,19 @@ def test_success(folder):
     assert folder.list() == ["_SUCCESS"]
     mark_incomplete(folder)
     assert not is_complete(folder)
+
+
+def test_a_run_of_a_sweep_takes_the_promise_of_the_whole_back(tmp_path):
+    """Its rows stand in the index of all runs."""
+    sweep = Folder(tmp_path / "sweep")
+    for name in ("_SUCCESS", "_run/sweep.json", "runs/one/_SUCCESS"):
+        sweep.write(name, b"{}")
+    mark_incomplete(sweep.child("runs/one/masks"))
+    assert sweep.exists("_SUCCESS")
+    mark_incomplete(sweep.child("runs/one"))
+    assert not sweep.exists("_SUCCESS")
+    assert not sweep.exists("runs/one/_SUCCESS")
+    other = Folder(tmp_path / "no-sweep")
+    other.write("_SUCCESS", b"")
+    mark_incomplete(other.child("runs/one"))
+    assert other.exists("_SUCCESS")

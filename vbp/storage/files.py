@@ -68,6 +68,11 @@ class Folder:
         return protocol_of(self.url) in ("http", "https")
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """The settings that it was opened with."""
+        return self._options
+
+    @property
     def is_local(self) -> bool:
         """Whether the folder lies on a disk of this machine, or on one mounted here."""
         return not self._base

@@ -45,6 +45,10 @@ def load_run(output: Folder) -> dict[str, Any] | None:
             raise StorageError(
                 f"{output.uri(RUN)} is damaged ({name} is {said[:80]}); restore it, or start a new output"
             )
+    config = (record or {}).get("config")
+    lacking = [name for name in _NEEDED if config and config.get(name) is None]
+    if lacking:
+        raise StorageError(f"{output.uri(RUN)} is damaged (no config.{lacking[0]}); restore it, or start a new output")
     return record
 
 
@@ -63,6 +67,8 @@ def _are_words(value: Any) -> bool:
     return value is None or (type(value) is list and all(isinstance(each, str) for each in value))
 
 
+_NEEDED = ("size", "fit", "frame", "mask_format", "outputs")
+"""Fields that every configuration on record has."""
 _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "run_id": _is(str),
     "input": _is(str),
@@ -107,5 +113,13 @@ def mark_complete(output: Folder) -> None:
 
 
 def mark_incomplete(output: Folder) -> None:
-    """Take it back; comes before a run's first write."""
+    """Take it back; comes before a run's first write.
+
+    Where the output is of a sweep, the index of all runs holds rows that are about to change: its promise goes first.
+    """
+    sweep, runs, name = output.url.rpartition("/runs/")
+    if runs and "/" not in name:
+        above = Folder(sweep, output.options)
+        if above.exists(SWEEP):
+            above.delete(SUCCESS)
     output.delete(SUCCESS)
