@@ -276,7 +276,7 @@ class _Check:
                 masked = []
                 for row in self._rows_of(shard, expected, rows):
                     statuses[row["status"]] += 1
-                    if row["status"] == "ok" and row["mask_uri"] is not None:
+                    if row["status"] == "ok" and row["mask_uri"] is not None and self._output.config:
                         masked.append(row)
                 if deep:
                     opened += self._reopen(masked)
