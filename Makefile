@@ -33,8 +33,9 @@ rehearsal: .venv/ready ## a cluster on this machine that loses nodes, and what i
 zoo: .venv/ready ## every CNN of torchvision at four sizes; docs/zoo.md, about half an hour
 	$(BIN)/python -m vbp.evidence.zoo docs/zoo.md
 
-chaos: .venv/ready ## runs that are disturbed and killed until they are done; docs/chaos.md, about half an hour
+chaos: .venv/ready ## runs that are disturbed and killed until they are done, and what people bring; docs/chaos.md, docs/edges.md, about an hour
 	$(BIN)/python -m tests.chaos docs/chaos.md
+	$(BIN)/python -m tests.chaos.edges docs/edges.md
 
 format: .venv/ready ## format and fix what can be fixed
 	$(BIN)/ruff format .
