@@ -46,7 +46,8 @@ def load_run(output: Folder) -> dict[str, Any] | None:
                 f"{output.uri(RUN)} is damaged ({name} is {said[:80]}); restore it, or start a new output"
             )
     config = (record or {}).get("config")
-    lacking = [name for name in _NEEDED if config and config.get(name) is None]
+    is_begun = config or (record or {}).get("fingerprint") is not None
+    lacking = [name for name in _NEEDED if is_begun and (config or {}).get(name) is None]
     if lacking:
         raise StorageError(f"{output.uri(RUN)} is damaged (no config.{lacking[0]}); restore it, or start a new output")
     return record
