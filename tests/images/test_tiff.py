@@ -208,7 +208,22 @@ def test_a_strip_or_tile_too_few_is_corrupt(tag):
 
 def test_bombs_are_refused_by_what_they_would_take():
     """Few pixels, but each of many bytes."""
-    data = tiff(np.zeros((100, 100, 3)), compression="deflate")
+    data = tiff(np.zeros((100, 100, 3)), compression="deflate", planar=True)
     assert decode(data, max_pixels=80_000).width == 100
-    with pytest.raises(ImageTooLargeError, match="240000 bytes.*the limit of 30000"):
-        decode(data, max_pixels=10_000)
+    with pytest.raises(ImageTooLargeError, match="240000 bytes.*the limit of 75000"):
+        decode(data, max_pixels=25_000)
+
+
+@pytest.mark.parametrize("kind", ["u1", "f8"])
+@pytest.mark.parametrize("tile", [(1 << 20, 16), (16, 1 << 20), (1 << 31, 1 << 31)])
+def test_tiles_far_larger_than_the_picture_are_refused_by_what_they_would_take(kind, tile):
+    tags = {322: (4, [tile[0]]), 323: (4, [tile[1]])}
+    data = tiff(as_type(picture(), kind), tile=(48, 32), compression="deflate", tags=tags)
+    with pytest.raises(ImageTooLargeError, match=f"tiles of {tile[0]} x {tile[1]} pixels"):
+        decode(data, max_pixels=1_000_000)
+
+
+@pytest.mark.parametrize("tag", [322, 323])
+def test_tiles_without_a_size_are_corrupt(tag):
+    with pytest.raises(CorruptImageError, match="strips or tiles are of"):
+        decode(tiff(as_type(picture(), "i2"), tile=(48, 32), tags={tag: (4, [0])}))

@@ -53,7 +53,7 @@ from vbp.errors import (
 from vbp.images.fit import FITS, Fit, fit_frame, resized
 from vbp.images.frame import Frame
 from vbp.images.png import bare_png, check_png
-from vbp.images.tiff import layout_of, pillow_reads, read_tiff, with_its_palette
+from vbp.images.tiff import check_blocks, layout_of, pillow_reads, read_tiff, with_its_palette
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 
 MAX_PIXELS = 178_956_970
@@ -213,6 +213,8 @@ def _read(data: bytes, kind: str, max_pixels: int, fast: tuple[int, Fit] | None)
     if kind == "PNG":
         check_png(data)
     layout = layout_of(data) if kind == "TIFF" else None
+    if layout:
+        check_blocks(layout, max_pixels)
     if layout and not pillow_reads(data, layout):
         image: Image.Image = read_tiff(data, layout, max_pixels)
         return _Stored(image, *image.size, layout.orientation if layout.orientation in _UPRIGHT else 1)

@@ -145,6 +145,26 @@ def layout_of(data: bytes) -> Layout:
     )
 
 
+def check_blocks(layout: Layout, max_pixels: int) -> None:
+    """Refuse strips and tiles that are far larger than the picture: they are decompressed whole.
+
+    Raises:
+        ImageTooLargeError: one of them, or all of them side by side, would take four bytes for each of `max_pixels`.
+        CorruptImageError: they have no size.
+    """
+    width, height = layout.block_width, layout.block_height
+    if width < 1 or height < 1:
+        raise CorruptImageError(f"the TIFF's strips or tiles are of {width} x {height} pixels; write it again")
+    across = math.ceil(layout.width / width) * width
+    down = max(height, layout.height)
+    bits = max(layout.bits) * (1 if layout.planar else layout.samples)
+    if across * down * bits > 8 * 4 * max_pixels:
+        raise ImageTooLargeError(
+            f"strips or tiles of {width} x {height} pixels of {bits} bits take more than the limit of {4 * max_pixels} "
+            "bytes; shrink the image, or write it in smaller tiles"
+        )
+
+
 def pillow_reads(data: bytes, layout: Layout) -> bool:
     """Whether Pillow takes this file, and may be trusted with its layout.
 

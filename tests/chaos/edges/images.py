@@ -26,7 +26,7 @@ from tests.tiffwriter import tiff
 
 SECONDS = 10.0
 """CPU time that one file may take."""
-MEMORY_MIB = 600
+MEMORY_MIB = 200
 """What the process may grow by while it decodes images of at most `MAX_PIXELS`, the decoders' libraries included."""
 MAX_PIXELS = 1_000_000
 NUMBERS = (0, 1, 2, 3, 4, 7, 8, 9, 12, 15, 16, 24, 32, 64, 127, 128, 255, 256, 257, 999, 4096, 32767, 32768, 50000,
