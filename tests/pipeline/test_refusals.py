@@ -1,5 +1,9 @@
 """A refused run leaves the output as it was, whatever it was refused for."""
 
+import dataclasses
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +55,51 @@ def test_a_refused_run_leaves_no_trace(one_photo, network_file, monkeypatch, kin
     with pytest.raises(UsageError):
         run(RunConfig(**fields | REFUSALS[kind]))
     assert sorted(one_photo.rglob("*")) == before
+
+
+@pytest.mark.parametrize("lost", [["run.json", "manifest.json"], ["run.json"]])
+def test_a_refused_run_keeps_a_ledger_without_its_record(one_photo, network_file, lost):
+    output = one_photo / "out"
+    asked = RunConfig(
+        input=str(one_photo / "photos"), output=str(output), weights=network_file, size=32, runner="local",
+        outputs=("mask",),
+    )  # fmt: skip
+    run(asked)
+    for name in lost:
+        (output / "_run" / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="is gone"):
+        run(asked)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_refused_run_keeps_what_others_put_into_its_own_folder(one_photo, network_file):
+    notes = one_photo / "out" / "_run" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("of somebody else")
+    places = {"input": str(one_photo / "texts"), "output": str(one_photo / "out")}
+    with pytest.raises(UsageError, match="holds no images"):
+        run(RunConfig(**places, weights=network_file, size=32, runner="local"))
+    assert notes.exists()
+
+
+def test_a_refresh_that_is_refused_for_a_folder_takes_nothing_of_it_on(one_photo, network_file):
+    """Taken away again, the folder that is no class has left no trace; an image that changed is done again."""
+    photos, output = one_photo / "photos", one_photo / "out"
+    asked = RunConfig(
+        input=str(photos), output=str(output), weights=network_file, size=32, runner="local", outputs=("mask",)
+    )
+    run(asked)
+    (photos / "stray").mkdir()
+    shutil.copy(photos / "cat" / "a.png", photos / "stray" / "b.png")
+    os.utime(photos / "cat" / "a.png", ns=(1, 1))
+    for _ in range(2):
+        with pytest.raises(UsageError, match="'stray'"):
+            run(dataclasses.replace(asked, refresh=True))
+    shutil.rmtree(photos / "stray")
+    summary = run(dataclasses.replace(asked, refresh=True))
+    assert (summary.images, summary.ok) == (1, 1)
+    assert (output / "_SUCCESS").exists()
 
 
 def test_a_submitted_job_has_no_place_of_its_own(monkeypatch, tmp_path):

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.apart import rows_apart
-from vbp.pipeline.clearing import clear, holds_run, refuse_others
+from vbp.pipeline.classes import ClassMap
+from vbp.pipeline.clearing import clear, forget_listing, holds_run, refuse_others
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.hardware import common_precision, kinds, look, slow_machines
 from vbp.pipeline.layouts import INDEXED
@@ -27,11 +28,10 @@ from vbp.pipeline.record import Record
 from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
-from vbp.storage.lease import LEASE, Holder, Lease, check
+from vbp.storage.lease import Holder, Lease, check
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest import MANIFEST, Manifest, ManifestRow, write_manifest
+from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.reconcile import reconcile
-from vbp.storage.record import RUN
 from vbp.storage.refresh import refresh_manifest
 from vbp.storage.shards import remove_orphans
 
@@ -79,16 +79,14 @@ class Attempt:
                 yield
             except UsageError:
                 if self._is_new:
-                    for path in self.output.list("_run"):
-                        if path != LEASE:
-                            self.output.delete(path)
+                    forget_listing(self.output)
                 raise
 
     def open(self) -> None:
         """Read the record of earlier runs; errors as for `open_record`."""
-        self._is_new = not self.output.exists(RUN) and not self.output.exists(MANIFEST)
+        self._is_new = not holds_run(self.output)
         self.record = open_record(self.config, self.output)
-        if not self.record.facts and not holds_run(self.output):
+        if self._is_new:
             refuse_others(self.output)
 
     def check(self, model: Model, given: Resources | None, observer: Observer) -> None:
@@ -175,13 +173,18 @@ class Attempt:
         Raises:
             UsageError: ``select`` needs classes that nobody knows, or folders now stand for other classes.
         """
-        before = self.record.facts.get("classes")
-        folders = prepare.class_folders(self.config, self.manifest)
-        classes = prepare.choose_classes(self.config, self._num_classes, self._own_names, folders, before)
+        classes = self._classes(self.manifest)
         threads = given.threads if given else 0
         self.recipe = dataclasses.replace(self.recipe, classes=classes, network=network, threads=threads)
-        self.record.refuse_other_classes(self.recipe)
         self.look(retry_failed=self.config.retry_failed)
+
+    def _classes(self, manifest: Manifest) -> ClassMap | None:
+        """How the folders of `manifest` and the network's classes match; errors as for `settle`."""
+        before = self.record.facts.get("classes")
+        folders = prepare.class_folders(self.config, manifest)
+        classes = prepare.choose_classes(self.config, self._num_classes, self._own_names, folders, before)
+        self.record.refuse_other_classes(classes)
+        return classes
 
     def look(self, *, retry_failed: bool = False) -> None:
         """Find out what is left to do."""
@@ -275,6 +278,7 @@ class Attempt:
             config.limit,
             forget=forget if config.refresh else None,
             before_change=lambda: self.record.begin_listing(config),
+            accept=self._classes,
             left_out=left_out,
             suffixes=config.suffixes,
         )

@@ -67,6 +67,11 @@ def clear(output: Folder) -> None:
         found = chain.from_iterable(_below(output, name) for name in sorted(FOLDERS.values()))
         _delete(output, _common(explained, found))
         _delete(output, (path for path in _below(output, SHARDS) if shard_of(path) in shards))
+    forget_listing(output)
+
+
+def forget_listing(output: Folder) -> None:
+    """Remove what the listing of a first run has left, one that no image was done for; nothing of others."""
     _delete(output, (path for path in _below(output, MANIFEST_PARTS) if _NUMBERED.fullmatch(path)))
     output.delete(MANIFEST)
     output.delete(RUN)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from vbp.errors import StorageError, UsageError
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
+from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
@@ -118,16 +119,17 @@ class Record:
             names = [name for name in names if name != ("classes" if moved else "classes_sha256")]
         return [(name, before.get(name), now.get(name)) for name in names]
 
-    def refuse_other_classes(self, recipe: Recipe) -> None:
+    def refuse_other_classes(self, classes: ClassMap | None) -> None:
         """A folder stands for one class in all rows.
 
         Raises:
             UsageError: new folders have changed the numbers of old ones.
         """
-        before, now = self.facts.get("classes") or {}, recipe.classes.index if recipe.classes else {}
+        before, now = self.facts.get("classes") or {}, classes.index if classes else {}
         moved = [folder for folder, number in before.items() if now.get(folder) != number]
         if moved:
-            self._refuse(f"folder {moved[0]!r} stood for class {before[moved[0]]}, now for {now.get(moved[0])}")
+            why = f"none, since {classes.rule}" if classes and not now else now.get(moved[0])
+            self._refuse(f"folder {moved[0]!r} stood for class {before[moved[0]]}, now for {why}")
 
     def _refuse(self, changes: str) -> NoReturn:
         raise UsageError(

@@ -238,6 +238,7 @@ def append(
     rows: Iterator[ManifestRow],
     source: First,
     before_save: Callable[[], None] | None = None,
+    accept: Callable[[Manifest], object] = lambda longer: None,
     *,
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
@@ -249,6 +250,7 @@ def append(
         rows: what ``source`` has beyond that.
         source: tells whether it was cut at its limit.
         before_save: called before a manifest with new images replaces the old one.
+        accept: called with such a manifest before that; what it raises keeps the old one.
         left_out: what ``source`` passes over; None keeps what is on record.
         suffixes: of images, that ``source`` goes by, where they are others than usual.
 
@@ -286,6 +288,8 @@ def append(
     )
     if replace(extended, listed_at=manifest.listed_at) == manifest:
         return manifest
+    if added:
+        accept(extended)
     if added and before_save:
         before_save()
     extended._save()

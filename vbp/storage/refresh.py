@@ -47,6 +47,7 @@ def refresh_manifest(
     *,
     forget: Forget | None = None,
     before_change: Callable[[], None] | None = None,
+    accept: Callable[[Manifest], object] = lambda longer: None,
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
 ) -> tuple[Manifest, Changes]:
@@ -63,6 +64,7 @@ def refresh_manifest(
         forget: called, in threads, for each shard with changed images; None leaves these as they are.
         before_change: called before the ledger or the list of images changes, maybe more than once; never where
             nothing is new or changed.
+        accept: called with the manifest that new images make, before it counts; refuses it by a UsageError.
         left_out: what ``source`` passes over, counted as it goes; for the record.
         suffixes: of images, where they are others than usual; for the record.
 
@@ -73,7 +75,9 @@ def refresh_manifest(
     first = First(source, limit)
     rewriter = _Rewriter(manifest, forget, before_change) if forget else None
     comparison = _Comparison(manifest, first, rewriter, left_out)
-    extended = append(manifest, comparison.new_rows(), first, before_change, left_out=left_out, suffixes=suffixes)
+    extended = append(
+        manifest, comparison.new_rows(), first, before_change, accept, left_out=left_out, suffixes=suffixes
+    )
     return extended, comparison.changes()
 
 
