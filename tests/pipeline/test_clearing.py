@@ -72,7 +72,9 @@ def test_without_a_run_nothing_is_touched(tmp_path):
     assert names(folder) == ["masks/cat/0.jpg.png"]
 
 
-@pytest.mark.parametrize("name", ["masks/a/0.png", "overlays/x", "inputs/0.jpg", "maps/m", "shards/a.tar", "index/i"])
+@pytest.mark.parametrize(
+    "name", ["masks/a/0.png", "overlays/x", "inputs/0.jpg", "maps/m", "shards/a.tar", "index/i", "masks"]
+)
 def test_a_first_run_refuses_folders_of_others(tmp_path, name):
     folder = Folder(tmp_path)
     folder.write(name, b"not ours")

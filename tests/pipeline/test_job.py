@@ -468,7 +468,8 @@ def test_a_refused_first_run_does_not_decide_for_the_next(photos, network_file, 
 def test_starting_over_touches_nothing_where_there_was_never_a_run(photos, network_file, tmp_path):
     (tmp_path / "out" / "inputs").mkdir(parents=True)
     (tmp_path / "out" / "inputs" / "mine.txt").write_text("keep me")
-    run(config(photos, tmp_path / "out", network_file, resume_mode="overwrite"))
+    with pytest.raises(UsageError, match=r"holds files that no run has written, .*: inputs/mine\.txt"):
+        run(config(photos, tmp_path / "out", network_file, resume_mode="overwrite"))
     assert (tmp_path / "out" / "inputs" / "mine.txt").read_text() == "keep me"
 
 

@@ -163,10 +163,9 @@ def test_a_run_that_is_refused_stops_all_before_any_work(asked, tmp_path):
 
 
 def test_one_run_that_fails_leaves_the_others_alone(asked, tmp_path):
-    """The folder for the masks of one run is a file."""
-    blocked = tmp_path / "out" / "runs" / NAMES[1]
+    """Where its first mask goes, there is a folder."""
+    blocked = tmp_path / "out" / "runs" / NAMES[1] / "masks" / "bird" / "00.jpg.npy"
     blocked.mkdir(parents=True)
-    (blocked / "masks").write_text("in the way")
     summary = sweep(asked())
     assert summary.exit_code == 4
     codes = {outcome.run.name: outcome.exit_code for outcome in summary.outcomes}
@@ -175,7 +174,7 @@ def test_one_run_that_fails_leaves_the_others_alone(asked, tmp_path):
     assert "masks" in failed.reason
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     assert not list(tmp_path.rglob("lease.json"))
-    (blocked / "masks").unlink()
+    blocked.rmdir()
     repaired = sweep(asked())
     assert repaired.exit_code == 0
     assert [outcome.summary.computed for outcome in repaired.outcomes] == [0, 22, 0, 0]

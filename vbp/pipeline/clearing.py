@@ -39,9 +39,11 @@ def refuse_others(output: Folder) -> None:
     """Before the first run: the folders of results must be empty, or not there.
 
     Raises:
-        UsageError: one holds files, which nobody of us can have written.
+        UsageError: one holds files, or is one, which nobody of us can have written.
     """
-    found = list(islice(chain.from_iterable(_below(output, name) for name in (*RESULT_FOLDERS, INDEX)), _EXAMPLES))
+    folders = (*RESULT_FOLDERS, INDEX)
+    found = [name for name in folders if output.exists(name)]
+    found = found or list(islice(chain.from_iterable(_below(output, name) for name in folders), _EXAMPLES))
     if found:
         raise UsageError(
             f"OUTPUT (={output.url}) holds files that no run has written, where results go: {', '.join(found)}; "
