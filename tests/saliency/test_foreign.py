@@ -61,7 +61,7 @@ DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Request
         (b"\x89PNG\r\n\x1a\n" + bytes(200), "is an image (PNG)"),
         (b"\xff\xd8\xff\xe0" + bytes(200), "is an image (JPEG)"),
         (b"RIFF\x10\0\0\0WEBPVP8 " + bytes(200), "is an image (WebP)"),
-        (gzip.compress(b"weights"), "is a gzip archive: unpack it"),
+        (gzip.compress(b"weights", mtime=0), "is a gzip archive: unpack it"),
         (bz2.compress(b"weights"), "is a bzip2 archive: unpack it"),
         (lzma.compress(b"weights"), "is an xz archive: unpack it"),
         (tarred("run/best.pth", "run/log.txt"), "is a tar archive of files ('run/best.pth', 'run/log.txt'): unpack it"),
