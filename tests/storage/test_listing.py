@@ -111,6 +111,12 @@ def test_one_image_is_a_collection_of_one(folder):
     assert one_image(folder.child("notes.txt"), (".txt",)).key == "notes.txt"
 
 
+def test_one_image_tells_when_it_was_replaced(tmp_path):
+    (tmp_path / "a.bmp").write_bytes(b"123")
+    os.utime(tmp_path / "a.bmp", ns=(1, 7))
+    assert one_image(Folder(tmp_path / "a.bmp")).version == "7"
+
+
 def test_one_image_of_a_web_server():
     row = one_image(Folder("https://host/photos/a.jpg?width=9"))
     assert (row.key, row.path) == ("a.jpg", b"")

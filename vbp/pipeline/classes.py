@@ -174,7 +174,8 @@ def _strangers(folders: Sequence[str], declared: ClassNames) -> list[str]:
 def _mismatch(strangers: Sequence[str], declared: ClassNames, whose: str) -> str:
     """What is wrong with folders that are no classes, with the names that come closest."""
     first, known = strangers[0], _numbers_by_name(declared)
-    more = f" (nor are {len(strangers) - 1} others, such as {strangers[1]!r})" if len(strangers) > 1 else ""
+    others = len(strangers) - 1
+    more = f" (nor {f'are {others} others, such as' if others > 1 else 'is'} {strangers[1]!r})" if others else ""
     if namesakes := [number for number, name in enumerate(declared.names) if _plain(first) in _aliases(name)]:
         return f"folder {first!r} is the name of the classes {namesakes[0]} and {namesakes[-1]}"
     close = difflib.get_close_matches(_plain(first), known, _SHOWN)

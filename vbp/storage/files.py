@@ -135,6 +135,10 @@ class Folder:
         """Bytes in the file; None where there is no such file. Without a path: where the folder itself is one."""
         return self._store.size(self._at(path))
 
+    def version(self) -> str | None:
+        """Where the folder itself is a file: what changes with its content. None on stores, where listings tell it."""
+        return str(os.stat(self._root).st_mtime_ns) if self.is_local else None
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
         return self.size(path) is not None

@@ -74,7 +74,9 @@ def one_image(source: Folder, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Manif
     if not _ends_in(name, suffixes):
         return None
     size = None if source.is_web else source.size()
-    return ManifestRow(key_of(name), source.uri(), b"", None, size) if source.is_web or size is not None else None
+    if size is None and not source.is_web:
+        return None
+    return ManifestRow(key_of(name), source.uri(), b"", None, size, source.version())
 
 
 def _ends_in(path: str, suffixes: Sequence[str]) -> bool:

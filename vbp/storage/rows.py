@@ -24,6 +24,7 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 _SORT_ROWS = 200_000
+_OWN_KEY = "each a key of its own, in a column key of a .csv or .parquet file (a .txt file has no columns)"
 
 
 def order_of(row: ManifestRow) -> bytes:
@@ -72,15 +73,17 @@ def in_order(rows: Iterable[ManifestRow], left_out: LeftOut | None = None) -> It
 
 def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
     """The rows in order of ``order_of``: beyond some number, sorted runs go to a temporary folder and are merged."""
+    run = sorted(islice(rows, _SORT_ROWS), key=order_of)
+    if len(run) < _SORT_ROWS:
+        yield from run
+        return
     with tempfile.TemporaryDirectory(prefix="vbp-") as folder:
         runs: list[Path] = []
-        while run := sorted(islice(rows, _SORT_ROWS), key=order_of):
-            if len(run) < _SORT_ROWS and not runs:
-                yield from run
-                return
+        while run:
             runs.append(Path(folder, f"{len(runs)}.arrow"))
             with pa.OSFile(str(runs[-1]), "wb") as sink, pa.ipc.new_file(sink, MANIFEST_SCHEMA) as file:
                 file.write_table(table_of(run), max_chunksize=1000)
+            run = sorted(islice(rows, _SORT_ROWS), key=order_of)
         yield from heapq.merge(*map(_read_run, runs), key=order_of)
 
 
@@ -92,14 +95,11 @@ def _one_per_key(rows: Iterator[ManifestRow], left_out: LeftOut | None) -> Itera
             one, other = without_secrets(last.uri), without_secrets(row.uri)
             if row.uri != last.uri:
                 which = f"{one} with two queries, which are no part of a key" if one == other else f"{one} and {other}"
-                raise UsageError(
-                    f"the manifest has two images with the key {row.key!r}: {which}; "
-                    "give each a key of its own in the column key"
-                )
+                raise UsageError(f"the manifest has two images with the key {row.key!r}: {which}; give {_OWN_KEY}")
             if row.label != last.label:
                 raise UsageError(
                     f"the manifest names {other} twice, with the labels {last.label!r} and {row.label!r}; "
-                    "keep one of the rows, or give each a key of its own in the column key"
+                    f"keep one of the rows, or give {_OWN_KEY}"
                 )
             if left_out is not None:
                 left_out.count(REPEATED)
