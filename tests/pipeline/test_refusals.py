@@ -57,6 +57,13 @@ def test_a_refused_run_leaves_no_trace(one_photo, network_file, monkeypatch, kin
     assert sorted(one_photo.rglob("*")) == before
 
 
+@pytest.mark.parametrize("output", ["texts/a.md", "texts/a.md/below/it"])
+def test_an_output_that_can_be_no_folder_is_refused_first(one_photo, output):
+    places = {"input": str(one_photo / "photos"), "output": str(one_photo / output)}
+    with pytest.raises(UsageError, match=r"OUTPUT \(=.*\) cannot be a folder: .*a\.md is none; choose another"):
+        run(RunConfig(**places, weights="nothing.pth"))
+
+
 @pytest.mark.parametrize("lost", [["run.json", "manifest.json"], ["run.json"]])
 def test_a_refused_run_keeps_a_ledger_without_its_record(one_photo, network_file, lost):
     output = one_photo / "out"

@@ -358,7 +358,9 @@ def leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
         try:
             lease.acquire(waiting)
         except StorageError as error:
-            raise UsageError(f"OUTPUT cannot be written: {error}") from error
+            raise UsageError(
+                f"OUTPUT (={output.uri()}) cannot be written: {error}; choose another, or have it made writable."
+            ) from error
         try:
             yield
         finally:

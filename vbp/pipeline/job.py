@@ -49,6 +49,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
     observer = observer or Observer()
     config = prepare.absolute(config)
     prepare.check_input(config)
+    prepare.check_output(config)
     finished = finished_earlier(config)
     if finished is not None:
         observer.note(NOTHING_LEFT)

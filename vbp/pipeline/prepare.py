@@ -93,6 +93,19 @@ def check_input(config: RunConfig) -> None:
                 raise UsageError(f"INPUT (={config.input}) holds no images, nor anything else; is its disk mounted?")
 
 
+def check_output(config: RunConfig) -> None:
+    """Refuse a local output that can be no folder.
+
+    Raises:
+        UsageError: it is a file, or would lie in one.
+    """
+    place = config.output
+    while "://" not in place and not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if "://" not in place and not os.path.isdir(place):
+        raise UsageError(f"OUTPUT (={config.output}) cannot be a folder: {place} is none; choose another OUTPUT.")
+
+
 LISTED_EVERY = 1000
 """Images between two signs of progress of a listing."""
 

@@ -187,6 +187,7 @@ class _Sweep:
             config = self._configs[run.name]
             with _named(run):
                 prepare.check_input(config)
+                prepare.check_output(config)
             finished = job.finished_earlier(config, digests)
             if finished is not None:
                 self._outcomes[run.name] = Outcome(run=run, summary=finished)

@@ -115,6 +115,7 @@ def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_s
     """
     config = prepare.absolute(config)
     prepare.check_input(config)
+    prepare.check_output(config)
     output = Folder(config.output, config.storage_options)
     try:
         record = open_record(config, output)

@@ -133,10 +133,10 @@ def cases(seed: int, count: int = CASES) -> Iterator[Case]:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A working folder with one image, two manifests and a broken file."""
+    """A working folder with one image, two manifests and a broken file; ``../..`` is of the test, too."""
     before = os.getcwd()
     with tempfile.TemporaryDirectory(prefix="vbp-options-") as name:
-        here = Path(name)
+        here = Path(name, "home", "work")
         (here / "photos" / "cat").mkdir(parents=True)
         Image.fromarray(np.full((40, 50, 3), 99, np.uint8)).save(here / "photos" / "cat" / "a.png")
         (here / "list.csv").write_text("uri\nphotos/cat/a.png\n")
@@ -151,16 +151,17 @@ def folder() -> Iterator[Path]:
 
 def run(case: Case) -> Case:
     """Run the command in this process, in a folder of its own."""
-    quiet = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-east-1", "HOME": "/nonexistent"}
-    with folder() as here, patch.dict(os.environ, quiet | case.surroundings):
-        before = sorted(here.rglob("*"))
+    quiet = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-east-1"}
+    with folder() as here, patch.dict(os.environ, quiet | {"HOME": str(here.parent)} | case.surroundings):
+        top = here.parents[1]
+        before = sorted(top.rglob("*"))
         started = time.monotonic()
         result = CliRunner().invoke(explain, case.arguments)
         case.seconds = time.monotonic() - started
         case.exit_code, case.said = result.exit_code, result.output
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             case.said += f"\nTraceback: {result.exception!r}"
-        case.left = [str(path.relative_to(here)) for path in sorted(here.rglob("*")) if path not in before]
+        case.left = [str(path.relative_to(top)) for path in sorted(top.rglob("*")) if path not in before]
     return case
 
 
