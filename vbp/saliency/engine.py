@@ -6,7 +6,7 @@ Shapes: B images, H rows, W columns, C = 3 colours (RGB), K classes; h and w are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from vbp.errors import ImageError, UsageError
 from vbp.networks.preprocessing import Channels, Preprocessing
 from vbp.saliency.models import Model, check_channels, load_model
+from vbp.saliency.prepared.calibration import IMAGES
+from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""And the type of what is not computed in integers."""
 WITHOUT_BFLOAT16 = frozenset(
     ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX10_1_256")
 )
@@ -34,6 +37,10 @@ LACK_OF_MEMORY = (
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
 )  # fmt: skip
 """What is in the messages of CUDA's libraries when they find no memory: their errors have no type of their own."""
+
+
+Calibration = NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | Scales
+"""Images, or what came of them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class Explainer:
         preset: `paper` or `reference`, see `VisualBackProp` for this and for what it shares with it.
         device: `auto` (the first CUDA device, else the CPU) or a torch device, such as `mps`.
         precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 where the device computes it natively).
-            Averaged maps and masks are always float32.
+            Averaged maps and masks are always float32. `int8`, on CPUs alone and never by `auto`, computes the
+            convolutions in integers and needs `calibration`.
         batch_size: run every batch at exactly this size, filled with black images where fewer came and cut where
             more came, so that an image's mask never depends on how many images came with it. Halved for good where
             the GPU runs out of memory, which may change last bits.
@@ -83,12 +91,17 @@ class Explainer:
         keep_maps: return the averaged maps and intermediate masks.
         storage_options: to read the weights, as for ``vbp.storage.files.read_uri``.
         preprocessing: what the network wants to see; by default as the network's source says (`Model.preprocessing`).
+        calibration: for `int8`: about 80 images that are like those to come, uint8 (N, H, W, 3) or a sequence of
+            (H, W, 3); or the `scales` of another `Explainer` of this network.
+
+    Attributes:
+        scales: what calibration found, plain data; None but for `int8`.
 
     Raises:
-        ModelError: the network is unknown or cannot be explained.
+        ModelError: the network is unknown or cannot be explained, or integers do not suit it.
         WeightsError: the checkpoint cannot be had or read, or does not fit.
-        UsageError: there is no such preset, device or precision, no classifier for the target, or another number
-            of channels than the network takes.
+        UsageError: there is no such preset, device or precision, no classifier for the target, no calibration, or
+            another number of channels than the network takes.
     """
 
     def __init__(
@@ -112,6 +125,7 @@ class Explainer:
         keep_maps: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         preprocessing: Preprocessing | None = None,
+        calibration: Calibration | None = None,
     ):
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size (={batch_size}) must be at least 1.")
@@ -142,11 +156,12 @@ class Explainer:
             noise=noise,
             seed=seed,
         )
-        self._vbp.prepare(self._device, self.precision)
-        if self._device.type == "cpu" and side_by_side:
-            self._pool = single_threads()
         self._mean_1C11 = torch.tensor(self.preprocessing.mean, device=self._device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(self.preprocessing.std, device=self._device).view(1, -1, 1, 1)
+        self.scales = self._scales(calibration) if self.precision == "int8" else None
+        self._vbp.prepare(self._device, self.precision, self.scales)
+        if self._device.type == "cpu" and side_by_side:
+            self._pool = single_threads()
 
     @property
     def device(self) -> str:
@@ -160,9 +175,7 @@ class Explainer:
             UsageError: the pixels have another shape or type.
             ImageError: the images are too small for the network, or one alone too large for the GPU's memory.
         """
-        pixels = torch.as_tensor(pixels_BHWC)
-        if pixels.dtype is not torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) == 0:
-            raise UsageError(f"pixels must be uint8 (B, H, W, 3) with B > 0, not {pixels.dtype} {tuple(pixels.shape)}.")
+        pixels = _checked(torch.as_tensor(pixels_BHWC))
         if self._pool is not None:
             size = self.batch_size or len(pixels)
             batches = (pixels[first : first + size] for first in range(0, len(pixels), size))
@@ -183,6 +196,19 @@ class Explainer:
                 self.batch_size = size // 2
                 torch.accelerator.empty_cache()
         return _join(parts)
+
+    def _scales(self, calibration: Calibration | None) -> Scales:
+        if self._device.type != "cpu":
+            raise UsageError(f"precision 'int8' is for CPUs, not for {self.device}: give float32, bfloat16 or auto.")
+        if isinstance(calibration, Scales):
+            return calibration
+        if calibration is None:
+            raise UsageError(
+                f"precision 'int8' needs calibration: about {IMAGES} images like those to come, uint8 (N, H, W, 3), or "
+                "the .scales of an earlier Explainer."
+            )
+        images = (torch.as_tensor(pixels_HWC) for pixels_HWC in calibration[:IMAGES])
+        return self._vbp.calibrate([self._normalise(_checked(image_HWC[None])) for image_HWC in images])
 
     def _explain(self, pixels_BHWC: Tensor) -> Batch:
         count = len(pixels_BHWC)
@@ -213,6 +239,19 @@ class Explainer:
             maps=planes(explanation.maps),
             masks=planes(explanation.masks),
         )
+
+
+def _checked(pixels_BHWC: Tensor) -> Tensor:
+    if (
+        pixels_BHWC.dtype is not torch.uint8
+        or pixels_BHWC.ndim != 4
+        or pixels_BHWC.shape[3] != 3
+        or len(pixels_BHWC) == 0
+    ):
+        raise UsageError(
+            f"pixels must be uint8 (B, H, W, 3) with B > 0, not {pixels_BHWC.dtype} {tuple(pixels_BHWC.shape)}."
+        )
+    return pixels_BHWC
 
 
 def _channels(images_BCHW: Tensor, channels: Channels) -> Tensor:
@@ -267,7 +306,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """`float32` or `bfloat16`: as asked, or for `auto` as the device computes natively.
+    """A name of `PRECISIONS`: as asked, or for `auto` as the device computes natively.
 
     Raises:
         UsageError: there is no such precision or device.

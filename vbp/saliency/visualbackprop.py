@@ -6,6 +6,7 @@ Shapes: B or N images, 1 channel, H rows, W columns; a size is (rows, columns).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, 
 from vbp.saliency.graph import unwrapped
 from vbp.saliency.inputs import blaming_images, check_images, refuse_odd
 from vbp.saliency.prepared import prepare
+from vbp.saliency.prepared.calibration import calibrate
+from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.smoothing import noisy_copies
 from vbp.saliency.target import Target, score_of, weighted_mean
 from vbp.saliency.trace import trace
@@ -279,12 +282,30 @@ class VisualBackProp:
         poolings = max_poolings(found.stages) if pooling == "unpool" else {}
         self._forward = ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings))
 
-    def prepare(self, device: torch.device, precision: str) -> None:
+    def prepare(self, device: torch.device, precision: str, scales: Scales | None = None) -> None:
         """Make the pass fast for many batches on the device where the network lies, see `vbp.saliency.prepared`.
 
         The network stays as it is; changes of its convolutions and batch norms after this are not seen.
         """
-        self._forward = prepare(self._forward, device, precision)
+        self._forward = prepare(self._forward, device, precision, scales)
+
+    def calibrate(self, images: Sequence[Tensor]) -> Scales:
+        """Scales with which `prepare` computes this network in integers; see `vbp.saliency.prepared.calibration`.
+
+        Args:
+            images: some 80 that are like those to come, each (1, C, H, W) as the network takes it, on the CPU.
+
+        Raises:
+            UsageError: there are too few.
+            ModelError: integers do not suit this network.
+        """
+
+        def mask_of(forward: ForwardPass, image_1CHW: Tensor) -> Tensor:
+            other = copy(self)
+            other._forward = forward
+            return other(image_1CHW.clone())
+
+        return calibrate(self._forward, images, mask_of)
 
     def __call__(self, images_BCHW: Tensor, *, target: Target | None = None) -> Tensor:
         """The masks, float32 (B, 1, H, W) in [0, 1]; without a target only the network's feature part is run.

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from typing_extensions import override
 
 from vbp.saliency.forward import ForwardPass, last_tap
 from vbp.saliency.operations import module_of
+from vbp.saliency.prepared.chains import chain_of, folded, is_convolution, modules_of, nodes_until
 
-RELUS = frozenset((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"))
 LAYOUTS = 2
 """For so many sizes of its map a convolution keeps its weights laid out."""
 
@@ -50,8 +47,9 @@ def packed(forward: ForwardPass) -> ForwardPass:
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         return forward
     module = GraphModule(forward.model, deepcopy(forward.graph))
-    convolutions = [node for node in _until(last_tap(module.graph)) if _is_convolution(node, module)]
-    for number, chain in enumerate([_chain(node, module) for node in convolutions]):
+    nodes = nodes_until(last_tap(module.graph))
+    convolutions = [node for node in nodes if is_convolution(node, module) and _can_pack(node, module)]
+    for number, chain in enumerate([chain_of(node, module) for node in convolutions]):
         _replace(chain, module, f"packed_{number}")
     module.graph.lint()
     return ForwardPass(module, module.graph)
@@ -68,17 +66,11 @@ class PackedConvolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool):
         super().__init__()
-        weight, bias = convolution.weight.detach(), convolution.bias
-        if norm is not None:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            weight, bias = fuse_conv_bn_weights(
-                weight.float(), bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
+        weight, bias = folded(convolution, norm)
         dtype = convolution.weight.dtype
-        self._bias = None if bias is None else bias.detach().to(dtype)
+        self._bias = None if bias is None else bias.to(dtype)
         self._geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        self._weight = weight.detach().to(dtype, memory_format=torch.channels_last)
+        self._weight = weight.to(dtype, memory_format=torch.channels_last)
         self._weight_by_size: dict[Size, Tensor] = {}
         self._activation = "relu" if relu else "none"
 
@@ -102,61 +94,15 @@ class PackedConvolution(nn.Module):
         return weight
 
 
-def _until(last: Node) -> list[Node]:
-    nodes = list(last.graph.nodes)
-    return nodes[: nodes.index(last) + 1]
-
-
-def _is_convolution(node: Node, model: nn.Module) -> bool:
-    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
-        return False
-    module = module_of(node, model)
-    # the very class: a subclass may do something else
-    return (
-        type(module) is nn.Conv2d
-        and not _has_hooks(module)
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        and can_pack(module.weight.dtype)
-    )
-
-
-def _chain(convolution: Node, model: nn.Module) -> list[Node]:
-    """The convolution, and the batch norm and ReLU that alone read it."""
-    chain = [convolution]
-    for is_next in (_is_norm, _is_relu):
-        readers = list(chain[-1].users)
-        if len(readers) == 1 and is_next(readers[0], model):
-            chain.append(readers[0])
-    return chain
-
-
-def _is_norm(node: Node, model: nn.Module) -> bool:
-    if node.op != "call_module":
-        return False
-    module = module_of(node, model)
-    return type(module) is nn.BatchNorm2d and module.running_mean is not None and not _has_hooks(module)
-
-
-def _is_relu(node: Node, model: nn.Module) -> bool:
-    if node.op != "call_module":
-        return node.target in RELUS
-    module = module_of(node, model)
-    return type(module) is nn.ReLU and not _has_hooks(module)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Hooks of the user's, which have to run, or which compute the weight."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
+def _can_pack(convolution: Node, model: nn.Module) -> bool:
+    weight: Tensor = module_of(convolution, model).get_parameter("weight")
+    return can_pack(weight.dtype)
 
 
 def _replace(chain: list[Node], model: GraphModule, name: str) -> None:
     """Let the last node of the chain, which keeps its name and readers, do the work of all."""
-    modules: list[Any] = [module_of(node, model) if node.op == "call_module" else None for node in chain]
-    norm = next((module for module in modules if isinstance(module, nn.BatchNorm2d)), None)
-    has_relu = _is_relu(chain[-1], model)
     first, last = chain[0], chain[-1]
-    model.add_submodule(name, PackedConvolution(modules[0], norm, has_relu))
+    model.add_submodule(name, PackedConvolution(*modules_of(chain, model)))
     last.op, last.target, last.args, last.kwargs = "call_module", name, first.args, {}
     for node in reversed(chain[:-1]):
         model.graph.erase_node(node)

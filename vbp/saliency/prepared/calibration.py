@@ -1,0 +1,153 @@
+"""Scales for integers, from images alone: what range each map has, and which layers had better stay in float32."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from typing_extensions import override
+
+from vbp.errors import ModelError, UsageError
+from vbp.saliency.forward import ForwardPass, evaluating
+from vbp.saliency.prepared.chains import modules_of
+from vbp.saliency.prepared.int8 import FromBytes, QuantisedConvolution, Scales, Step, ToBytes, quantisable, quantised
+
+IMAGES = 80
+"""So many are enough; more are not looked at."""
+LEAST_IMAGES = 5
+HELD_OUT = 5
+"""One image of so many does not calibrate, but decides."""
+LEAST_CORRELATION = 0.999
+"""Of every mask that decides with that in float32 (Pearson)."""
+RANKED_BY = 8
+"""So many images tell how much each layer loses."""
+
+MaskOf = Callable[[ForwardPass, Tensor], Tensor]
+Watcher = Callable[[list[Node], Tensor, Tensor], None]
+"""Is told of a chain, its input and its output."""
+
+
+def calibrate(forward: ForwardPass, images: Sequence[Tensor], mask_of: MaskOf) -> Scales:
+    """Ranges from most of the images; by the others' masks, layers are put back to float32 until these are right.
+
+    First goes the layer that loses most, then the next, and at most half of them.
+
+    Args:
+        forward: a float32 pass on the CPU.
+        images: as the network takes them, float32 (1, C, H, W) each.
+        mask_of: the mask of an image by a pass.
+
+    Raises:
+        UsageError: there are too few images.
+        ModelError: integers do not suit this network.
+    """
+    if len(images) < LEAST_IMAGES:
+        raise UsageError(
+            f"calibration: {len(images)} images are too few; give at least {LEAST_IMAGES}, better {IMAGES}."
+        )
+    images = images[:IMAGES]
+    held_out, seen = images[::HELD_OUT], [image for i, image in enumerate(images) if i % HELD_OUT]
+    with torch.inference_mode(), evaluating(forward.model):
+        scales = Scales(_ranges(forward, seen))
+        expected = [mask_of(forward, image) for image in held_out]
+
+        def correlation() -> float:
+            integers = quantised(forward, scales)
+            return min(
+                _correlation(mask, mask_of(integers, image)) for mask, image in zip(expected, held_out, strict=True)
+            )
+
+        if (reached := correlation()) >= LEAST_CORRELATION:
+            return scales
+        worst_first = _worst_first(forward, scales, seen[:RANKED_BY])
+        for count in _counts(len(worst_first)):
+            scales = scales.leaving(worst_first[:count])
+            if (reached := correlation()) >= LEAST_CORRELATION:
+                return scales
+    raise ModelError(
+        f"precision 'int8' does not suit this network: with {len(scales.floats)} of {len(worst_first)} convolutions in "
+        f"float32, a mask still correlates by no more than {reached:.4f} with that in float32, and {LEAST_CORRELATION} "
+        "is wanted; use float32 or bfloat16."
+    )
+
+
+def _counts(layers: int) -> Iterator[int]:
+    """How many layers to leave in float32, one try after the other: every number first, then in larger steps."""
+    count = 1
+    while count <= layers // 2:
+        yield count
+        count += max(1, count // 3)
+
+
+def _ranges(forward: ForwardPass, images: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    """Least and largest value of every map that may be in bytes."""
+    ends: dict[str, list[float]] = defaultdict(list)
+
+    def watch(chain: list[Node], map_NCHW: Tensor, output_NCHW: Tensor) -> None:
+        ends[chain[0].all_input_nodes[0].name] += map(float, map_NCHW.aminmax())
+        ends[chain[-1].name] += map(float, output_NCHW.aminmax())
+
+    _watched(forward, images, watch)
+    if not all(value - value == 0 for values in ends.values() for value in values):
+        raise ModelError("precision 'int8': the network gives infinity or NaN for an image of the calibration.")
+    return {name: (min(values), max(values)) for name, values in ends.items()}
+
+
+def _worst_first(forward: ForwardPass, scales: Scales, images: Sequence[Tensor]) -> list[str]:
+    """The convolutions by how much of its output each loses alone."""
+    lost: dict[str, float] = defaultdict(float)
+    layers: dict[str, QuantisedConvolution] = {}
+
+    def watch(chain: list[Node], map_NCHW: Tensor, output_NCHW: Tensor) -> None:
+        name, source = chain[0].name, Step.over(*scales.ranges[chain[0].all_input_nodes[0].name])
+        if name not in layers:
+            layers[name] = QuantisedConvolution(*modules_of(chain, forward.model), source, None)
+        found_NCHW = layers[name](ToBytes(source)(map_NCHW))
+        step = Step.over(*scales.ranges[chain[-1].name])
+        if step.zero == 0:
+            found_NCHW = FromBytes(step.scale)(ToBytes(step)(found_NCHW))
+        lost[name] += float((found_NCHW - output_NCHW).norm() / output_NCHW.norm().clamp(min=1e-30))
+
+    _watched(forward, images, watch)
+    return sorted(lost, key=lambda name: (-lost[name], name))
+
+
+def _watched(forward: ForwardPass, images: Sequence[Tensor], watch: Watcher) -> None:
+    module = GraphModule(forward.model, deepcopy(forward.graph))
+    for image_1CHW in images:
+        _Watching(module, watch).run(image_1CHW.clone())
+
+
+class _Watching(Interpreter):
+    """Runs a pass node by node, and shows what goes into its chains and comes out."""
+
+    def __init__(self, module: GraphModule, watch: Watcher):
+        super().__init__(module)
+        chains = quantisable(ForwardPass(module, module.graph))
+        self._by_first, self._by_last = {chain[0]: chain for chain in chains}, {chain[-1]: chain for chain in chains}
+        self._inputs: dict[Node, Tensor] = {}
+        self._watch = watch
+
+    @override
+    def run_node(self, n: Node) -> Any:
+        if n in self._by_first:
+            self._inputs[n] = self.env[n.all_input_nodes[0]]
+        result = super().run_node(n)
+        if n in self._by_last:
+            chain = self._by_last[n]
+            self._watch(chain, self._inputs.pop(chain[0]), result)
+        return result
+
+
+def _correlation(first_1HW: Tensor, second_1HW: Tensor) -> float:
+    """Pearson's, of two masks; of two flat ones 1, of one 0."""
+    first, second = (mask.double().flatten() - mask.double().mean() for mask in (first_1HW, second_1HW))
+    norms = float(first.norm()), float(second.norm())
+    if 0 in norms:
+        return float(norms[0] == norms[1])
+    return float(first @ second) / (norms[0] * norms[1])
