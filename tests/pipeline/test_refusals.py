@@ -57,6 +57,21 @@ def test_a_refused_run_leaves_no_trace(one_photo, network_file, monkeypatch, kin
     assert sorted(one_photo.rglob("*")) == before
 
 
+@pytest.mark.parametrize("kind", ["a class file that does not match", "two images of one key"])
+def test_a_refused_overwrite_clears_nothing(one_photo, network_file, kind):
+    (one_photo / "names.txt").write_text("bird\ncats\ndog\n")
+    asked = RunConfig(
+        input=str(one_photo / "photos"), output=str(one_photo / "out"), weights=network_file, size=32, runner="local",
+        outputs=("mask",),
+    )  # fmt: skip
+    run(asked)
+    before = {path: path.stat().st_mtime_ns for path in (one_photo / "out").rglob("*") if path.is_file()}
+    other = {"input": str(one_photo / "twice.csv")} if "key" in kind else {"classes": str(one_photo / "names.txt")}
+    with pytest.raises(UsageError, match="two images|do not match"):
+        run(dataclasses.replace(asked, resume_mode="overwrite", **other))
+    assert {path: path.stat().st_mtime_ns for path in (one_photo / "out").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("output", ["texts/a.md", "texts/a.md/below/it"])
 def test_an_output_that_can_be_no_folder_is_refused_first(one_photo, output):
     places = {"input": str(one_photo / "photos"), "output": str(one_photo / output)}

@@ -33,6 +33,7 @@ from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.reconcile import reconcile
 from vbp.storage.refresh import refresh_manifest
+from vbp.storage.rows import First, in_order
 from vbp.storage.shards import remove_orphans
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ class Attempt:
             if known:
                 left_out.counts = dict(known.left_out)
             shard_size, listing = prepare.choose_shard_size(self.config, listing)
-            if self.config.resume_mode == "overwrite":
+            if self.config.resume_mode == "overwrite" and holds_run(self.output):
+                self._refuse_before_clearing()
                 clear(self.output)
             self.record.begin_listing(self.config)
             manifest = write_manifest(
@@ -290,6 +292,14 @@ class Attempt:
     def _listed(self, observer: Observer, left_out: LeftOut) -> Iterator[ManifestRow]:
         rows = prepare.list_input(self.config, observer.listed, left_out)
         return rows_apart(rows, self.config.input, self.config.output)
+
+    def _refuse_before_clearing(self) -> None:
+        """List INPUT for the refusals alone: what is cleared cannot be had back. Errors as for `settle`."""
+        config = self.config
+        limit = config.limit if prepare.is_cut_at_limit(config) else None
+        rows = in_order(First(self._listed(Observer(), LeftOut()), limit))
+        folders = {row.label for row in rows if row.label is not None}
+        prepare.choose_classes(config, self._num_classes, self._own_names, sorted(folders))
 
     def _reconcile(self, observer: Observer) -> None:
         """The rows on record were made by another manifest, or by none that is known."""

@@ -351,9 +351,14 @@ def choose_classes(
     return chosen
 
 
+def is_cut_at_limit(config: RunConfig) -> bool:
+    """Whether folders behind ``--limit`` stay unknown; those of a local tree are looked up in any case."""
+    return "://" in config.input or is_manifest(config.input)
+
+
 def class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
     """The first-level folders with images; of the whole tree even where ``--limit`` has cut the listing short."""
-    if manifest.complete or "://" in config.input or is_manifest(config.input):
+    if manifest.complete or is_cut_at_limit(config):
         return manifest.labels
     rows = _images(Folder(config.input), image_suffixes(config), LeftOut())
     return sorted({row.label for row in rows if row.label is not None})
