@@ -34,6 +34,7 @@ zoo: .venv/ready ## every CNN of torchvision at four sizes; docs/zoo.md, about h
 	$(BIN)/python -m vbp.evidence.zoo docs/zoo.md
 
 chaos: .venv/ready ## runs that are disturbed and killed until they are done, and what people bring; docs/chaos.md, docs/edges.md, about an hour
+	$(BIN)/python -m tests.protocol
 	$(BIN)/python -m tests.chaos docs/chaos.md
 	$(BIN)/python -m tests.chaos.edges docs/edges.md
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -14,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ from tests.chaos.hostile import hostile
 from tests.faultproxy import Fault, FaultProxy
 from tests.servers import S3Server
 from vbp.pipeline import Observer, RunConfig, run
+from vbp.review.output import Output
+from vbp.review.validate import validate
 from vbp.storage.files import Folder
+from vbp.storage.holder import holder
+from vbp.storage.lease import TAKE_OVER_AFTER
+from vbp.storage.record import SUCCESS, is_complete
 
 IMAGES, SHARD = 48, 8
 RATES = {"slowdown": 0.05, "reset": 0.02, "lost": 0.02, "truncated": 0.01}
@@ -207,6 +213,101 @@ def _kill_some(
 
 def _requests(proxy: FaultProxy) -> int:
     return sum(proxy.counts[method] for method in ("GET", "HEAD", "PUT", "POST", "DELETE", "LIST"))
+
+
+SILENCE = "2"
+"""Seconds after which a frozen run is succeeded here; 60 otherwise."""
+
+
+@dataclass
+class Freeze:
+    """What came of one seed of runs that freeze; all but the first five should be 0 and True."""
+
+    seed: int
+    place: str
+    starts: int = 0
+    frozen: int = 0
+    killed: int = 0
+    losers_that_ended_well: int = 0
+    """Frozen runs that were succeeded, and said nothing of it."""
+    findings: int = 0
+    """Of ``vbp validate --deep``."""
+    outcome: Outcome | None = None
+    """The audit, which shares no code with that."""
+
+    @property
+    def clean(self) -> bool:
+        return bool(self.outcome and self.outcome.clean) and not (self.findings or self.losers_that_ended_well)
+
+
+def succeeded_in_silence(made: RunConfig) -> None:
+    """One process: the main job, in which silence is short."""
+    os.environ[TAKE_OVER_AFTER] = SILENCE
+    attempt(made, None, None)
+
+
+def freezes(seed: int, folder: Folder, images: int = IMAGES) -> Freeze:
+    """One seed: a run stops after a random number of files, another takes over; the first goes on at any time.
+
+    Either is killed now and then. The third and every odd seed begin with runs of another preset, over which the
+    wanted one starts over.
+    """
+    rng, files, wanted = random.Random(seed), photos(0, images), undisturbed(images)
+    for path, data in files.items():
+        folder.write(f"photos/{path}", data)
+    output, seen = folder.child("out"), Freeze(seed, "disk" if folder.is_local else "S3")
+    made = config(folder.uri("photos"), folder.uri("out"), folder.options)
+    other = replace(made, preset="reference", fit="stretch")
+    first, over = (other, True) if seed % 2 else (made, False)
+    while seen.starts < ATTEMPTS and not (seen.starts > 1 and is_complete(output)):
+        seen.starts += 1
+        second = replace(made, resume_mode="overwrite") if over else made
+        one = _PROCESSES.Process(target=succeeded_in_silence, args=(first,))
+        one.start()
+        _stop_after(one, output, rng.randint(1, 2 * images + 12))
+        seen.frozen += 1
+        two = _PROCESSES.Process(target=succeeded_in_silence, args=(second,))
+        two.start()
+        if rng.random() < 0.5:
+            two.join(300)
+        else:
+            time.sleep(rng.uniform(float(SILENCE), 2 * float(SILENCE)))
+        if rng.random() < 0.2 and two.is_alive():
+            two.kill()
+            seen.killed += 1
+        lost = _is_lost(output, one.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one.pid, signal.SIGCONT)
+        one.join(300)
+        two.join(300)
+        seen.losers_that_ended_well += lost and one.exitcode == 0
+        over = over and two.exitcode != 0
+        first = other if over else made
+    seen.findings = len(validate(Output.at(output), deep=True).findings)
+    seen.outcome = judged(Outcome(seed, "local", Counter(), Counter(), seen.starts), output, wanted, set(files))
+    return seen
+
+
+def _stop_after(process: Any, output: Folder, files: int) -> None:
+    """SIGSTOP, once so many files have come or a little later than that."""
+    before = _written(output)
+    while process.is_alive() and _written(output) - before < files:
+        time.sleep(0.01)
+        if not process.is_alive() or output.exists(SUCCESS):
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGSTOP)
+
+
+def _written(output: Folder) -> int:
+    """Files of results, ledger and index; the folders of holders come and go."""
+    return sum(len(output.list(name)) for name in ("masks", "overlays", "_run/parts", "index"))
+
+
+def _is_lost(output: Folder, pid: int | None) -> bool:
+    """Whether another process has the output now."""
+    found = holder(output)
+    return found is not None and found.pid != pid
 
 
 @dataclass

@@ -40,7 +40,7 @@ FOREIGN = ["masks/cat/0.jpg", "masks/truth/0.png", "masks/other.jpg.png", "input
 
 
 def test_starting_over_removes_what_is_ours_and_nothing_else(made):
-    clear(made.folder)
+    clear(made.folder, "anew")
     assert names(made.folder) == []
     assert not holds_run(made.folder)
 
@@ -53,7 +53,7 @@ def test_what_no_record_explains_stays(made, tmp_path):
     (outside / "cat" / "1.jpg.png").write_bytes(b"not ours")
     shutil.rmtree(tmp_path / "out" / "maps")
     (tmp_path / "out" / "maps").symlink_to(outside)
-    clear(made.folder)
+    clear(made.folder, "anew")
     assert names(made.folder) == sorted([*FOREIGN, "maps/cat/1.jpg.png"])
 
 
@@ -61,14 +61,14 @@ def test_a_record_that_is_damaged_explains_what_the_rest_explains(made):
     (part,) = (path for path in made.folder.list("_run/manifest"))
     made.folder.write(part, b"damaged")
     made.folder.write("_run/run.json", b"{")
-    clear(made.folder)
+    clear(made.folder, "anew")
     assert names(made.folder) == ["masks/cat/3.jpg.npy"]  # of an image that had no row
 
 
 def test_without_a_run_nothing_is_touched(tmp_path):
     folder = Folder(tmp_path)
     folder.write("masks/cat/0.jpg.png", b"not ours")
-    clear(folder)
+    clear(folder, "anew")
     assert names(folder) == ["masks/cat/0.jpg.png"]
 
 

@@ -185,3 +185,14 @@ def test_a_manifest_tells_of_changes_by_its_column_version(photos, asked, tmp_pa
     assert {key: row["version"] for key, row in rows.items()} == {
         "cat/01.png": "a", "dog/02.bmp": "c", "bird/00.jpg": None,
     }  # fmt: skip
+
+
+def test_a_new_image_beyond_the_limit_is_said_and_done_later(tree, asked):
+    limited = dataclasses.replace(asked, limit=5)
+    run(limited)
+    replace(tree / "bird" / "+first.png", 200)
+    seen = Notes()
+    assert run(dataclasses.replace(limited, refresh=True), seen).images == 5
+    assert any("0 images are new, 0 changed, 1 more are new, but beyond --limit 5" in note for note in seen.notes)
+    assert run(asked).images == 23
+    assert "bird/+first.png" in rows_of(asked.output)

@@ -37,7 +37,7 @@ def make(tmp_path):
 def test_all_rows_with_what_tells_them_apart(make, tmp_path):
     one, other = make("one", ["a", "b", "c"]), make("other", ["a"])
     values = [(one, {"run": "one", "run_size": 64}), (other, {"run": "other"})]
-    assert combine(Folder(tmp_path / "all"), values, COLUMNS) == 4
+    assert combine(Folder(tmp_path / "all"), values, COLUMNS).rows == 4
     table = pads.dataset(tmp_path / "all" / "index").to_table()
     assert table.schema.names == ["run", "run_size", *INDEX_SCHEMA.names]
     found = [(r["run"], r["run_size"], r["key"], r["weights"]) for r in table.to_pylist()]
@@ -55,11 +55,11 @@ def test_many_files_are_as_one_and_a_longer_series_leaves_none(make, tmp_path, m
     combine(target, values, COLUMNS)
     assert len(target.list("index")) == 3
     monkeypatch.setattr(module, "INDEX_FILE_BYTES", size)
-    assert combine(target, values[:2], COLUMNS) == 4
+    assert combine(target, values[:2], COLUMNS).rows == 4
     assert len(target.list("index")) == (2 if size == 1 else 1)
     assert pads.dataset(tmp_path / "all" / "index").count_rows() == 4
 
 
 def test_no_rows_at_all(tmp_path):
-    assert combine(Folder(tmp_path / "all"), [], COLUMNS) == 0
+    assert combine(Folder(tmp_path / "all"), [], COLUMNS).rows == 0
     assert pads.dataset(tmp_path / "all" / "index").schema.names[0] == "run"

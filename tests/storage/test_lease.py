@@ -125,7 +125,7 @@ def test_a_used_again_process_id_is_another_process(tmp_path):
     folder = Folder(tmp_path)
     gone = lease(folder, "gone", renew_every=1000.0)
     gone.acquire()
-    rewrite(folder, started=time.time() - 100_000)
+    rewrite(folder, started="tick 1")
     mine = lease(folder, "mine", take_over_after=1000.0)
     begin = time.monotonic()
     mine.acquire()

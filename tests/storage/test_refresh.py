@@ -199,3 +199,14 @@ def die_after(moment, monkeypatch, work):
         except Killed:
             return True
     return False
+
+
+def test_what_is_listed_lies_within_the_limit(tmp_path):
+    """The limit counts in the order of the manifest: what came behind it would be listed, and never be done."""
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, [row(n) for n in (1, 2, 3)], 2, limit=3)
+    manifest, changes = refresh_manifest(folder, manifest, [row(n) for n in range(4)], 3)
+    assert changes == Changes(0, 0, 0, beyond=1)
+    assert (manifest.images, manifest.complete) == (3, False)
+    manifest, changes = refresh_manifest(folder, manifest, [row(n) for n in range(4)], 4)
+    assert (changes, manifest.images, manifest.complete) == (Changes(1, 0, 0), 4, True)

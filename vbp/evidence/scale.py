@@ -197,7 +197,8 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
         Summary(
             run_id="made", output=output.url, images=images, ok=images, error=0, computed=images, failures_allowed=0,
             seconds=1.0, runner="local", device="cpu", precision="float32", batch_size=BATCH, workers=1,
-        )
+        ),
+        totals.files,
     )  # fmt: skip
 
 

@@ -28,7 +28,9 @@ from vbp.pipeline.record import Record
 from vbp.pipeline.summary import Summary
 from vbp.storage import index
 from vbp.storage.files import Folder
-from vbp.storage.lease import Holder, Lease, check
+from vbp.storage.held import HeldFolder
+from vbp.storage.holder import Holder
+from vbp.storage.lease import Lease
 from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.reconcile import reconcile
@@ -62,8 +64,8 @@ class Attempt:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.output = Folder(config.output, config.storage_options)
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        self.output = HeldFolder(config.output, config.storage_options, self.run_id)
         self.spent: dict[str, float] = defaultdict(float)
         self._missing: int | None = None
         self._is_new = False
@@ -79,6 +81,8 @@ class Attempt:
             try:
                 yield
             except UsageError:
+                with failures_as_sentences(before_work=False):
+                    self.output.look()  # what is wrong may be another's work in progress
                 if self._is_new:
                     forget_listing(self.output)
                 raise
@@ -136,8 +140,8 @@ class Attempt:
             shard_size, listing = prepare.choose_shard_size(self.config, listing)
             if self.config.resume_mode == "overwrite" and holds_run(self.output):
                 self._refuse_before_clearing()
-                clear(self.output)
-            self.record.begin_listing(self.config)
+                clear(self.output, self.run_id)
+            self.record.begin_listing(self.config, self.run_id)
             manifest = write_manifest(
                 self.output,
                 listing,
@@ -146,6 +150,7 @@ class Attempt:
                 input=self.config.input,
                 left_out=left_out,
                 suffixes=self.config.suffixes,
+                generation=self.record.facts.get("generation") or "",
             )
         elif self.config.refresh or wants_more(self.config, manifest):
             manifest = self._refreshed(manifest, observer)
@@ -177,7 +182,10 @@ class Attempt:
         """
         classes = self._classes(self.manifest)
         threads = given.threads if given else 0
-        self.recipe = dataclasses.replace(self.recipe, classes=classes, network=network, threads=threads)
+        generation = self.manifest.generation
+        self.recipe = dataclasses.replace(
+            self.recipe, classes=classes, network=network, threads=threads, generation=generation
+        )
         self.look(retry_failed=self.config.retry_failed)
 
     def _classes(self, manifest: Manifest) -> ClassMap | None:
@@ -221,7 +229,7 @@ class Attempt:
         Raises:
             InterruptedRunError: as many images are without a row as the last time.
         """
-        check(self.output, self.run_id)
+        self.output.look()
         totals = index.compact(self.output, self.manifest, limit=self.config.limit)
         for path in totals.damaged:
             observer.note(f"{self.output.uri(path)} is damaged and was removed; its images are done again.")
@@ -259,9 +267,9 @@ class Attempt:
             left_out=self.manifest.left_out,
             max_failures=self.config.max_failures,
         )
-        check(self.output, self.run_id)
         self._remove_orphans(observer)
-        self.record.end(summary)
+        self.record.end(summary, totals.files)
+        self.output.look()
         return summary
 
     def _refreshed(self, manifest: Manifest, observer: Observer) -> Manifest:
@@ -279,14 +287,17 @@ class Attempt:
             self._listed(observer, left_out),
             config.limit,
             forget=forget if config.refresh else None,
-            before_change=lambda: self.record.begin_listing(config),
             accept=self._classes,
             left_out=left_out,
             suffixes=config.suffixes,
+            before_change=lambda: self.record.begin_listing(config, self.run_id),
         )
         if config.refresh:
             gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
-            observer.note(f"Since the last listing: {changes.new} images are new, {changes.changed} changed{gone}.")
+            more = f", {changes.beyond} more are new, but beyond --limit {config.limit}" if changes.beyond else ""
+            observer.note(
+                f"Since the last listing: {changes.new} images are new, {changes.changed} changed{more}{gone}."
+            )
         return manifest
 
     def _listed(self, observer: Observer, left_out: LeftOut) -> Iterator[ManifestRow]:
@@ -303,7 +314,7 @@ class Attempt:
 
     def _reconcile(self, observer: Observer) -> None:
         """The rows on record were made by another manifest, or by none that is known."""
-        before_change = partial(self.record.begin_listing, self.config)
+        before_change = partial(self.record.begin_listing, self.config, self.run_id)
         count = reconcile(self.output, self.manifest, self._drop, before_change)
         self.record.adopt(self.manifest)
         if count:

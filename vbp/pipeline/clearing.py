@@ -25,7 +25,7 @@ from vbp.storage.manifest import MANIFEST, MANIFEST_PARTS, Manifest
 from vbp.storage.marks import is_mark
 from vbp.storage.parts import PARTS, parse_parts, read_parts
 from vbp.storage.places import names_of
-from vbp.storage.record import RUN, mark_incomplete
+from vbp.storage.record import RUN, load_record, mark_incomplete, save_record, withdraw
 from vbp.storage.shards import SHARDS, shard_of
 from vbp.storage.sorting import Sorter
 
@@ -56,11 +56,13 @@ def holds_run(output: Folder) -> bool:
     return output.exists(RUN) or output.exists(MANIFEST) or next(_below(output, PARTS), None) is not None
 
 
-def clear(output: Folder) -> None:
+def clear(output: Folder, attempt: str) -> None:
     """Remove all that earlier runs left in `output`, as far as their records explain it; nothing else."""
     if not holds_run(output):
         return
     mark_incomplete(output)
+    with contextlib.suppress(StorageError):  # a promise that comes late is not of this attempt
+        save_record(output, {**(load_record(output) or {}), "attempt": attempt})
     with Sorter(_Path, _SCHEMA) as explained:
         shards = _explain(output, explained)
         # no part may outlive the manifest that it counts by, nor the results that it tells of
@@ -75,8 +77,8 @@ def clear(output: Folder) -> None:
 def forget_listing(output: Folder) -> None:
     """Remove what the listing of a first run has left, one that no image was done for; nothing of others."""
     _delete(output, (path for path in _below(output, MANIFEST_PARTS) if _NUMBERED.fullmatch(path)))
-    output.delete(MANIFEST)
-    output.delete(RUN)
+    withdraw(output, MANIFEST)
+    withdraw(output, RUN)
 
 
 class _Path(NamedTuple):

@@ -43,6 +43,8 @@ class Recipe:
     """What the network wants to see, resolved."""
     classes: ClassMap | None = None
     """How folders and outputs match; None without a classifier."""
+    generation: str = ""
+    """Of the manifest: parts of another do not count."""
     threads: int = 0
     """CPU threads of one worker's network; 0 leaves the default."""
     network: Any = field(default=None, compare=False, repr=False)
@@ -147,6 +149,7 @@ class Recipe:
             },
             storage_options=config.storage_options,
             layout=config.layout,
+            generation=self.generation,
         )
 
 

@@ -16,6 +16,7 @@ from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
 from vbp.storage.files import Folder
 from vbp.storage.manifest import MANIFEST, Manifest
+from vbp.storage.parquet import Written
 from vbp.storage.parts import PARTS
 from vbp.storage.record import RUN, is_complete, load_run, mark_complete, mark_incomplete, save_record
 
@@ -47,7 +48,8 @@ class Record:
             facts = load_run(output)
         except StorageError as error:
             raise UsageError(f"{error} (--resume-mode overwrite starts over here).") from error
-        left = facts is None and (MANIFEST if output.exists(MANIFEST) else _first_below(output, PARTS))
+        gone = facts is None and not output.exists(RUN)  # else a start over has taken it back
+        left = gone and (MANIFEST if output.exists(MANIFEST) else _first_below(output, PARTS))
         if left:
             raise UsageError(
                 f"{output.uri(RUN)} is gone, though {left} is there, so nobody knows what the results belong to; "
@@ -152,10 +154,13 @@ class Record:
         fields = {name: summary[name] for name in Summary.__dataclass_fields__ if name in summary}
         return Summary(**fields | now | {"computed": 0, "seconds": 0.0, "stage_seconds": {}})
 
-    def begin_listing(self, config: RunConfig) -> None:
-        """Before the manifest changes: the old promise is withdrawn, and it is said which input is being listed."""
+    def begin_listing(self, config: RunConfig, attempt: str) -> None:
+        """Before the manifest changes: the old promise is withdrawn, and it is said who lists which input."""
         mark_incomplete(self._output)
+        if not self.facts:
+            self.facts["generation"] = attempt[-8:]
         self.facts.setdefault("run_id", None)
+        self.facts["attempt"] = attempt
         self.facts["input"] = config.input
         save_record(self._output, self.facts)
 
@@ -164,6 +169,8 @@ class Record:
         mark_incomplete(self._output)
         self.facts = {
             "run_id": recipe.run_id,
+            "attempt": recipe.run_id,
+            "generation": recipe.generation,
             "input": recipe.config.input,
             "manifest": self.facts.get("manifest"),
             "fingerprint": fingerprint(recipe),
@@ -177,11 +184,12 @@ class Record:
         }
         save_record(self._output, self.facts)
 
-    def end(self, summary: Summary) -> None:
-        """After the index: totals, and the promise if it holds."""
+    def end(self, summary: Summary, files: Mapping[str, Written]) -> None:
+        """After the index of these `files`: totals, and the promise if it holds."""
         save_record(self._output, self.facts | {"summary": summary.as_json()})
         if summary.succeeded:
-            mark_complete(self._output)
+            totals = {"images": summary.images, "ok": summary.ok, "error": summary.error}
+            mark_complete(self._output, summary.run_id, files, **totals)
 
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:

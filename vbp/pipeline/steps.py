@@ -32,9 +32,9 @@ from vbp.errors import ImageError, NonFiniteActivationError, StorageError, Usage
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.breaker import Breaker
 from vbp.pipeline.layouts import FOLDERS, make_layout
-from vbp.storage import lease
 from vbp.storage.addresses import without_secrets
 from vbp.storage.files import Folder, read_uri
+from vbp.storage.held import HeldFolder
 from vbp.storage.parts import PART_SCHEMA, write_part
 
 if TYPE_CHECKING:
@@ -412,6 +412,7 @@ class Write(Step):
         constants: index columns that are the same in every row.
         storage_options: non-secret options by URL prefix.
         layout: how the files lie in the output.
+        generation: of the manifest.
         threads: writes in flight.
 
     Raises:
@@ -430,17 +431,18 @@ class Write(Step):
         storage_options: Mapping[str, Any] | None = None,
         *,
         layout: str = "files",
+        generation: str = "",
         threads: int = 16,
     ) -> None:
-        self._folder = Folder(output, storage_options)
-        self._attempt = attempt
+        self._folder = HeldFolder(output, storage_options, attempt, looks=False)
+        self._attempt, self._generation = attempt, generation
         self._constants = constants
         self._layout = make_layout(layout, self._folder, suffixes, threads)
 
     def __call__(self, batch: Batch) -> Batch:
         """Write files, then parts; the seconds of this step reach the report alone, after the fact."""
         started = time.perf_counter()
-        lease.check(self._folder, self._attempt)
+        self._folder.look()
         columns = dict(batch)
         files = {kind: columns.pop(f"file_{kind}") for kind in FOLDERS if f"file_{kind}" in columns}
         columns |= {name: objects([value] * len(columns["key"])) for name, value in self._constants.items()}
@@ -450,7 +452,7 @@ class Write(Step):
         good = set(good_rows(columns))
         columns["status"] = objects(["ok" if row in good else "error" for row in range(len(columns["key"]))])
         parts = list(self._write_files(columns, files))
-        lease.check(self._folder, self._attempt)
+        self._folder.look()
         reports = [self._commit(shard, part) for shard, part in parts]
         spent = {name: float(np.sum(columns[name])) for name in stages}
         spent["seconds_write"] = time.perf_counter() - started
@@ -474,7 +476,7 @@ class Write(Step):
             yield int(shard), part
 
     def _commit(self, shard: int, part: pa.Table) -> dict[str, Any]:
-        write_part(self._folder, part, shard, self._attempt)
+        write_part(self._folder, part, shard, self._attempt, self._generation)
         causes = zip(part["error_stage"].to_pylist(), part["error_type"].to_pylist(), strict=True)
         reasons = Counter(f"{stage}: {kind}" for stage, kind in causes if stage is not None)
         errors = reasons.total()

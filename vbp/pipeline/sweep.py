@@ -34,6 +34,7 @@ from vbp.pipeline.summary import Summary
 from vbp.pipeline.sweepfile import Budget, Sweep, SweepRun
 from vbp.storage.combined import RUN, combine
 from vbp.storage.files import Folder
+from vbp.storage.held import HeldFolder
 from vbp.storage.manifest import Manifest
 from vbp.storage.record import SWEEP, is_complete, load_record, mark_complete, mark_incomplete, save_record
 
@@ -133,7 +134,8 @@ class _Working:
 class _Sweep:
     def __init__(self, asked: Sweep, observer: Observer) -> None:
         self._asked, self._observer = asked, observer
-        self._output = Folder(asked.output, asked.storage_options)
+        self._id = f"sweep-{uuid.uuid4().hex[:8]}"
+        self._output = HeldFolder(asked.output, asked.storage_options, self._id)
         self._configs = {run.name: prepare.absolute(run.config) for run in asked.runs}
         self._outcomes: dict[str, Outcome] = {}
         self._networks = Networks()
@@ -148,7 +150,7 @@ class _Sweep:
             for config in {config.input: config for config in self._configs.values()}.values():
                 preflight(config.input, self._output.url, config.storage_options, "from this process")
         with ExitStack() as stack:
-            stack.enter_context(leased(self._output, f"sweep-{uuid.uuid4().hex[:8]}", self._observer))
+            stack.enter_context(leased(self._output, self._id, self._observer))
             with failures_as_sentences(before_work=True):
                 working, given = self._prepare(stack)
                 if self._is_combined():
@@ -340,16 +342,17 @@ class _Sweep:
             for run in self._asked.runs
             for config in [self._configs[run.name]]
         )
-        combine(self._output, indexes, columns_of(self._asked))
+        combined = combine(self._output, indexes, columns_of(self._asked))
         if summary.exit_code == 0:
             self._spent.save(index=self._run_ids())
-            mark_complete(self._output)
+            mark_complete(self._output, self._id, combined.files, rows=combined.rows)
+            self._output.look()
 
     def _is_combined(self) -> bool:
         """Whether the index of all runs is of the very results that are there now."""
         if len(self._outcomes) < len(self._asked.runs):
             return False
-        return self._spent.index == self._run_ids() and is_complete(self._output)
+        return self._spent.index == self._run_ids() and is_complete(self._output, SWEEP)
 
     def _run_ids(self) -> dict[str, str]:
         return {name: outcome.summary.run_id for name, outcome in self._outcomes.items() if outcome.summary}
@@ -368,7 +371,7 @@ class _BudgetSpentError(InterruptedRunError):
 class _Spent:
     """The time that all attempts have worked, on record, against the budget."""
 
-    def __init__(self, budget: Budget, output: Folder) -> None:
+    def __init__(self, budget: Budget, output: HeldFolder) -> None:
         self._budget, self._output = budget, output
         self._record = load_record(output, SWEEP) or {}
         self._before = float(self._record.get("seconds", 0.0))
@@ -417,7 +420,8 @@ class _Spent:
             self._record["runs"] = runs
         if index is not None:
             self._record["index"] = index
-        save_record(self._output, self._record | {"seconds": round(self.hours * 3600, 1)}, SWEEP)
+        self._record |= {"attempt": self._output.attempt, "seconds": round(self.hours * 3600, 1)}
+        save_record(self._output, self._record, SWEEP)
         self._saved = time.monotonic()
 
 

@@ -34,6 +34,7 @@ from vbp.review.output import Output
 from vbp.review.status import is_at_work
 from vbp.storage import lease
 from vbp.storage.files import Folder
+from vbp.storage.held import HeldFolder
 from vbp.storage.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
 from vbp.storage.manifest import MANIFEST
 from vbp.storage.parts import PART_SCHEMA, Part, newest, read_parts
@@ -187,17 +188,17 @@ def validate(
     if not (repair or remove_orphans or rebase):
         current = lease.holder(output.folder)
         return _Check(output, is_live=current is not None and is_at_work(current)).run(sample, seed, deep)
-    with _leased(output.folder, on_wait) as attempt:
-        check = _Check(Output.at(output.folder), is_live=False)
+    with _leased(output.folder, on_wait) as held:
+        check = _Check(Output.at(held), is_live=False)
         found = check.run(sample, seed, deep)
-        lease.check(output.folder, attempt)
+        held.look()
         wrong = {finding.kind for finding in found.findings} - {*_ORPHANS, *_HARMLESS, *_MOVED, *_BY_HAND}
         if repair and wrong:
             check.repair()
             found = dataclasses.replace(found, repaired=True, is_complete=False)
         if remove_orphans and check.orphans and on_orphans(check.orphans):
             with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(output.folder.delete, check.orphans))
+                list(pool.map(held.delete, check.orphans))
             found = dataclasses.replace(found, orphans_removed=True)
         if rebase and not wrong and check.is_moved:
             check.rebase()
@@ -314,6 +315,8 @@ class _Check:
     def repair(self) -> None:
         """Withdraw the promise, and take back every row that is wrong."""
         mark_incomplete(self._output.folder)
+        if isinstance(self._output.folder, HeldFolder):  # a promise that comes late is not of this attempt
+            save_record(self._output.folder, {**self._output.record, "attempt": self._output.folder.attempt})
         for part in self._damaged:
             self._output.folder.delete(part.path)
         if self._unlisted:
@@ -330,10 +333,13 @@ class _Check:
         """Make the index anew; what is promised of it holds as before."""
         folder, manifest, summary = self._output.folder, self._output.manifest, self._output.record.get("summary")
         assert manifest is not None
+        assert isinstance(folder, HeldFolder)
         mark_incomplete(folder)
-        compact(folder, manifest, self._output.limit)
-        save_record(folder, {**self._output.record, "summary": {**(summary or {}), "output": folder.url}})
-        mark_complete(folder)
+        totals = compact(folder, manifest, self._output.limit)
+        changes = {"attempt": folder.attempt, "summary": {**(summary or {}), "output": folder.url}}
+        save_record(folder, {**self._output.record, **changes})
+        counts = {"images": totals.images, "ok": totals.ok, "error": totals.error}
+        mark_complete(folder, folder.attempt, totals.files, **counts)
 
     def _found(self, kind: str, example: str, shard: int = -1, position: int = -1) -> None:
         self._counts[kind] += 1
@@ -531,8 +537,8 @@ def _untold(rows: pa.Table, part: Part) -> str | None:
 
 
 @contextlib.contextmanager
-def _leased(output: Folder, on_wait: Callable[[str], None]) -> Iterator[str]:
-    """Hold the output while it is changed; yields the name of this attempt.
+def _leased(output: Folder, on_wait: Callable[[str], None]) -> Iterator[HeldFolder]:
+    """Hold the output while it is changed; yields it.
 
     Raises:
         UsageError: a run is at work, or the output cannot be written.
@@ -554,6 +560,6 @@ def _leased(output: Folder, on_wait: Callable[[str], None]) -> Iterator[str]:
     except StorageError as error:
         raise UsageError(f"OUTPUT cannot be written: {error}") from error
     try:
-        yield attempt
+        yield HeldFolder.of(output, attempt)
     finally:
         held.release()

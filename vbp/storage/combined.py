@@ -1,20 +1,29 @@
 """One index of several outputs: all their rows, each with what tells its output from the others."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vbp.storage.files import Folder
 from vbp.storage.index import INDEX, INDEX_FILE_BYTES, read_index
-from vbp.storage.parquet import RollingParquet
+from vbp.storage.parquet import RollingParquet, Written
 from vbp.storage.parts import INDEX_SCHEMA
 
 RUN = "run"
 """The column that names the output that a row comes from; begins the names of those that tell the outputs apart."""
 
 
-def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]]], columns: pa.Schema) -> int:
+class Combined(NamedTuple):
+    """A combined index."""
+
+    rows: int
+    files: Mapping[str, Written]
+    """By path."""
+
+
+def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]]], columns: pa.Schema) -> Combined:
     """Write ``index/`` of `output` from the indexes of other outputs, in their order; memory holds one file.
 
     Repeated, it writes the same files. It may be killed at any time: whoever calls it says when it is complete.
@@ -25,7 +34,7 @@ def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]
         columns: stand before those of the index, and share no name with them.
 
     Returns:
-        The number of rows.
+        What was written.
 
     Raises:
         StorageError: an index is damaged, or the store does not take the new one.
@@ -43,7 +52,7 @@ def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]
         writer.add(schema.empty_table())
     writer.roll()
     writer.remove_later_files()
-    return count
+    return Combined(count, writer.files)
 
 
 def read_combined(output: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -13,9 +13,9 @@ went well; so a listing alone answers most questions.
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -26,13 +26,14 @@ import pyarrow.parquet as pq
 from vbp.errors import StorageError
 from vbp.storage.files import File, Folder
 from vbp.storage.manifest import Manifest
-from vbp.storage.parquet import RollingParquet
+from vbp.storage.parquet import RollingParquet, Written
 from vbp.storage.parts import (
     INDEX_SCHEMA,
     PART_SCHEMA,
     PARTS,
     Part,
     conformed,
+    current,
     newest,
     parse_parts,
     parts_of,
@@ -84,6 +85,8 @@ class Totals:
     error: int
     by_reason: dict[str, int]
     """Error rows by ``stage: type``."""
+    files: Mapping[str, Written] = field(default_factory=dict, compare=False)
+    """Of the index, by path."""
     damaged: tuple[str, ...] = ()
     """Parts that could not be read and were removed; images that had their rows there alone are to be done again."""
     strange: int = 0
@@ -139,7 +142,8 @@ def rows_left(
     `parts`: those of the shard, where they have been listed already.
     """
     wanted = _wanted(manifest, shard, limit)
-    finished = _finished(output, parts_of(output, shard) if parts is None else parts, retry_failed, wanted)
+    found = current(parts_of(output, shard) if parts is None else parts, manifest.generation)
+    finished = _finished(output, found, retry_failed, wanted)
     rows = manifest.read_shard(shard).slice(0, wanted)
     return rows.filter(pc.invert(pc.is_in(rows["position"], pa.array(finished, pa.int32()))))
 
@@ -246,7 +250,8 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
         forget(output, shard, positions)
     paths = tuple(sorted(part.path for part in damaged))
     count = sum(len(positions) for _, positions in strange)
-    return Totals(images, statuses["ok"], statuses["error"], dict(reasons.most_common()), paths, count)
+    reasons_told = dict(reasons.most_common())
+    return Totals(images, statuses["ok"], statuses["error"], reasons_told, writer.files, paths, count)
 
 
 def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
@@ -297,7 +302,7 @@ def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
             continue
         kept = rows.filter(pc.invert(theirs))
         if kept.num_rows:
-            write_part(output, kept.drop_columns("shard"), shard, part.attempt)
+            write_part(output, kept.drop_columns("shard"), shard, part.attempt, part.generation)
         output.delete(part.path)
         forgotten.update(found)
     return len(forgotten)
@@ -327,7 +332,7 @@ def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, li
         while found is not None and found[0] < folder:
             found = next(groups, None)
         if found is not None and found[0] == folder:
-            yield shard, parse_parts(found[1])
+            yield shard, current(parse_parts(found[1]), manifest.generation)
         else:
             yield shard, []
 

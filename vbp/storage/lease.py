@@ -1,4 +1,7 @@
-"""One writer per output: ``_run/lease.json`` says which process of which host has it, renewed while it lives."""
+"""One writer per output: ``_run/lease.json`` says which process of which host has it, renewed while it lives.
+
+Who is told by the lease that the output is his changes it through a ``HeldFolder``, which makes it safe to be wrong.
+"""
 
 import contextlib
 import json
@@ -7,53 +10,19 @@ import secrets
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-
-import psutil
 
 from vbp.errors import LeaseLostError, StorageError
 from vbp.storage.files import Folder
+from vbp.storage.held import HeldFolder
+from vbp.storage.holder import LEASE, Holder, check, holder, machine, parse, read, start_of
 
-LEASE = "_run/lease.json"
+__all__ = ["LEASE", "HeldFolder", "Holder", "Lease", "check", "holder"]
 
-_SAME_START_SECONDS = 5.0  # start times are reckoned from the clock, which may be set
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who has the output."""
-
-    attempt: str
-    host: str
-    machine: str
-    """Tells hosts, reboots and containers of one name apart."""
-    pid: int
-    started: float
-    """When the process started, in seconds since 1970: a process id alone is used again, and is 1 in containers."""
-    token: str
-    """Of this one lease."""
-    renewed_at: str
-
-    def __str__(self) -> str:
-        return f"attempt {self.attempt} on {self.host}, process {self.pid}"
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether it was a process of this very machine and is gone; False where that cannot be known."""
-        if (self.host, self.machine) != (socket.gethostname(), _machine()):
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            reused = abs(process.create_time() - self.started) > _SAME_START_SECONDS
-            return reused or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.Error:
-            return False
+TAKE_OVER_AFTER = "VBP_LEASE_SECONDS"
+"""Environment variable: seconds of silence after which a holder is succeeded, for tests of it."""
 
 
 class Lease:
@@ -64,13 +33,19 @@ class Lease:
         output: Folder,
         attempt: str,
         *,
-        renew_every: float = 10.0,
-        take_over_after: float = 60.0,
-        poll_every: float = 1.0,
+        renew_every: float | None = None,
+        take_over_after: float | None = None,
+        poll_every: float | None = None,
     ):
-        """Prepare a lease for ``attempt``; times in seconds, the same for all who share the output."""
-        self._output, self._attempt, self._token = output, attempt, secrets.token_hex(8)
-        self._renew_every, self._take_over_after, self._poll_every = renew_every, take_over_after, poll_every
+        """Prepare a lease for ``attempt``, which no other ever has the name of.
+
+        Times in seconds, the same for all who share the output: 10, 60 and 1 by default.
+        """
+        silence = float(os.environ.get(TAKE_OVER_AFTER, 60.0)) if take_over_after is None else take_over_after
+        self._held, self._attempt, self._token = HeldFolder.of(output, attempt), attempt, secrets.token_hex(8)
+        self._take_over_after = silence
+        self._renew_every = silence / 6 if renew_every is None else renew_every
+        self._poll_every = silence / 60 if poll_every is None else poll_every
         self._lost, self._released = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -83,7 +58,8 @@ class Lease:
         """Wait until the output is ours, then keep the lease renewed in the background.
 
         A holder that died on this machine is succeeded at once, any other once its lease has not changed for
-        ``take_over_after`` seconds of our own clock: clocks of two hosts are never compared.
+        ``take_over_after`` seconds of our own clock, of which sleep is no part: clocks of two hosts are never
+        compared, nor is one that may be set.
 
         Args:
             on_wait: called at each look with the holder (None if the file cannot be read) and the seconds after
@@ -94,17 +70,17 @@ class Lease:
         """
         seen, since = b"", time.monotonic()
         while True:
-            current = _read(self._output)
+            current = read(self._held)
             if current is None:
-                if self._output.create(LEASE, self._content()) and self._is_ours():
+                if self._begin(None):
                     break
                 continue
             if current != seen:
                 seen, since = current, time.monotonic()
             silent = time.monotonic() - since
-            holder = _parse(current)
+            holder = parse(current)
             if silent >= self._take_over_after or (holder and holder.is_dead):
-                if self._take_over(current):
+                if self._begin(current):
                     break
                 continue
             if on_wait:
@@ -120,70 +96,58 @@ class Lease:
             self._thread.join()
         with contextlib.suppress(StorageError, OSError):
             if self._is_ours():
-                self._output.delete(LEASE)
+                self._held.delete(LEASE)
+        self._held.leave()
 
-    def _take_over(self, expected: bytes) -> bool:
-        """Several may try: the last to write wins, and after a pause each sees who that was."""
-        if _read(self._output) != expected:
+    def _begin(self, expected: bytes | None) -> bool:
+        """Take the lease where it stands as expected; whether the output is ours alone then."""
+        self._held.enter()
+        try:
+            if not self._take(expected):
+                return False
+            self._held.evict()
+            return self._is_ours() and not self._held.is_fenced_out
+        except LeaseLostError:  # somebody else was quicker, and has removed what we had
             return False
-        self._output.write(LEASE, self._content())
+
+    def _take(self, expected: bytes | None) -> bool:
+        if expected is None:
+            return self._held.create(LEASE, self._content())
+        taken = self._held.take(expected, self._content())
+        return self._take_blindly(expected) if taken is None else taken
+
+    def _take_blindly(self, expected: bytes) -> bool:
+        """Several may try: the last to write wins, and after a pause each sees who that was."""
+        if read(self._held) != expected:
+            return False
+        Folder(self._held.url, self._held.options).write(LEASE, self._content())
         time.sleep(self._poll_every)
-        return self._is_ours()
+        return True
 
     def _keep(self) -> None:
         while not self._released.wait(self._renew_every):
             # While the store does not answer nobody can commit, nor take over: there is nothing to do but go on.
-            with contextlib.suppress(StorageError, OSError):
-                if not self._is_ours():
-                    self._lost.set()
-                    return
-                self._output.write(LEASE, self._content())
+            try:
+                self._renew()
+            except LeaseLostError:
+                self._lost.set()
+                return
+            except (StorageError, OSError):
+                continue
 
-    def _is_ours(self) -> bool:
-        holder = _parse(_read(self._output) or b"")
+    def _renew(self) -> None:
+        current = read(self._held)
+        if current is None or not self._is_ours(current):
+            raise LeaseLostError(f"the lease of attempt {self._attempt} is gone")
+        self._held.renew(current, self._content())
+
+    def _is_ours(self, lease: bytes | None = None) -> bool:
+        holder = parse(lease or read(self._held) or b"")
         return holder is not None and holder.token == self._token
 
     def _content(self) -> bytes:
         now = datetime.now(UTC).isoformat()
-        started = psutil.Process().create_time()
-        holder = Holder(self._attempt, socket.gethostname(), _machine(), os.getpid(), started, self._token, now)
-        return json.dumps(asdict(holder), indent=1).encode()
-
-
-def holder(output: Folder) -> Holder | None:
-    """Who has the output; None where nobody has, or the lease cannot be read."""
-    return _parse(_read(output) or b"")
-
-
-def check(output: Folder, attempt: str) -> None:
-    """For workers, before a commit.
-
-    Raises:
-        LeaseLostError: the attempt does not hold the output any more.
-    """
-    current = holder(output)
-    if current is None or current.attempt != attempt:
-        whose = str(current) if current else "nobody"
-        raise LeaseLostError(f"attempt {attempt} lost {output.url}: {whose} has it now; nothing more is committed")
-
-
-def _read(output: Folder) -> bytes | None:
-    try:
-        return output.read(LEASE)
-    except FileNotFoundError:
-        return None
-
-
-def _parse(data: bytes) -> Holder | None:
-    try:
-        return Holder(**json.loads(data))
-    except (ValueError, TypeError):
-        return None
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return str(uuid.getnode())
+        found = Holder(
+            self._attempt, socket.gethostname(), machine(), os.getpid(), start_of(os.getpid()), self._token, now
+        )
+        return json.dumps(asdict(found), indent=1).encode()

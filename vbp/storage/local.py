@@ -70,32 +70,54 @@ class LocalStore:
         """Replace the file; its folders are made. After a crash, the old file is there or the new one."""
 
         def write() -> None:
-            temporary = _write_temporary(path, data)
+            temporary = self._write_temporary(path, data)
             with _removed_on_failure(temporary):
-                os.replace(temporary, path)
+                self._replace(temporary, path)
 
-        _attempt_write(write, path)
+        self._attempt_change(write, path)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write the file unless there is one; of several processes exactly one gets True."""
 
         def create() -> bool:
-            temporary = _write_temporary(path, data)
-            try:
-                return _link(temporary, path, data)
-            finally:
-                os.unlink(temporary)
+            temporary = self._write_temporary(path, data)
+            with removed(temporary):
+                return self._link(temporary, path, data)
 
-        return _attempt_write(create, path)
+        return self._attempt_change(create, path)
 
     def delete(self, path: str) -> None:
         """Remove the file; nothing happens where there is none."""
 
         def delete() -> None:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                self._remove(path)
 
-        _attempt_write(delete, path)
+        self._attempt_change(delete, path)
+
+    def _attempt_change(self, operation: Callable[[], T], path: str) -> T:
+        try:
+            return attempt(operation, f"write {display(path)}")
+        except OSError as error:
+            raise StorageError(str(error)) from error
+
+    def _write_temporary(self, path: str, data: bytes) -> str:
+        """Put the data on disk under a new name in the same folder, which is made where it is missing."""
+        folder = os.path.dirname(path)
+        try:
+            return write_temporary(folder, data)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            return write_temporary(folder, data)
+
+    def _replace(self, temporary: str, path: str) -> None:
+        os.replace(temporary, path)
+
+    def _link(self, temporary: str, path: str, data: bytes) -> bool:
+        return _link(temporary, path, data)
+
+    def _remove(self, path: str) -> None:
+        os.unlink(path)
 
 
 def _check_regular(path: str, limit: int) -> None:
@@ -116,10 +138,15 @@ def without_traces(folder: str) -> Iterator[None]:
     try:
         yield
     finally:
-        below = [path for path, _, _ in os.walk(folder, topdown=False)] if new else []
+        below = [path for path, _, _ in os.walk(folder, topdown=False) if not _is_anothers(path)] if new else []
         for path in (*below, *new):
             with contextlib.suppress(OSError):  # not empty, or gone
                 os.rmdir(path)
+
+
+def _is_anothers(path: str) -> bool:
+    """Whether it is the folder by which the next holder of an output has the right to change it."""
+    return os.path.basename(os.path.dirname(path)) == "holders"
 
 
 def display(path: str) -> str:
@@ -202,25 +229,15 @@ def _is_temporary(name: bytes) -> bool:
     return name.startswith(b".vbp-") and name.endswith(b".tmp")
 
 
-def _attempt_write(operation: Callable[[], T], path: str) -> T:
-    try:
-        return attempt(operation, f"write {display(path)}")
-    except OSError as error:
-        raise StorageError(str(error)) from error
+def temporary_name(folder: str) -> str:
+    """A new name in the folder; it owes nothing to that of the file, which may be as long as the disk allows."""
+    return os.path.join(folder, f".vbp-{secrets.token_hex(8)}.tmp")
 
 
-def _write_temporary(path: str, data: bytes) -> str:
-    """Put the data on disk under a new name in the same folder, which is made where it is missing.
-
-    The name owes nothing to that of the file, which may be as long as the disk allows.
-    """
-    folder = os.path.dirname(path)
-    temporary = os.path.join(folder, f".vbp-{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = _open_new(temporary)
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)
-        descriptor = _open_new(temporary)
+def write_temporary(folder: str, data: bytes) -> str:
+    """Put the data on disk under a new name in the folder; FileNotFoundError where there is no such folder."""
+    temporary = temporary_name(folder)
+    descriptor = _open_new(temporary)
     with _removed_on_failure(temporary):
         _fill(descriptor, data)
     return temporary
@@ -245,6 +262,16 @@ def _removed_on_failure(path: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
+
+
+@contextlib.contextmanager
+def removed(path: str) -> Iterator[None]:
+    """Whatever comes of it, the file is gone in the end."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _link(temporary: str, path: str, data: bytes) -> bool:

@@ -28,7 +28,7 @@ from vbp.storage.leftout import LeftOut
 from vbp.storage.listing import ManifestRow, list_tree
 from vbp.storage.manifestfile import is_manifest, read_manifest_input
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
-from vbp.storage.record import load_record, save_record
+from vbp.storage.record import load_record, save_record, withdraw
 from vbp.storage.rows import MANIFEST_SCHEMA, First, in_order, table_of
 
 __all__ = [
@@ -71,6 +71,8 @@ class Manifest:
     complete: bool
     """Whether the last listing came to its end before the limit."""
     listed_at: str
+    generation: str = ""
+    """Only parts of the same one count: each start over begins another. Empty where an older vbp made it."""
     id: str = ""
     """Of the first listing: positions count in this manifest alone. Empty where an older vbp made it."""
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -88,7 +90,13 @@ class Manifest:
         record = load_record(output, MANIFEST)
         if record is None:
             return None
-        record = {"id": "", "left_out": {}, "suffixes": None, **record}  # what an older vbp did not put down
+        older: dict[str, Any] = {
+            "id": "",
+            "generation": "",
+            "left_out": {},
+            "suffixes": None,
+        }  # what an older vbp did not put down
+        record = older | record
         wrong = [name for name, is_right in _RIGHT.items() if not is_right(record.get(name))]
         if wrong:
             raise StorageError(
@@ -197,6 +205,7 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "id": _is_text,
     "left_out": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "suffixes": lambda value: value is None or (isinstance(value, list) and all(map(_is_text, value))),
+    "generation": _is_text,
 }
 """What each field of the record must be."""
 
@@ -210,6 +219,7 @@ def write_manifest(
     input: str = "",
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
+    generation: str = "",
 ) -> Manifest:
     """List the images of ``source`` from scratch.
 
@@ -221,14 +231,16 @@ def write_manifest(
         input: INPUT, for the record.
         left_out: what ``source`` passes over, counted as it goes; for the record.
         suffixes: of images, where they are others than usual; for the record.
+        generation: of the parts that are to count.
 
     Raises:
         UsageError: two images of a manifest file have one key, or there are too many shards.
     """
     if shard_size < 1:
         raise UsageError(f"the shard size (={shard_size}) must be at least 1")
-    output.delete(MANIFEST)
-    nothing = Manifest(output, input, shard_size, (), (), True, limit, False, "", secrets.token_hex(8))
+    if output.exists(MANIFEST):
+        withdraw(output, MANIFEST)
+    nothing = Manifest(output, input, shard_size, (), (), True, limit, False, "", generation, secrets.token_hex(8))
     first = First(source, limit)
     return append(nothing, in_order(first, left_out), first, left_out=left_out, suffixes=suffixes)
 

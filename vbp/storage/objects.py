@@ -156,6 +156,34 @@ class ObjectStore:
 
         return created(create, lambda: self.read(path), data)
 
+    def version(self, path: str) -> dict[str, str] | None:
+        """What tells the object from any other content under its name; None where there is none."""
+        if not _can_say(path):
+            return None
+        try:
+            info = self._attempt(lambda: self._store.head(self._key(path)), "look at", path)
+        except FileNotFoundError:
+            return None
+        return {name: info[name] for name in ("e_tag", "version") if info.get(name)}
+
+    def put_if(self, path: str, data: bytes, version: Mapping[str, str] | None) -> bool:
+        """Write the object if it has this version, or is not there (None); False where that is not so.
+
+        An answer may be lost after the store did its work: then False, too, though `data` is there. A store that
+        ignores conditions, and a name that cannot be said, are written in any case.
+        """
+        if not _can_say(path) or version == {}:
+            self.write(path, data)
+            return True
+        mode = "create" if version is None else dict(version)
+        try:
+            self._attempt(lambda: self._store.put(self._key(path), data, mode=mode, use_multipart=False), "write", path)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        except OSError as error:
+            raise StorageError(str(error)) from error
+        return True
+
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens where there is none."""
         if not _can_say(path):

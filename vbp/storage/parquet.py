@@ -1,14 +1,23 @@
 """Numbered Parquet files, built row group by row group, each put into its place as a whole."""
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vbp.errors import UsageError
 from vbp.storage.files import Folder
+
+
+class Written(NamedTuple):
+    """What tells a file's content."""
+
+    bytes: int
+    sha256: str
 
 
 def numbered(prefix: str, number: int) -> str:
@@ -49,6 +58,8 @@ class RollingParquet:
         """Of the file that the next row group goes to."""
         self.groups = 0
         """Row groups in it so far."""
+        self.files: dict[str, Written] = {}
+        """What ``roll`` has written, by path."""
         self._sink: pa.BufferOutputStream | None = None
         self._writer: pq.ParquetWriter | None = None
 
@@ -70,7 +81,9 @@ class RollingParquet:
         if self._writer is None or self._sink is None:
             return
         self._writer.close()
-        self._folder.write(numbered(self._prefix, self.number), self._sink.getvalue().to_pybytes())
+        path, data = numbered(self._prefix, self.number), self._sink.getvalue().to_pybytes()
+        self._folder.write(path, data)
+        self.files[path] = Written(len(data), hashlib.sha256(data).hexdigest())
         self._sink = self._writer = None
         self.number += 1
         self.groups = 0

@@ -62,7 +62,7 @@ PART_SCHEMA = INDEX_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False))
 
 PARTS = "_run/parts"
 
-_NAME = re.compile(r"(\d+)/([^/]+)-(\d+)-(\d+)-([0-9a-f]{12})-(\d+)-(\d+)\.parquet")
+_NAME = re.compile(r"(\d+)/([^/]+?)(?:\.([0-9a-f]{8}))?-(\d+)-(\d+)-([0-9a-f]{12})-(\d+)-(\d+)\.parquet")
 
 
 class Part(NamedTuple):
@@ -77,12 +77,15 @@ class Part(NamedTuple):
     """Of all positions held."""
     ok: int
     error: int
+    generation: str = ""
+    """Of the manifest that it was made under; empty where an older vbp made it."""
 
     @property
     def path(self) -> str:
         """In OUTPUT."""
         counts = f"{self.ok}-{self.error}"
-        name = f"{self.attempt}-{self.first:06d}-{self.last:06d}-{self.digest}-{counts}"
+        attempt = f"{self.attempt}.{self.generation}" if self.generation else self.attempt
+        name = f"{attempt}-{self.first:06d}-{self.last:06d}-{self.digest}-{counts}"
         return f"{PARTS}/{self.shard:06d}/{name}.parquet"
 
     @property
@@ -91,7 +94,7 @@ class Part(NamedTuple):
         return self.ok + self.error == self.last - self.first + 1
 
 
-def write_part(output: Folder, table: pa.Table, shard: int, attempt: str) -> str:
+def write_part(output: Folder, table: pa.Table, shard: int, attempt: str, generation: str = "") -> str:
     """Commit rows of one shard.
 
     Args:
@@ -99,6 +102,7 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str) -> str
         table: columns of ``INDEX_SCHEMA`` (absent ones become null) and ``position``, each at most once.
         shard: the shard that they belong to.
         attempt: names the run; letters, digits, ``_``, ``.`` and ``-``.
+        generation: of the manifest.
 
     Returns:
         The part's path. A task that is repeated with the same result overwrites its own part.
@@ -113,7 +117,7 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str) -> str
     if not positions or len(set(positions)) < len(positions) or set(statuses) - {"ok", "error"}:
         raise ValueError(f"rows of shard {shard} must have distinct positions (={positions}) and status ok or error")
     digest = hashlib.sha256(repr(positions).encode()).hexdigest()[:12]
-    part = Part(shard, attempt, positions[0], positions[-1], digest, statuses["ok"], statuses["error"])
+    part = Part(shard, attempt, positions[0], positions[-1], digest, statuses["ok"], statuses["error"], generation)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     output.write(part.path, sink.getvalue().to_pybytes())
@@ -123,8 +127,16 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str) -> str
 def parse_parts(paths: Iterable[str]) -> list[Part]:
     """Parts by their paths below ``PARTS``; other files, also such as nearly have such a name, are none of ours."""
     matches = [(path, m) for path in paths if (m := _NAME.fullmatch(path)) is not None]
-    parts = [(path, Part(int(m[1]), m[2], int(m[3]), int(m[4]), m[5], int(m[6]), int(m[7]))) for path, m in matches]
+    parts = [
+        (path, Part(int(m[1]), m[2], int(m[4]), int(m[5]), m[6], int(m[7]), int(m[8]), m[3] or ""))
+        for path, m in matches
+    ]
     return [part for path, part in parts if part.path == f"{PARTS}/{path}"]
+
+
+def current(parts: Iterable[Part], generation: str) -> list[Part]:
+    """Those that count under a manifest of this generation: a start over leaves all that come late behind."""
+    return [part for part in parts if part.generation in ("", generation)]
 
 
 def parts_of(output: Folder, shard: int) -> list[Part]:

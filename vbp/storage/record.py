@@ -1,4 +1,7 @@
-"""The small files that say how a run stands: ``_run/run.json``, and ``_SUCCESS``, which says that all is done.
+"""The small files that say how a run stands: ``_run/run.json``, and ``_SUCCESS``, which promises that all is done.
+
+``run.json`` names the attempt that changed the output last, before its first change; ``_SUCCESS`` names the attempt
+that made it, and the files of the index that it speaks of.
 
 Of a sweep the first is ``_run/sweep.json``.
 """
@@ -9,10 +12,12 @@ from typing import Any
 
 from vbp.errors import StorageError
 from vbp.storage.files import Folder
+from vbp.storage.parquet import Written
 
 RUN = "_run/run.json"
 SWEEP = "_run/sweep.json"
 SUCCESS = "_SUCCESS"
+_WITHDRAWN = b'{"withdrawn": true}\n'
 
 
 def load_record(output: Folder, path: str = RUN) -> dict[str, Any] | None:
@@ -24,6 +29,8 @@ def load_record(output: Folder, path: str = RUN) -> dict[str, Any] | None:
     try:
         data = output.read(path)
     except FileNotFoundError:
+        return None
+    if data == _WITHDRAWN:
         return None
     try:
         return dict(json.loads(data))
@@ -72,6 +79,8 @@ _NEEDED = ("size", "fit", "frame", "mask_format", "outputs")
 """Fields that every configuration on record has."""
 _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "run_id": _is(str),
+    "attempt": _is(str),
+    "generation": _is(str),
     "input": _is(str),
     "manifest": _is(str),
     "fingerprint": _is(dict),
@@ -103,14 +112,59 @@ def save_record(output: Folder, fields: Mapping[str, Any], path: str = RUN) -> N
     output.write(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def is_complete(output: Folder) -> bool:
-    """Whether every listed image has its row, so that ``index/`` can be relied on."""
-    return output.exists(SUCCESS)
+def withdraw(output: Folder, path: str) -> None:
+    """Take the JSON file back; in a store where a deletion may come late, and hit a successor's, by a write."""
+    if output.is_local:
+        output.delete(path)
+    else:
+        output.write(path, _WITHDRAWN)
 
 
-def mark_complete(output: Folder) -> None:
-    """Say so; the last write of a run."""
-    output.write(SUCCESS, b"")
+def is_complete(output: Folder, path: str = RUN) -> bool:
+    """Whether every listed image has its row, so that ``index/`` can be relied on.
+
+    A promise counts only while it fits what is there: the record must be of the attempt that made it, and the index
+    of the very files, by name and size. Else another attempt has come in between, and the next run makes both anew.
+
+    Args:
+        output: OUTPUT.
+        path: of the record that the promise stands beside.
+
+    Raises:
+        StorageError: the record is damaged.
+    """
+    promise = load_promise(output)
+    if promise is None:
+        return False
+    record = load_record(output, path) or {}
+    if not promise:  # of an older vbp, which wrote no more than the file
+        return "attempt" not in record
+    sizes = {path: file["bytes"] for path, file in promise["index"].items()}
+    return promise["attempt"] == record.get("attempt") and _sizes(output) == sizes
+
+
+def load_promise(output: Folder) -> dict[str, Any] | None:
+    """What ``_SUCCESS`` says; nothing where an older vbp wrote it, None where there is none that can be read."""
+    try:
+        data = output.read(SUCCESS)
+        promise = dict(json.loads(data)) if data.strip() else {}
+        wellformed = not promise or {"attempt", "index"} <= promise.keys()
+        return promise if wellformed else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def mark_complete(output: Folder, attempt: str, files: Mapping[str, Written], **totals: int) -> None:
+    """Promise that all is done; the last write of a run.
+
+    Args:
+        output: OUTPUT.
+        attempt: that has made the record and the index.
+        files: of the index, by path.
+        totals: of the index, for people.
+    """
+    index = {path: written._asdict() for path, written in sorted(files.items())}
+    save_record(output, {"attempt": attempt, **totals, "index": index}, SUCCESS)
 
 
 def mark_incomplete(output: Folder) -> None:
@@ -123,4 +177,13 @@ def mark_incomplete(output: Folder) -> None:
         above = Folder(sweep, output.options)
         if above.exists(SWEEP):
             above.delete(SUCCESS)
-    output.delete(SUCCESS)
+    if output.exists(SUCCESS):  # a deletion may come late, so there is none without need
+        output.delete(SUCCESS)
+
+
+def _sizes(output: Folder) -> dict[str, int | None]:
+    index = output.child("index")
+    try:
+        return {f"index/{file.path}": file.size for file in index.walk() if file.path.endswith(".parquet")}
+    except FileNotFoundError:
+        return {}

@@ -37,6 +37,8 @@ class Changes(NamedTuple):
     changed: int
     gone: int
     """0 where the listing was cut at its limit: nobody knows what came after."""
+    beyond: int = 0
+    """New, but not listed: with them more would be listed than the limit allows."""
 
 
 def refresh_manifest(
@@ -60,7 +62,8 @@ def refresh_manifest(
         output: OUTPUT.
         manifest: what is listed so far; shards and positions of its images stay.
         source: rows of ``list_tree`` or of ``read_manifest_input``.
-        limit: look at the first so many images only.
+        limit: look at the first so many images only, and list no more than so many in all: the limit counts in the
+            order of the manifest, and what is listed behind it would never be done.
         forget: called, in threads, for each shard with changed images; None leaves these as they are.
         before_change: called before the ledger or the list of images changes, maybe more than once; never where
             nothing is new or changed.
@@ -98,14 +101,18 @@ class _Comparison:
         self, manifest: Manifest, source: First, rewriter: "_Rewriter | None", left_out: LeftOut | None = None
     ):
         self._manifest, self._source, self._rewriter, self._left_out = manifest, source, rewriter, left_out
-        self._new = self._changed = self._gone = 0
+        self._new = self._changed = self._gone = self._beyond = 0
 
     def new_rows(self) -> Iterator[ManifestRow]:
         """Rows that no listing has; when they end, everything that changed has been dealt with."""
         for row, known in _side_by_side(in_order(self._source, self._left_out), _listed(self._manifest)):
             if known is None and row is not None:
-                self._new += 1
-                yield row
+                if self._has_room():
+                    self._new += 1
+                    yield row
+                else:
+                    self._beyond += 1
+                    self._source.cut = True
             elif row is None:
                 self._gone += 1
             elif known is not None and self._rewriter and _differs(row, known[0]):
@@ -115,7 +122,11 @@ class _Comparison:
             self._rewriter.finish()
 
     def changes(self) -> Changes:
-        return Changes(self._new, self._changed, 0 if self._source.cut else self._gone)
+        return Changes(self._new, self._changed, 0 if self._source.cut else self._gone, self._beyond)
+
+    def _has_room(self) -> bool:
+        limit = self._source.limit
+        return limit is None or self._manifest.images + self._new < limit
 
 
 class _Rewriter:
