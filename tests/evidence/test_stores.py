@@ -27,8 +27,8 @@ def test_listings_are_measured_and_nothing_stays(s3_server):
 
 
 def noting(read, used):
-    def noted(self, path, *range):
+    def noted(self, path, *range, **limit):
         used.add(type(self))
-        return read(self, path, *range)
+        return read(self, path, *range, **limit)
 
     return noted

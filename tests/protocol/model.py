@@ -180,6 +180,8 @@ class World:
 
     def __init__(self, patch: pytest.MonkeyPatch, place: str):
         self.turns = Turns()
+        self._asked = threading.local()
+        """The plan of the attempt that runs in this thread."""
         if place == "bucket":
             bucket = Bucket(self.turns)
             opened = files._open
@@ -193,6 +195,7 @@ class World:
             on_disk(patch, self.turns)
             self.url = place
         patch.setattr(prepare, "choose_device", lambda config: "cpu")
+        patch.setattr(prepare, "list_input", lambda *_: rows_of(self._asked.plan))
         patch.setattr(prepare, "class_folders", lambda *_: [])
         patch.setattr(Lease, "_keep", lambda lease: None)  # but see `run`
         self.folder = Folder(self.url)
@@ -217,7 +220,6 @@ class World:
         attempt = Attempt(config)
         attempt.run_id = name
         attempt.output = type(attempt.output)(self.url, {}, name)
-        patched = prepare.list_input
         model = SimpleNamespace(sha256="w", class_names=None, num_classes=None, preprocessing=IMAGENET)
         with self.turns.of(name), failures_as_sentences(before_work=False):
             lease = Lease(attempt.output, name)
@@ -229,11 +231,8 @@ class World:
             try:
                 attempt.open()
                 attempt.check(model, None, Observer())
-                prepare.list_input = lambda *_: rows_of(plan)
-                try:
-                    attempt.list_images(Observer())
-                finally:
-                    prepare.list_input = patched
+                self._asked.plan = plan
+                attempt.list_images(Observer())
                 attempt.settle(None)
                 if attempt.finished():
                     return []

@@ -110,7 +110,8 @@ def report(
     chosen, classes = Choice(sample if "mask" in files.kinds else 0, seed), _Classes()
     for table in output.rows([*_COLUMNS, *_PLACE, *_FRAME]):
         classes.add(table)
-        chosen.offer(table.filter(pc.is_valid(table["mask_mean"])).to_pylist())
+        measured = pc.and_(pc.is_valid(table["mask_mean"]), pc.is_valid(table["mask_area"]))
+        chosen.offer(table.filter(measured).to_pylist())
     with ThreadPoolExecutor(_THREADS) as pool:
         samples = tuple(pool.map(lambda row: _sample(row, files, output, options), chosen.rows))
     rows = classes.rows()

@@ -208,7 +208,8 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
                 raise
             if damaged is None:
                 remedy = f"run vbp validate {output.url} --repair, then the same vbp explain command"
-                raise StorageError(f"{output.uri(path)} is damaged ({error}); {remedy}") from error
+                why = " ".join(str(error).split())  # Arrow's own messages may have lines
+                raise StorageError(f"{output.uri(path)} is damaged ({why}); {remedy}") from error
             damaged.append(path)
 
 
