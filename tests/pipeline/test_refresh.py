@@ -98,6 +98,17 @@ def test_an_image_that_was_replaced_by_none_keeps_no_mask(tree, asked, tmp_path)
     assert same_masks(asked.output, asked, tmp_path)
 
 
+def test_a_row_that_gets_another_label_is_of_another_class(tree, asked, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("uri,label\nphotos/cat/01.png,cat\n")
+    asked = dataclasses.replace(asked, input=str(rows))
+    run(asked)
+    rows.write_text("uri,label\nphotos/cat/01.png,dog\n")
+    run(dataclasses.replace(asked, refresh=True))
+    (row,) = rows_of(asked.output).values()
+    assert (row["label"], row["correct"]) == ("dog", row["predicted_label"] == "dog")
+
+
 def test_the_same_size_at_another_time_is_a_change(tree, asked):
     run(asked)
     os.utime(tree / "cat" / "01.png", ns=(1, 1))

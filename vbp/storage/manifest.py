@@ -13,7 +13,7 @@ memory does not grow with the collection: it holds one file of shards while that
 import math
 import secrets
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -252,6 +252,7 @@ def append(
     before_save: Callable[[], None] | None = None,
     accept: Callable[[Manifest], object] = lambda longer: None,
     *,
+    relabelled: Collection[str] = (),
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
 ) -> Manifest:
@@ -263,6 +264,7 @@ def append(
         source: tells whether it was cut at its limit.
         before_save: called before a manifest with new images replaces the old one.
         accept: called with such a manifest before that; what it raises keeps the old one.
+        relabelled: labels that known images have got; looked at when ``rows`` have ended.
         left_out: what ``source`` passes over; None keeps what is on record.
         suffixes: of images, that ``source`` goes by, where they are others than usual.
 
@@ -287,6 +289,7 @@ def append(
             writer.roll()
     writer.roll()
     writer.remove_later_files()  # of a listing that was cut off
+    labels.update(relabelled)
     extended = replace(
         manifest,
         listings=(*manifest.listings, added) if added else manifest.listings,
@@ -300,7 +303,7 @@ def append(
     )
     if replace(extended, listed_at=manifest.listed_at) == manifest:
         return manifest
-    if added:
+    if extended.labels != manifest.labels:
         accept(extended)
     if added and before_save:
         before_save()

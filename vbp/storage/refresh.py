@@ -79,7 +79,14 @@ def refresh_manifest(
     rewriter = _Rewriter(manifest, forget, before_change) if forget else None
     comparison = _Comparison(manifest, first, rewriter, left_out)
     extended = append(
-        manifest, comparison.new_rows(), first, before_change, accept, left_out=left_out, suffixes=suffixes
+        manifest,
+        comparison.new_rows(),
+        first,
+        before_change,
+        accept,
+        relabelled=comparison.relabelled,
+        left_out=left_out,
+        suffixes=suffixes,
     )
     return extended, comparison.changes()
 
@@ -102,6 +109,7 @@ class _Comparison:
     ):
         self._manifest, self._source, self._rewriter, self._left_out = manifest, source, rewriter, left_out
         self._new = self._changed = self._gone = self._beyond = 0
+        self.relabelled: set[str] = set()
 
     def new_rows(self) -> Iterator[ManifestRow]:
         """Rows that no listing has; when they end, everything that changed has been dealt with."""
@@ -117,6 +125,8 @@ class _Comparison:
                 self._gone += 1
             elif known is not None and self._rewriter and _differs(row, known[0]):
                 self._changed += 1
+                if row.label is not None:
+                    self.relabelled.add(row.label)
                 self._rewriter.add(known[1], row)
         if self._rewriter:
             self._rewriter.finish()
