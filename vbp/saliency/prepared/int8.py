@@ -4,8 +4,8 @@ Maps behind a ReLU are kept as bytes: 0 is 0, and 255 the largest value that cal
 bytes, adds up products in 32-bit integers, and gives bytes again, or float32 where what follows is not done in
 integers. What is no convolution, max pooling or average stays in float32.
 
-Weights have 7 bits: without VNNI a processor adds two products in 16 bits, which 8-bit weights overflow. So the
-integers are the same on every processor.
+Weights have 7 bits: without VNNI a processor adds two products in 16 bits, which 8-bit weights overflow. So no sum is
+wrong on any processor; where a sum is rounded to a byte, two processors may differ by one step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Scales:
-    """What calibration found: plain data, from which every machine makes the same integers."""
+    """What calibration found: plain data, from which every machine makes the same weights."""
 
     ranges: Mapping[str, tuple[float, float]]
     """Least and largest value of a map, by the graph's name of what gives it."""
