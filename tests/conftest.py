@@ -37,6 +37,7 @@ CLUSTERS = ("tests/jobs/", "tests/cluster/test_rehearsal.py", "tests/pipeline/te
 """Tests that start a Ray of their own; each takes a minute and more."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Where tests run side by side: all that share a Ray in one process, else a file in one, the longest first."""
     for item in items:

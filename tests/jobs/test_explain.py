@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -50,9 +51,10 @@ def free_ports(count):
 
 
 @pytest.fixture(scope="module")
-def ray_folder(tmp_path_factory):
-    """Where the head keeps its session, and the list of what Prometheus is to ask."""
-    return tmp_path_factory.mktemp("ray")
+def ray_folder():
+    """Where the head keeps its session, and the list of what Prometheus is to ask; its sockets want a short path."""
+    with tempfile.TemporaryDirectory(prefix="vbp-ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,11 @@ def head(tmp_path_factory, ray_folder):
                 time.sleep(0.3)
         yield address
     finally:
-        for each in (*psutil.Process(process.pid).children(recursive=True), process):  # SIGTERM would drain for 30 s
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in psutil.Process(process.pid).children(recursive=True):  # SIGTERM would drain for 30 s
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+        process.kill()
         process.wait()
         log.close()
 

@@ -2,18 +2,23 @@
 
 import pytest
 
+from tests.servers import ENVIRONMENT
+
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """Four logical CPUs, whatever the machine has."""
+    """Four logical CPUs, whatever the machine has; its workers may use the S3 server."""
     import ray
 
-    for tries_left in (2, 1, 0):
-        try:
-            ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-            break
-        except Exception as error:  # Ray has no other class for it
-            if not tries_left or "timed out during startup" not in str(error):
-                raise
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        for tries_left in (2, 1, 0):
+            try:
+                ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+                break
+            except Exception as error:  # Ray has no other class for it
+                if not tries_left or "timed out during startup" not in str(error):
+                    raise
     yield
     ray.shutdown()
