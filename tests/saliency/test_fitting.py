@@ -197,6 +197,13 @@ def test_what_differs_within_the_features_is_named(change, difference, prefix):
         fitted(under(prefix, content))
 
 
+def test_what_an_optimiser_keeps_beside_the_weights_costs_no_classifier():
+    """Of all modules in one dictionary: found by the fuzz of checkpoints, seed 205."""
+    made, notes = fitted({"model": {**weights(), "opt": {"momentum": weights(seed=2)}}})
+    assert not any("no predictions" in note for note in notes), notes
+    assert_holds(made, weights())
+
+
 def test_what_an_optimiser_keeps_is_not_taken_for_weights():
     content = {"model": weights(), "optimizer": {"momentum": weights(seed=2)}, "opt_G.exp_avg": weights(seed=3)}
     assert_holds(fitted(content)[0], weights())

@@ -183,6 +183,7 @@ def _match(
     heads = {path[len(place) :].partition(".")[0] for path in head.values()}
     unknown = [path[len(place) :] for path in rest if path not in expected and path not in head.values()]
     unknown = [name for name in unknown if _counts(name) and name.partition(".")[0] not in AUXILIARY]
+    unknown = [name for name in unknown if not TRAINING.search(place + name)]
     ignored = [name for name in unknown if _is_harmless(name, tensors[place + name])]
     others = [name for name in unknown if name not in ignored]
     if any(_is_between(name, modules, tensors[place + name]) for name in others):
