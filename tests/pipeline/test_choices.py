@@ -82,7 +82,7 @@ def test_other_noise_is_another_run_and_unused_noise_is_not(photos, network_file
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"stages": "relu9"}, "no stage 'relu9'; there are features.1, features.3"),
+        ({"stages": "relu9"}, "stages: 'relu9' is none of all, last, features.1, features.3"),
         ({"preset": "reference", "pooling": "unpool"}, "kernel of its own"),
     ],
 )

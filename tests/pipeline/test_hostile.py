@@ -18,9 +18,10 @@ NAMES = [
     "two words.png", "a#b.png", "a?b.png", "100%.png", "%41.png", "a[1].png", "b*.png", "x::y.png", "quote'\"s.png",
     "new\nline.png", "grüße-日本-🐕.png", "a.b.c.png", "cat.jpg", "cat.png", "CAT.PNG", " lead.png", "trail .png",
     "-dash.png", "~tilde.png", "$HOME.png", "back\\slash.png", "tab\tbed.png", "1/2/3/4/5/6/7/8/9/10/deep.png",
-    "n" * 250 + ".png", "ü" * 125 + ".png", "a.png/inner.png", "a.png.png/inner.png", "b.png", ".hidden.png",
-    "_underscore/_name.png", "nested/.hidden/x.png", "e\u0301.png", "\u00e9.png",
+    "n" * 250 + ".png", "ü" * 125 + ".png", "a.png/inner.png", "a.png.png/inner.png", "b.png",
+    "_underscore/_name.png", "e\u0301.png", "\u00e9.png",
 ]  # fmt: skip
+HIDDEN = [".hidden.png", "nested/.hidden/x.png"]
 
 
 def config(root, out, network_file, **changes):
@@ -36,7 +37,7 @@ def rows_of(out):
 def odd_tree(tmp_path):
     """Images of all sizes from 1 x 1 up, under every odd name."""
     root = tmp_path / "tree"
-    for number, name in enumerate(NAMES):
+    for number, name in enumerate([*NAMES, *HIDDEN]):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (1 + number * 5, 1 + number * 3), (number * 7, 99, 200)).save(path, "PNG")
@@ -53,6 +54,7 @@ def test_every_name_gets_its_row_and_its_own_files(odd_tree, network_file, tmp_p
     summary = run(config(odd_tree, tmp_path / "out", network_file, outputs=("mask", "overlay", "input")))
     rows = rows_of(tmp_path / "out")
     assert (summary.images, summary.error) == (len(NAMES) + 2, 0)
+    assert sum(summary.left_out.values()) == len(HIDDEN)
     assert len({row["key"] for row in rows}) == len(NAMES) + 2
     for column in ("mask_uri", "overlay_uri"):
         uris = [row[column] for row in rows]

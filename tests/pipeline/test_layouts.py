@@ -191,10 +191,10 @@ class Notes(Observer):
         self.notes.append(text)
 
 
-def no_parts_of_shard_1(output, table, shard, attempt):
+def no_parts_of_shard_1(output, table, shard, *attempt):
     if shard == 1:
         raise StorageError("cannot write 000001: the disk is full")
-    return write_part(output, table, shard, attempt)
+    return write_part(output, table, shard, *attempt)
 
 
 @pytest.mark.parametrize(("runner", "batch_size"), [("local", 4), ("local", 8), ("ray", 8)])
