@@ -65,5 +65,5 @@ def test_an_absent_rival_is_named(setup, network_file, small_machine, monkeypatc
 
     monkeypatch.setattr(module, "RIVALS", {"LRP": absent})
     found = engine(setup, load_model("vgg16", network_file), size=32)
-    assert found.notes == ["LRP is left out: No module named 'zennit'. pip install 'vbp[bench]' brings it."]
+    assert found.notes == ["LRP is left out: No module named 'zennit'. pip install 'visualbackprop[bench]' brings it."]
     assert not any("LRP" in figure.name for figure in found.figures)

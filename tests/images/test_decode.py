@@ -525,7 +525,7 @@ def _heif_header(*brands):
 def test_heif_without_its_package_names_the_extra(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     _open_heif.cache_clear()
-    with pytest.raises(UnsupportedLayoutError, match=r"pip install 'vbp\[heif\]', on every node"):
+    with pytest.raises(UnsupportedLayoutError, match=r"pip install 'visualbackprop\[heif\]', on every node"):
         decode(data)
 
 

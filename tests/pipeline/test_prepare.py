@@ -44,7 +44,8 @@ def test_a_folder_without_images_names_what_it_holds(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"x")
     expected = (
         r"holds no images: of its files 2 end in \.heic, 1 ends in \.txt, 1 has no suffix, 1 is a system file "
-        r"\(to read HEIF: pip install 'vbp\[heif\]'\); images end in \.jpg .*, and --suffixes names others\.$"
+        r"\(to read HEIF: pip install 'visualbackprop\[heif\]'\); "
+        r"images end in \.jpg .*, and --suffixes names others\.$"
     )
     with pytest.raises(UsageError, match=expected):
         list_input(config(input=str(tmp_path)))

@@ -22,6 +22,11 @@ README = (ROOT / "README.md").read_text()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+ROOMS = ("vbp", "jobs", "cluster", "docs", "benchmarks", "tests")
+STRANGER = re.compile(r"install\b[^`\n]*\s['\"]vbp\b|pip install vbp\b|\bvbp\\?\[[a-z{]")
+"""What would install it: ``pip install vbp``, ``'vbp[s3]'``."""
+
+
 def table_rows():
     """Option name -> default, from README's table of options."""
     rows = re.findall(r"^\| (`--[^|]*) \|([^|]*)\|", README, re.MULTILINE)
@@ -86,10 +91,18 @@ def test_lock_holds_every_dependency_with_hashes_and_no_address():
     pinned = set(re.findall(r"^([a-z0-9-]+)==\S+", lock, re.MULTILINE))
     project = PYPROJECT["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    names = {re.match(r"[A-Za-z0-9-]+", text)[0].lower() for text in wanted} - {"vbp"}
+    names = {re.match(r"[A-Za-z0-9-]+", text)[0].lower() for text in wanted} - {"visualbackprop"}
     assert names <= pinned
     assert lock.count("--hash=sha256:") >= len(pinned)
     assert "://" not in re.sub(r"#.*", "", lock)
+
+
+def test_what_is_to_be_installed_is_ours():
+    """The name vbp belongs to another project on the package index."""
+    files = [*ROOT.glob("*.*"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.*"))]
+    texts = {path: path.read_text(errors="replace") for path in files if path.is_file() and path != Path(__file__)}
+    found = {path: STRANGER.search(text) for path, text in texts.items()}
+    assert {str(path): match[0] for path, match in found.items() if match} == {}
 
 
 def test_constraints_are_what_the_lock_pins():

@@ -27,13 +27,22 @@ def wheel(tmp_path_factory):
 
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"vbp"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"vbp", "visualbackprop"}
     needed_files = (
         "vbp/py.typed", "vbp/cli.py", "vbp/demo/vgg16_demo.safetensors", "vbp/saliency/imagenet_wnids.txt",
         "vbp/review/report.html.jinja",
     )  # fmt: skip
     for needed in needed_files:
         assert needed in names
+
+
+def test_the_distribution_has_a_name_that_is_ours_and_brings_the_command_vbp(wheel):
+    assert wheel.name.startswith("visualbackprop-")
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    assert "\nName: visualbackprop\n" in metadata
+    (scripts,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt"))
+    assert "vbp = vbp.cli:main" in scripts
 
 
 def test_the_demo_runs_elsewhere(wheel, tmp_path):

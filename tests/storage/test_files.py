@@ -319,7 +319,7 @@ def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(UsageError, match=re.escape("pip install 'vbp[s3]'")):
+    with pytest.raises(UsageError, match=re.escape("pip install 'visualbackprop[s3]'")):
         Folder("s3://some-bucket-not-seen-before/x")
 
 

@@ -149,7 +149,7 @@ def _libraries(notes: list[str]) -> Iterator[Library]:
         try:
             yield make()
         except ImportError as error:
-            notes.append(f"{name} is left out: {error}. pip install 'vbp[bench]' brings it.")
+            notes.append(f"{name} is left out: {error}. pip install 'visualbackprop[bench]' brings it.")
 
 
 def _pillow() -> Library:

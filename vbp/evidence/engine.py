@@ -103,7 +103,9 @@ class _Bench:
                     yield self._case(f"{name}, float32, {layout}", work, images_BCHW, tf32=layout != OURS)
                 except ImportError as error:
                     if layout == OURS:
-                        self.notes.append(f"{name} is left out: {error}. pip install 'vbp[bench]' brings it.")
+                        self.notes.append(
+                            f"{name} is left out: {error}. pip install 'visualbackprop[bench]' brings it."
+                        )
 
     def machine_cases(self) -> Iterator[Case]:
         """The two limits of the roofline."""

@@ -191,7 +191,7 @@ def _open_heif() -> None:
         from pillow_heif import register_heif_opener
     except ImportError as error:
         raise UnsupportedLayoutError(
-            "HEIF is read by a package that is not installed: pip install 'vbp[heif]', on every node"
+            "HEIF is read by a package that is not installed: pip install 'visualbackprop[heif]', on every node"
         ) from error
     register_heif_opener()
 

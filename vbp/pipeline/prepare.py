@@ -123,7 +123,8 @@ def about_left_out(counts: Mapping[str, int]) -> str:
     """What a listing passed over, and how to have it read: for people; empty where that is nothing."""
     if not counts:
         return ""
-    heif = " (to read HEIF: pip install 'vbp[heif]')" if not _reads_heif() and set(HEIF_SUFFIXES) & set(counts) else ""
+    wanted = set(HEIF_SUFFIXES) & set(counts) and not _reads_heif()
+    heif = " (to read HEIF: pip install 'visualbackprop[heif]')" if wanted else ""
     return f"{in_words(counts)}{heif}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+import vbp
 from vbp.errors import StorageError, UsageError
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
@@ -237,5 +238,6 @@ def _first_below(output: Folder, folder: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("vbp", "torch", "torchvision", "ray", "pyarrow", "pillow", "fsspec", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    packages = ("torch", "torchvision", "ray", "pyarrow", "pillow", "fsspec", "numpy")
+    ours = {"python": platform.python_version(), "vbp": vbp.__version__}
+    return ours | {name: version(name) for name in packages}

@@ -267,8 +267,8 @@ def refuse_other_versions(address: str, theirs: Mapping[str, str]) -> None:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    ray = next(each for each in map(Requirement, requires("vbp") or ()) if each.name == "ray")
-    needs = {"Ray": ray.specifier, "Python": SpecifierSet(metadata("vbp")["Requires-Python"])}
+    ray = next(each for each in map(Requirement, requires("visualbackprop") or ()) if each.name == "ray")
+    needs = {"Ray": ray.specifier, "Python": SpecifierSet(metadata("visualbackprop")["Requires-Python"])}
     if all(needs[name].contains(version, prereleases=True) for name, version in theirs.items()):
         return
     has = " and ".join(f"{name} {version}" for name, version in theirs.items())

@@ -77,7 +77,7 @@ def export_onnx(vbp: VisualBackProp, images_BCHW: Tensor, file: str | Path) -> N
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UsageError("writing ONNX needs more packages: pip install 'vbp[onnx]'.") from error
+        raise UsageError("writing ONNX needs more packages: pip install 'visualbackprop[onnx]'.") from error
     program = export(vbp, images_BCHW)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["output", "mask"]}
     torch.onnx.export(program, (), file, dynamo=True, external_data=False, verbose=False, **names)

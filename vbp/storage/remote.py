@@ -241,7 +241,8 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
         filesystem, path = fsspec.url_to_fs(url, **_settings(url, options))
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        remedy = f"pip install 'vbp[{extra}]'" if extra else f"install the package it names ({reason(error)})"
+        named = f"install the package it names ({reason(error)})"
+        remedy = f"pip install 'visualbackprop[{extra}]'" if extra else named
         raise UsageError(f"{protocol}:// needs a package that is not installed: {remedy}") from error
     except (ValueError, TypeError, KeyError) as error:  # the last: a link of a chain without a protocol
         raise UsageError(f"cannot open {url}: {reason(error)}") from error

@@ -180,7 +180,7 @@ def open_sftp(url: str, options: Mapping[str, Any] | None) -> tuple[SftpStore, s
     try:
         import paramiko
     except ImportError as error:
-        raise UsageError("sftp:// needs a package that is not installed: pip install 'vbp[sftp]'") from error
+        raise UsageError("sftp:// needs a package that is not installed: pip install 'visualbackprop[sftp]'") from error
     try:
         parts = urlsplit(url)
         address = {"hostname": parts.hostname, "port": parts.port or 22, "username": parts.username}
