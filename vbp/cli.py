@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 crashed; 2 usage or configuration, found before any work; 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import sys
@@ -14,111 +13,76 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import vbp
 from vbp.errors import InterruptedRunError, UsageError, VBPError
-from vbp.pipeline.config import RunConfig, choices_of
+from vbp.flags import Command, config_of, job_options, json_object
 from vbp.plain import plain
 
 if TYPE_CHECKING:
+    from vbp.pipeline.config import RunConfig
     from vbp.pipeline.sweepfile import Sweep
 
 EXIT_CRASHED, EXIT_USAGE, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 3, 4
 WATCH_SECONDS = 5
-RESULTS = "results"
-"""Where the reference project put its results, and where its flags still put them."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(vbp.__version__, prog_name="vbp")
+EXPLAIN_EXAMPLES = """
+vbp explain photos out --weights demo
+vbp explain photos out --weights model.safetensors --outputs mask
+vbp explain s3://bucket/photos s3://bucket/out --address http://HEAD:8265
+vbp explain photos out --size 320 --save-config run.yaml
+vbp explain --config run.yaml --refresh
+"""
+PLAN_EXAMPLES = """
+vbp plan photos out --weights model.safetensors --price-per-hour 3
+vbp plan --config run.yaml
+"""
+SWEEP_EXAMPLES = """
+vbp sweep sweep.yaml --plan
+vbp sweep sweep.yaml
+
+with, in sweep.yaml:
+  output: sweep
+  inputs: photos
+  grid: {weights: [model.safetensors, random], preset: [paper, reference]}
+"""
+
+
+class _Group(click.Group):
+    """Commands in the order of their definition, those of the main job first."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from vbp.version import described
+
+        click.echo(f"vbp {described()}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog='Shell completion: put eval "$(_VBP_COMPLETE=bash_source vbp)" into ~/.bashrc; zsh_source and '
+    "fish_source are for those shells.",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
+    help="Show the version, in a checkout also the commit, and exit.",
+)  # fmt: skip
 def main() -> None:
     """VisualBackProp saliency masks for image collections of any size."""
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One flag for every field of `RunConfig`, in its order."""
-    hints = get_type_hints(RunConfig)
-    for field in reversed(dataclasses.fields(RunConfig)):
-        if field.name not in ("input", "output"):
-            command = _flag(field, hints[field.name])(command)
-    return command
-
-
-def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Any], Any]:
-    """The click option of one field."""
-    names = [*ALIASES.get(field.name, ()), "--" + field.name.replace("_", "-"), field.name]
-    help_text = field.metadata["help"]
-    if hint is bool:
-        return click.option(*names, is_flag=True, help=help_text)
-    settings: dict[str, Any] = {"help": help_text, "default": field.default, "show_default": True}
-    if choices_of(hint):
-        settings |= {"type": click.Choice(choices_of(hint)), "show_default": field.default is not None}
-    elif field.name in ("mean", "std"):
-        settings |= {"callback": _numbers, "show_default": False, "metavar": "X,X,X"}
-    elif field.name == "outputs":
-        settings |= {"default": ",".join(RunConfig.outputs), "callback": lambda _c, _p, v: tuple(v.split(","))}
-    elif field.name == "suffixes":
-        settings |= {"callback": lambda _c, _p, v: v and tuple(v.split(",")), "show_default": False}
-        settings["metavar"] = "LIST"
-    elif field.name == "storage_options":
-        settings |= {"default": "{}", "callback": _json_object, "show_default": False, "metavar": "JSON"}
-    elif hint == int | None:
-        settings |= {"callback": _whole_number_or_auto, "show_default": False, "metavar": "N"}
-    else:
-        settings["type"] = hint if isinstance(hint, type) else str
-    return click.option(*names, **settings)
-
-
-ALIASES = {
-    "weights": ("--cp", "--checkpoint"),
-    "batch_size": ("--bs", "--batch_size"),
-    "seed": ("--ms", "--manual_seed"),
-}
-"""The reference project's names for our flags."""
-
-
-def _whole_number_or_auto(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    if value is None or value == "auto":
-        return None
-    try:
-        return int(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is neither a whole number nor auto.", ctx, param) from error
-
-
-def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(float(number) for number in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} must be numbers, like 0.485,0.456,0.406.", ctx, param) from error
-
-
-def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise click.BadParameter(f"is not JSON ({error}).", ctx, param) from error
-    if not isinstance(parsed, dict):
-        raise click.BadParameter('must be an object by URL prefix, like {"s3://bucket": {"region": "eu-west-1"}}.')
-    return parsed
-
-
-def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """INPUT, OUTPUT and all flags of the main job."""
-    command = run_options(command)
-    command = click.option(
-        "--dir", "--directory", "directory", help="INPUT, as the reference project spells it; OUTPUT is results/."
-    )(command)
-    command = click.argument("output", required=False)(command)
-    return click.argument("input", required=False)(command)
-
-
-@main.command()
+@main.command(short_help="Masks, overlays and an index of every image.", examples=EXPLAIN_EXAMPLES)
 @job_options
 @click.option("--address", metavar="URL", help="Run on the Ray cluster whose job API is at this URL: http://HEAD:8265.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
@@ -133,19 +97,13 @@ def explain(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Explain every image below INPUT; write masks, overlays and an index to OUTPUT.
-
-    Examples:
-    \b
-      vbp explain photos out --weights demo
-      vbp explain s3://bucket/photos s3://bucket/out --weights model.safetensors
-    """
+    """Explain every image below INPUT; write masks, overlays and an index to OUTPUT."""
     with _translated():
-        config = _config(ctx, input, output, directory, options)
+        config = config_of(ctx, input, output, directory, options)
         sys.exit(_run(config, as_json) if address is None else _submit(config, address, as_json))
 
 
-@main.command()
+@main.command(short_help="What a run would do: images, time, cost, bytes.", examples=PLAN_EXAMPLES)
 @job_options
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of all machines of the run together.")
 @click.option(
@@ -171,39 +129,12 @@ def plan(
         from vbp.review.plan import plan as look
         from vbp.tables import print_plan
 
-        config = _config(ctx, input, output, directory, options)
+        config = config_of(ctx, input, output, directory, options)
         found = look(config, price_per_hour=price_per_hour, images_per_second=images_per_second)
         if as_json:
             _print_json(found.as_json())
         else:
             print_plan(found)
-
-
-def _config(
-    ctx: click.Context, input: str | None, output: str | None, directory: str | None, options: dict[str, Any]
-) -> RunConfig:
-    """What the arguments of ``job_options`` ask for."""
-    if directory is not None:
-        input, output, options = _as_reference(ctx, input, output, directory, options)
-    if input is None or output is None:
-        raise UsageError(f"Both INPUT and OUTPUT are needed: vbp {ctx.command.name} INPUT OUTPUT.")
-    return RunConfig(input=input, output=output, **options)
-
-
-def _as_reference(
-    ctx: click.Context, input: str | None, output: str | None, directory: str, options: dict[str, Any]
-) -> tuple[str, str, dict[str, Any]]:
-    """What ``--dir`` means: results in ``results/``, inputs among them, and the network that the checkpoint fits."""
-    if input is not None and output is not None:
-        raise UsageError(f"INPUT (={input}) and --dir (={directory}) both name the images; give one of them.")
-    given = {name for name in options if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT}
-    if "outputs" not in given:
-        options["outputs"] = ("input", "mask", "overlay")
-    if "model" not in given and "weights" in given:
-        from vbp.saliency.models import fitting_model
-
-        options["model"] = fitting_model(options["weights"], options["storage_options"]) or options["model"]
-    return directory, input or output or RESULTS, options
 
 
 def _run(config: RunConfig, as_json: bool) -> int:
@@ -232,18 +163,12 @@ def _submit(config: RunConfig, address: str, as_json: bool) -> int:
         log.end()
 
 
-@main.command()
+@main.command(short_help="Many runs as one: combinations of settings.", examples=SWEEP_EXAMPLES)
 @click.argument("sweep_file", metavar="SWEEP")
 @click.option("--plan", "only_plan", is_flag=True, help="What would be done: images, time, cost; writes nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
-    r"""Do many runs as one: all combinations of inputs and settings that the YAML file SWEEP names.
-
-    \b
-      output: sweep
-      inputs: photos
-      grid: {weights: [model.safetensors, random], preset: [paper, reference]}
-    """
+    """Do many runs as one: all combinations of inputs and settings that the YAML file SWEEP names."""
     with _translated():
         from vbp.pipeline.sweepfile import read_sweep
 
@@ -283,7 +208,7 @@ def _sweep(asked: Sweep, as_json: bool) -> int:
     return summary.exit_code
 
 
-@main.command()
+@main.command(short_help="Explain generated scenes; nothing to download.")
 @click.argument("output", default="vbp-demo", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--scenes", default=200, show_default=True, type=click.IntRange(min=1), help="How many to generate.")
 def demo(output: Path, scenes: int) -> None:
@@ -310,8 +235,8 @@ MEASURED = ("engine", "codecs", "storage", "pipeline", "start", "scaling")
 """Parts of ``vbp benchmark``; the last one takes half an hour and must be asked for."""
 
 
-@main.command()
-@click.argument("parts", nargs=-1, type=click.Choice(MEASURED))
+@main.command(short_help="Measure this machine beside limits and rivals.")
+@click.argument("parts", nargs=-1, type=click.Choice(MEASURED), metavar="[PARTS]...")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass [default: as vbp explain].")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Timings of each case.")
 @click.option(
@@ -319,7 +244,7 @@ MEASURED = ("engine", "codecs", "storage", "pipeline", "start", "scaling")
 )
 @click.option("--place", metavar="URL", help="Whose storage is measured [default: a temporary folder].")
 @click.option(
-    "--storage-options", default="{}", callback=_json_object, metavar="JSON", help="For --place, as for vbp explain."
+    "--storage-options", default="{}", callback=json_object, metavar="JSON", help="For --place, as for vbp explain."
 )
 @click.option(
     "--output",
@@ -356,14 +281,14 @@ def look_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--storage-options",
         default="{}",
-        callback=_json_object,
+        callback=json_object,
         metavar="JSON",
         help="Non-secret options by URL prefix, as for vbp explain.",
     )(command)
     return click.argument("output")(command)
 
 
-@main.command()
+@main.command(short_help="How the run of OUTPUT stands.")
 @look_options
 @click.option("--watch", is_flag=True, help=f"Look again every {WATCH_SECONDS} s for as long as the run works.")
 def status(output: str, storage_options: dict[str, Any], as_json: bool, watch: bool) -> None:
@@ -385,7 +310,7 @@ def status(output: str, storage_options: dict[str, Any], as_json: bool, watch: b
                 click.echo()
 
 
-@main.command()
+@main.command(short_help="Which images failed, grouped by cause.")
 @look_options
 @click.option("--keys", is_flag=True, help="Only the keys of the failed images, one a line (with --json quoted).")
 @click.option("--export", metavar="FILE", help="Write them as a manifest to run again: .csv, .parquet or .txt.")
@@ -412,7 +337,7 @@ def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: 
             print_failures(found)
 
 
-@main.command()
+@main.command(short_help="Whether OUTPUT is sound; repairs what is not.")
 @look_options
 @click.option("--sample", default=200, show_default=True, type=click.IntRange(min=0), help="Masks to reopen.")
 @click.option("--deep", is_flag=True, help="Reopen all masks.")
@@ -455,7 +380,7 @@ def _may_delete(paths: Sequence[str]) -> bool:
     return click.confirm(f"Delete these {len(paths)} files?", err=True)
 
 
-@main.command()
+@main.command(short_help="One HTML page about OUTPUT.")
 @look_options
 @click.option("--to", "target", default="report.html", show_default=True, metavar="FILE", help="Where the page goes.")
 @click.option("--sample", default=24, show_default=True, type=click.IntRange(min=0), help="Images to show.")

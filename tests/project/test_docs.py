@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from click.testing import CliRunner
 
 import vbp
-from vbp.cli import ALIASES, explain, main
+from vbp.cli import explain, main
+from vbp.flags import ALIASES
 from vbp.pipeline import RunConfig
 
 ROOT = Path(__file__).parents[2]

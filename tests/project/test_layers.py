@@ -50,9 +50,12 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     ),
     "vbp.terminal": ({"vbp.pipeline", "vbp.plain"}, {"rich"}),
     "vbp.tables": ({"vbp.plain", "vbp.review", "vbp.terminal"}, {"rich"}),
+    "vbp.version": ({"vbp"}, set()),
+    "vbp.flags": ({"vbp.errors", "vbp.pipeline", "vbp.saliency"}, {"click"}),
     "vbp.cli": (
         {
-            "vbp",
+            "vbp.flags",
+            "vbp.version",
             "vbp.errors",
             "vbp.plain",
             "vbp.saliency",

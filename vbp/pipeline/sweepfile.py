@@ -22,15 +22,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import PurePosixPath
-from types import NoneType
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any
 
-from vbp.errors import StorageError, UsageError
-from vbp.pipeline.config import RunConfig, choices_of
+from vbp.errors import UsageError
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
 
 RUNS = "runs"
 """The folder of the runs' outputs, in the sweep's."""
@@ -43,8 +42,6 @@ ELSEWHERE = {
 }
 """Fields of ``RunConfig`` that are no settings of a sweep, and why."""
 
-_HINTS = get_type_hints(RunConfig)
-_LISTS = {"outputs": "[mask, overlay]", "suffixes": "[.jpg, .png, none]"}
 _SETTINGS = [field.name for field in dataclasses.fields(RunConfig) if field.name not in ELSEWHERE]
 _PLACES = ("input", "weights", "classes")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -100,24 +97,12 @@ def read_sweep(place: str) -> Sweep:
     Raises:
         UsageError: the file cannot be read, or cannot be meant as it stands; names the key and its value.
     """
-    from vbp.storage.files import read_uri
-
-    try:
-        text = read_uri(place).decode()
-    except (OSError, StorageError, UnicodeDecodeError) as error:
-        raise UsageError(f"SWEEP (={place}) cannot be read: {error}.") from error
-    return parse_sweep(text, place)
+    return parse_sweep(read_text(place, "SWEEP"), place)
 
 
 def parse_sweep(text: str, name: str = "sweep.yaml") -> Sweep:
     """The sweep that a YAML text describes; `name` is the file's, for messages. Errors as for `read_sweep`."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{name} is not YAML: {error}.") from error
-    return _File(name).sweep(content)
+    return _File(name).sweep(parse_yaml(text, name))
 
 
 @dataclass(frozen=True)
@@ -134,19 +119,16 @@ class _Choice:
 _Axis = Sequence[_Choice]
 
 
-class _File:
+class _File(SettingsReader):
     """Reads the content of one sweep file; every method refuses what it does not understand."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
 
     def sweep(self, content: Any) -> Sweep:
         """The whole file."""
-        keys = self._mapping("the file", content)
-        self._known("", keys, _KEYS, "key of a sweep file")
+        keys = self.mapping("the file", content)
+        self.known("", keys, _KEYS, "key of a sweep file")
         output = keys.get("output")
         if not isinstance(output, str) or not output:
-            self._refuse("output", output, "must name a place for the results, such as results or s3://bucket/sweep")
+            self.refuse("output", output, "must name a place for the results, such as results or s3://bucket/sweep")
         common = self._settings("common", keys.get("common") or {})
         axes = {"input": self._inputs(keys.get("inputs"))}
         axes |= {"variant": self._variants(keys.get("variants"))} if "variants" in keys else {}
@@ -159,7 +141,7 @@ class _File:
             if not any(matches(dict(zip(axes, choices, strict=True))) for matches in excluded)
         ]
         if not runs:
-            self._refuse("exclude", keys["exclude"], "leaves no run; take something out of it")
+            self.refuse("exclude", keys["exclude"], "leaves no run; take something out of it")
         self._check_distinct(runs)
         return Sweep(output=output, runs=tuple(runs), budget=self._budget(keys.get("budget") or {}))
 
@@ -168,13 +150,13 @@ class _File:
         if isinstance(given, str) and given:
             return [_Choice("", "", {"input": given})]
         if not isinstance(given, (list, Mapping)) or not given:
-            self._refuse("inputs", given, "must name at least one place, as text, a list, or a mapping of names")
+            self.refuse("inputs", given, "must name at least one place, as text, a list, or a mapping of names")
         return self._axis("inputs", "input", given)
 
     def _variants(self, given: Any) -> _Axis:
-        variants = self._mapping("variants", given)
+        variants = self.mapping("variants", given)
         if not variants:
-            self._refuse("variants", given, "must name at least one variant with its settings, or be left out")
+            self.refuse("variants", given, "must name at least one variant with its settings, or be left out")
         return [
             _Choice(self._label(f"variants.{name}", name), str(name), self._settings(f"variants.{name}", settings))
             for name, settings in variants.items()
@@ -182,14 +164,13 @@ class _File:
 
     def _grid(self, given: Any) -> dict[str, _Axis]:
         """In the order of ``RunConfig``, so that a run keeps its name when the file is rearranged."""
-        grid = self._mapping("grid", given)
+        grid = self._by_setting("grid", given)
         for name in grid:
-            self._check_setting(f"grid.{name}", name)
             if name in OF_ALL:
-                self._refuse(f"grid.{name}", grid[name], "is of all runs, which share their workers; put it in common")
+                self.refuse(f"grid.{name}", grid[name], "is of all runs, which share their workers; put it in common")
         for name, values in grid.items():
             if not isinstance(values, (list, Mapping)) or not values:
-                self._refuse(
+                self.refuse(
                     f"grid.{name}", values, "must be a list of values, or a mapping of names to them; one value for "
                     f"all runs is common.{name}"
                 )  # fmt: skip
@@ -203,91 +184,48 @@ class _File:
         axis = []
         for number, (label, value) in enumerate(named):
             place = f"{where}.{label}" if label else f"{where}[{number}]"
-            checked = self._value(place, field, value)
+            checked = self.value(place, field, value)
             own = label or self._label_of(place, field, checked)
             shown = checked if isinstance(checked, (bool, int, float)) and not label else own
             axis.append(_Choice(own, shown, {field: checked}))
         labels = [choice.label.casefold() for choice in axis]
         for number, label in enumerate(labels):
             if label in labels[:number]:
-                self._refuse(
+                self.refuse(
                     f"{where}[{number}]", named[number][1], f"has the name {axis[number].label} as another one does; "
                     "give names: a mapping instead of a list"
                 )  # fmt: skip
         return axis
 
     def _settings(self, where: str, given: Any) -> dict[str, Any]:
-        settings = self._mapping(where, given)
+        settings = self._by_setting(where, given)
         for name in settings:
-            self._check_setting(f"{where}.{name}", name)
             if name in OF_ALL and where != "common":
-                self._refuse(f"{where}.{name}", settings[name], "is of all runs; put it in common")
-        return {name: self._value(f"{where}.{name}", name, value) for name, value in settings.items()}
+                self.refuse(f"{where}.{name}", settings[name], "is of all runs; put it in common")
+        return {name: self.value(f"{where}.{name}", name, value) for name, value in settings.items()}
 
-    def _check_setting(self, where: str, name: Any) -> None:
-        if name in ELSEWHERE:
-            raise UsageError(f"{self._name}: {where} is no setting of a run: {ELSEWHERE[name]}.")
-        self._known(where.rpartition(".")[0], [name], _SETTINGS, "setting of vbp explain")
-
-    def _value(self, where: str, field: str, value: Any) -> Any:
-        """A value of the field's type and domain, as ``RunConfig`` takes it."""
-        hint = _HINTS[field]
-        if field in _LISTS and (value is not None or field == "outputs"):
-            kinds = value.split(",") if isinstance(value, str) else value
-            if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-                self._refuse(where, value, f"must be a list like {_LISTS[field]}")
-            value = tuple(kinds)
-        elif field == "storage_options":
-            value = self._mapping(where, value)
-        elif field in ("mean", "std"):
-            value = self._numbers(where, value)
-        elif field == "max_failures" and isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        else:
-            self._check_type(where, value, hint)
-        try:
-            return getattr(RunConfig(**{"input": "input", "output": "output", field: value}), field)
-        except UsageError as error:
-            raise UsageError(f"{self._name}: {where}: {error}") from error
-
-    def _numbers(self, where: str, value: Any) -> tuple[float, ...] | None:
-        """A list of numbers, or its text, or nothing."""
-        if value is None:
-            return None
-        values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-        try:
-            return tuple(float(each) for each in values)
-        except (TypeError, ValueError):
-            self._refuse(where, value, "must be a list of numbers like [0.485, 0.456, 0.406]")
-
-    def _check_type(self, where: str, value: Any, hint: Any) -> None:
-        kinds = {str, *set(get_args(hint)) & {NoneType}} if choices_of(hint) else set(get_args(hint))
-        kinds = kinds or {hint}
-        if float in kinds:
-            kinds.add(int)
-        if type(value) in kinds:
-            return
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null (auto)"}
-        wanted = " or ".join(names[kind] for kind in names if kind in kinds and not (kind is int and float in kinds))
-        quotes = "; put it in quotes" if str in kinds and value is not None else ""
-        self._refuse(where, value, f"must be {wanted}{quotes}")
+    def _by_setting(self, where: str, given: Any) -> dict[str, Any]:
+        for name in self.mapping(where, given):
+            if (field := str(name).replace("-", "_")) in ELSEWHERE:
+                raise UsageError(f"{self._name}: {where}.{name} is no setting of a run: {ELSEWHERE[field]}.")
+        return self.by_field(where, given, _SETTINGS)
 
     def _excluded(self, given: Any, axes: Mapping[str, _Axis]) -> list[Any]:
         if not isinstance(given, list):
-            self._refuse("exclude", given, "must be a list like [{preset: reference, weights: random}]")
+            self.refuse("exclude", given, "must be a list like [{preset: reference, weights: random}]")
         return [self._exclusion(f"exclude[{number}]", one, axes) for number, one in enumerate(given)]
 
     def _exclusion(self, where: str, given: Any, axes: Mapping[str, _Axis]) -> Any:
-        wanted = self._mapping(where, given)
-        self._known(where, wanted, list(axes), "thing that varies here")
+        wanted = self.mapping(where, given)
+        self.known(where, wanted, list(axes), "thing that varies here")
         chosen: dict[str, _Choice] = {}
         for name, value in wanted.items():
             fitting = [c for c in axes[name] if value in (c.label, c.shown) or [value] == list(c.settings.values())]
             if not fitting:
-                self._refuse(f"{where}.{name}", value, f"must be one of {', '.join(c.label for c in axes[name])}")
+                self.refuse(f"{where}.{name}", value, f"must be one of {', '.join(c.label for c in axes[name])}")
             chosen[name] = fitting[0]
         if not chosen:
-            self._refuse(where, given, "names nothing, and so would exclude everything")
+            self.refuse(where, given, "names nothing, and so would exclude everything")
         return lambda run: all(run[name] is choice for name, choice in chosen.items())
 
     def _check_once(self, common: Mapping[str, Any], axes: Mapping[str, _Axis]) -> None:
@@ -321,19 +259,19 @@ class _File:
             seen[asked] = run.name
 
     def _budget(self, given: Any) -> Budget:
-        keys = self._mapping("budget", given)
+        keys = self.mapping("budget", given)
         names = [field.name for field in dataclasses.fields(Budget)]
-        self._known("budget", keys, names, "limit")
+        self.known("budget", keys, names, "limit")
         for name, value in keys.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                self._refuse(f"budget.{name}", value, "must be a number above 0")
+                self.refuse(f"budget.{name}", value, "must be a number above 0")
         if "max_cost" in keys and "price_per_hour" not in keys:
-            self._refuse("budget.max_cost", keys["max_cost"], "needs budget.price_per_hour, of all machines together")
+            self.refuse("budget.max_cost", keys["max_cost"], "needs budget.price_per_hour, of all machines together")
         return Budget(**keys)
 
     def _label(self, where: str, name: Any) -> str:
         if not _NAME.fullmatch(str(name)):
-            self._refuse(where, name, "is no name: letters and digits, with single . _ - between them")
+            self.refuse(where, name, "is no name: letters and digits, with single . _ - between them")
         return str(name)
 
     def _label_of(self, where: str, field: str, value: Any) -> str:
@@ -348,20 +286,5 @@ class _File:
             text = str(value)
         label = re.sub(r"[^A-Za-z0-9]+", lambda gap: gap[0] if gap[0] in (".", "_", "-") else "-", text).strip("-._")
         if not label:
-            self._refuse(where, value, "makes no name; give one: a mapping instead of a list")
+            self.refuse(where, value, "makes no name; give one: a mapping instead of a list")
         return label
-
-    def _mapping(self, where: str, value: Any) -> Mapping[Any, Any]:
-        if not isinstance(value, Mapping):
-            self._refuse(where, value, "must be a mapping of names to values")
-        return value
-
-    def _known(self, where: str, names: Iterable[Any], known: Sequence[str], what: str) -> None:
-        for name in names:
-            if name not in known:
-                close = get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(known)}."
-                raise UsageError(f"{self._name}: {where + '.' if where else ''}{name} is no {what}: {hint}")
-
-    def _refuse(self, where: str, value: Any, rule: str) -> NoReturn:
-        raise UsageError(f"{self._name}: {where} (={value!r}) {rule}.")

@@ -1,0 +1,90 @@
+"""The file of one run: YAML that holds the options of ``vbp explain`` by their names.
+
+::
+
+    input: s3://bucket/photos
+    output: s3://bucket/out
+    weights: model.safetensors
+    outputs: [mask]
+
+``vbp explain --config FILE`` reads it, ``vbp explain ... --save-config FILE`` writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vbp.errors import UsageError
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
+
+_FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+
+
+def read_run(place: str) -> dict[str, Any]:
+    """The settings that a file names, as ``RunConfig`` takes them; places in it are meant as on the command line.
+
+    Args:
+        place: path or URL of the file.
+
+    Raises:
+        UsageError: the file cannot be read, or cannot be meant as it stands; names the key and its value.
+    """
+    return parse_run(read_text(place, "--config"), place)
+
+
+def parse_run(text: str, name: str = "run.yaml") -> dict[str, Any]:
+    """``read_run`` of a YAML text; `name` is the file's, for messages. An empty text holds no settings."""
+    reader = SettingsReader(name)
+    given = reader.by_field("", parse_yaml(text, name) or {}, list(_FIELDS))
+    return {field: reader.value(field, field, value) for field, value in given.items()}
+
+
+def text_of_run(config: RunConfig) -> str:
+    """The YAML text that `parse_run` reads: INPUT, OUTPUT and all that differs from the defaults.
+
+    Raises:
+        UsageError: a value may hold a secret, which belongs into no file.
+    """
+    import yaml
+
+    from vbp.storage.options import check_options
+
+    check_options(config.storage_options)
+    lines, recorded = [], config.as_json()
+    for name, field in _FIELDS.items():
+        value = getattr(config, name)
+        if value in (field.default, {}):
+            continue
+        if isinstance(value, str) and recorded[name] != value:
+            raise UsageError(
+                f"--{name} (={recorded[name]}) is given with a password or a query, which may be secret and would "
+                "stand in the file of --save-config; leave out one of the two."
+            )
+        style = None if isinstance(value, (Mapping, tuple)) else False  # lists in one line
+        lines.append(yaml.safe_dump({name: _plain(value)}, default_flow_style=style, allow_unicode=True, width=120))
+    return "".join(lines)
+
+
+def save_run(config: RunConfig, place: str) -> None:
+    """Write `text_of_run` to a path or URL.
+
+    Raises:
+        UsageError: as there, or the file cannot be written.
+    """
+    from vbp.errors import StorageError
+    from vbp.storage.files import write_uri
+
+    text = text_of_run(config)
+    try:
+        write_uri(place, text.encode(), config.storage_options)
+    except (OSError, StorageError) as error:
+        raise UsageError(f"--save-config (={place}) cannot be written: {error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    """What YAML has a word for."""
+    return json.loads(json.dumps(value)) if isinstance(value, (Mapping, tuple)) else value
