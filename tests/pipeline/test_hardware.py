@@ -3,10 +3,20 @@
 import pytest
 
 from vbp.errors import UsageError
-from vbp.pipeline.hardware import Hardware, common_precision, kinds, look, refuse_missing_gpus, slow_machines
+from vbp.pipeline.hardware import (
+    Hardware,
+    common_precision,
+    kinds,
+    look,
+    refuse_integers,
+    refuse_missing_gpus,
+    slow_machines,
+)
 
-NEW = Hardware(node="10.0.0.1", device="cpu", processor="CPU with AVX512", bfloat16=True)
-OLD = Hardware(node="10.0.0.2", device="cpu", processor="CPU with AVX2", bfloat16=False)
+NEW = Hardware(node="10.0.0.1", device="cpu", processor="CPU with AVX512", bfloat16=True, int8=True)
+OLD = Hardware(node="10.0.0.2", device="cpu", processor="CPU with AVX2", bfloat16=False, int8=True)
+ARM = Hardware(node="10.0.0.4", device="cpu", processor="CPU with DEFAULT", bfloat16=False)
+GPU = Hardware(device="cuda", processor="NVIDIA H200", bfloat16=True)
 EMPTY = Hardware(node="10.0.0.3", device="cuda", processor="no GPU", bfloat16=False, available=False)
 
 
@@ -19,6 +29,8 @@ EMPTY = Hardware(node="10.0.0.3", device="cuda", processor="no GPU", bfloat16=Fa
         ("auto", "float32", [NEW], "float32"),
         ("bfloat16", None, [OLD], "bfloat16"),
         ("float32", "bfloat16", [NEW], "float32"),
+        ("int8", None, [OLD], "int8"),
+        ("auto", "int8", [NEW], "int8"),
     ],
 )
 def test_precision_as_asked_else_as_before_else_what_all_machines_compute(asked, before, found, precision):
@@ -39,6 +51,15 @@ def test_gpus_that_torch_does_not_see_are_refused_with_their_node():
     refuse_missing_gpus([NEW, OLD])
     with pytest.raises(UsageError, match=r"Ray counts GPUs on node 10\.0\.0\.3, but torch sees none there"):
         refuse_missing_gpus([EMPTY, NEW])
+
+
+def test_integers_are_for_cpus_that_have_them():
+    refuse_integers("int8", [NEW, OLD])
+    refuse_integers("bfloat16", [NEW, ARM, GPU])
+    with pytest.raises(UsageError, match="--precision int8 is for CPUs, and the network would run on cuda: add --dev"):
+        refuse_integers("int8", [GPU])
+    with pytest.raises(UsageError, match=r"missing on 10\.0\.0\.4 \(CPU with DEFAULT\): choose other nodes by --node"):
+        refuse_integers("int8", [NEW, ARM])
 
 
 def test_each_kind_of_processor_is_told_once():

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.apart import rows_apart
+from vbp.pipeline.calibrate import Choice, calibrated
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.clearing import clear, forget_listing, holds_run, refuse_others
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.hardware import common_precision, kinds, look, slow_machines
+from vbp.pipeline.hardware import common_precision, kinds, look, refuse_integers, slow_machines
 from vbp.pipeline.layouts import INDEXED
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
@@ -94,24 +95,33 @@ class Attempt:
         if self._is_new:
             refuse_others(self.output)
 
-    def check(self, model: Model, given: Resources | None, observer: Observer) -> None:
+    def check(
+        self,
+        model: Model,
+        given: Resources | None,
+        observer: Observer,
+        again: Callable[[], Model] | None = None,
+    ) -> None:
         """Refuse what cannot be carried out; nothing is removed or written.
 
         Args:
             model: the network.
             given: of Ray; None for work in this process.
             observer: is told which machines are slow at what is computed.
+            again: loads the network once more, where it may not be kept until it is known whether int8 needs it.
 
         Raises:
             UsageError: the output holds results of another configuration, or the classes cannot be read.
         """
         device = prepare.choose_device(self.config) if given is None else "cuda" if given.num_gpus else "cpu"
         found = given.hardware if given else (look(device),)
+        precision = common_precision(self.config.precision, self.record.facts.get("precision"), found)
         self.recipe = Recipe(
             config=self.config,
             run_id=self.run_id,
             device=device,
-            precision=common_precision(self.config.precision, self.record.facts.get("precision"), found),
+            precision=precision,
+            scales=self.record.facts.get("scales") if precision == "int8" else None,
             processors=tuple(kinds(found)),
             batch_size=prepare.choose_batch_size(self.config, device, self.record.facts),
             weights_sha256=model.sha256,
@@ -119,6 +129,9 @@ class Attempt:
             preprocessing=self.config.preprocessing(model.preprocessing),
         )
         self.record.refuse_other(self.recipe)
+        refuse_integers(precision, found)
+        self._choice = Choice(self.config.limit)
+        self._load = again or (lambda: model)
         if (slow := slow_machines(self.recipe.precision, found)) is not None:
             observer.note(slow)
         prepare.declared_classes(self.config)  # a file that cannot be read is refused before the listing
@@ -139,12 +152,12 @@ class Attempt:
                 left_out.counts = dict(known.left_out)
             shard_size, listing = prepare.choose_shard_size(self.config, listing)
             if self.config.resume_mode == "overwrite" and holds_run(self.output):
-                self._refuse_before_clearing()
+                self._refuse_before_clearing(observer)
                 clear(self.output, self.run_id)
             self.record.begin_listing(self.config, self.run_id)
             manifest = write_manifest(
                 self.output,
-                listing,
+                self._choice.watch(listing) if self._lacks_scales else listing,
                 shard_size,
                 self.config.limit,
                 input=self.config.input,
@@ -187,6 +200,34 @@ class Attempt:
             self.recipe, classes=classes, network=network, threads=threads, generation=generation
         )
         self.look(retry_failed=self.config.retry_failed)
+
+    def calibrate(self, observer: Observer) -> None:
+        """For int8: find the scales, where there is work and the run has none yet.
+
+        Args:
+            observer: is told of it.
+
+        Raises:
+            UsageError: too few images can be read.
+            ModelError: integers do not suit the network.
+        """
+        if not self._lacks_scales or not self.pending:
+            return
+        if not self._choice.rows:  # the listing is an earlier attempt's
+            deque(self._choice.watch(self.manifest.rows()), maxlen=0)
+        self._calibrate(observer)
+
+    @property
+    def _lacks_scales(self) -> bool:
+        return self.recipe.precision == "int8" and self.recipe.scales is None
+
+    def _calibrate(self, observer: Observer) -> None:
+        rows = self._choice.rows
+        observer.note("Calibrating int8 on some of the images; the run keeps the scales.")
+        scales = calibrated(self.recipe, self._load(), rows)
+        if scales["floats"]:
+            observer.note(f"{len(scales['floats'])} convolutions stay in float32: {', '.join(scales['floats'])}.")
+        self.recipe = dataclasses.replace(self.recipe, scales=scales)
 
     def _classes(self, manifest: Manifest) -> ClassMap | None:
         """How the folders of `manifest` and the network's classes match; errors as for `settle`."""
@@ -304,13 +345,19 @@ class Attempt:
         rows = prepare.list_input(self.config, observer.listed, left_out)
         return rows_apart(rows, self.config.input, self.config.output)
 
-    def _refuse_before_clearing(self) -> None:
-        """List INPUT for the refusals alone: what is cleared cannot be had back. Errors as for `settle`."""
+    def _refuse_before_clearing(self, observer: Observer) -> None:
+        """List INPUT for the refusals alone: what is cleared cannot be had back.
+
+        Errors as for `settle` and `calibrate`.
+        """
         config = self.config
         limit = config.limit if prepare.is_cut_at_limit(config) else None
         rows = in_order(First(self._listed(Observer(), LeftOut()), limit))
+        rows = self._choice.watch(rows) if self._lacks_scales else rows
         folders = {row.label for row in rows if row.label is not None}
         prepare.choose_classes(config, self._num_classes, self._own_names, sorted(folders))
+        if self._lacks_scales:
+            self._calibrate(observer)
 
     def _reconcile(self, observer: Observer) -> None:
         """The rows on record were made by another manifest, or by none that is known."""

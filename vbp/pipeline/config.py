@@ -41,7 +41,7 @@ MaskFormat = Literal["png8", "png16", "npy"]
 OverlayStyle = Literal["heat", "reference", "red"]
 Layout = Literal["files", "webdataset", "none"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
 ResumeMode = Literal["resume", "overwrite", "fail"]
 Runner = Literal["auto", "ray", "local"]
 
@@ -140,7 +140,10 @@ class RunConfig:
         fingerprint=True,
     )
     device: Device = option("auto", "Where the network runs.")
-    precision: Precision = option("auto", "Of the network; masks are always computed in float32.")
+    precision: Precision = option(
+        "auto",
+        "Of the network; masks are always computed in float32. int8, on CPUs, calibrates on some 80 of the images.",
+    )
     resume_mode: ResumeMode = option("resume", "When OUTPUT holds a run: continue it, start over, or refuse.")
     retry_failed: bool = option(False, "Try the images with error rows again.")
     refresh: bool = option(False, "List INPUT again: add new images, do changed ones again.")

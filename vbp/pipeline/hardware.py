@@ -20,6 +20,8 @@ class Hardware:
     """Name of the GPU, or the vector instructions that torch uses on the CPU."""
     bfloat16: bool
     """Whether it multiplies bfloat16 in hardware."""
+    int8: bool = False
+    """Whether its torch multiplies 8-bit integers on the CPU."""
     available: bool = True
     """Whether torch can use the device there at all."""
 
@@ -34,6 +36,7 @@ def look(device: str, node: str = "this machine") -> Hardware:
     import torch
 
     from vbp.saliency.engine import resolve_precision
+    from vbp.saliency.prepared.int8 import can_quantise
 
     if device == "cuda" and not torch.cuda.is_available():
         return Hardware(node=node, device=device, processor="no GPU", bfloat16=False, available=False)
@@ -42,7 +45,7 @@ def look(device: str, node: str = "this machine") -> Hardware:
     else:
         processor = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     bfloat16 = resolve_precision("auto", device) == "bfloat16"
-    return Hardware(node=node, device=device, processor=processor, bfloat16=bfloat16)
+    return Hardware(node=node, device=device, processor=processor, bfloat16=bfloat16, int8=can_quantise(device))
 
 
 def refuse_missing_gpus(found: Sequence[Hardware]) -> None:
@@ -59,8 +62,29 @@ def refuse_missing_gpus(found: Sequence[Hardware]) -> None:
         )
 
 
+def refuse_integers(precision: str, found: Sequence[Hardware]) -> None:
+    """Integers are for CPUs whose torch has them.
+
+    Raises:
+        UsageError: the network would run on something else; names it.
+    """
+    without = [each for each in found if not each.int8]
+    if precision != "int8" or not without:
+        return
+    rest = "give another --precision (a run that was begun in int8 goes on on CPUs alone)"
+    if (device := without[0].device) != "cpu":
+        raise UsageError(
+            f"--precision int8 is for CPUs, and the network would run on {device}: add --device cpu, or {rest}."
+        )
+    names = ", ".join(f"{each.node} ({each.processor})" for each in without[:5])
+    raise UsageError(
+        f"--precision int8 needs a torch with oneDNN's integers, which is missing on {names}: choose other nodes by "
+        f"--node-labels, or {rest}."
+    )
+
+
 def common_precision(asked: str, before: str | None, found: Sequence[Hardware]) -> str:
-    """float32 or bfloat16: as asked, else as the run that is continued, else the fastest that all machines compute.
+    """As asked, else as the run that is continued, else the faster of float32 and bfloat16 that all machines compute.
 
     Args:
         asked: ``--precision``.

@@ -72,6 +72,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
             if finished := attempt.finished():
                 observer.note(NOTHING_LEFT)
                 return finished
+            attempt.calibrate(observer)
         with failures_as_sentences(before_work=False):
             attempt.begin(observer)
             where = f"on Ray: {given}" if given else "in this process (--runner ray for Ray)"

@@ -31,7 +31,7 @@ class Recipe:
     device: str
     """cpu or cuda."""
     precision: str
-    """float32 or bfloat16, resolved."""
+    """float32, bfloat16 or int8, resolved."""
     processors: Sequence[str] = ()
     """Names of the processors of the workers, each once."""
     batch_size: int
@@ -41,6 +41,8 @@ class Recipe:
     """Digests of other files on which the results depend, by their name in the fingerprint."""
     preprocessing: Preprocessing = IMAGENET
     """What the network wants to see, resolved."""
+    scales: Mapping[str, Any] | None = None
+    """For int8: what calibration found, as JSON values; None before it."""
     classes: ClassMap | None = None
     """How folders and outputs match; None without a classifier."""
     generation: str = ""
@@ -102,6 +104,7 @@ class Recipe:
             "side_by_side": self.side_by_side,
             "storage_options": config.storage_options,
             "preprocessing": self.preprocessing,
+            **self._calibration(),
         }
         return {
             "engine": engine,
@@ -111,6 +114,13 @@ class Recipe:
             "maps": "maps" in config.outputs,
             "threads": self.threads,
         }
+
+    def _calibration(self) -> dict[str, Any]:
+        if self.scales is None:
+            return {}
+        from vbp.saliency.prepared.int8 import Scales
+
+        return {"calibration": Scales.from_json(self.scales)}
 
     def explain(self) -> Explain:
         """The third step."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -107,6 +109,7 @@ class Record:
         if self.facts.get("fingerprint") is None:
             return False
         precision = config.precision if config.precision != "auto" else str(self.facts.get("precision"))
+        contents = {**contents, **_digest(self.facts.get("scales") if precision == "int8" else None)}
         # A checkpoint says nothing of its pixels, so ImageNet's are its own.
         return not self._changes(_fingerprint(config, weights_sha256, precision, contents, config.preprocessing()))
 
@@ -120,6 +123,8 @@ class Record:
         if "classes" in names:  # the same names may have moved to another file
             moved = before.get("classes_sha256") is not None and "classes_sha256" not in names
             names = [name for name in names if name != ("classes" if moved else "classes_sha256")]
+        if "precision" in names:  # only int8 has them
+            names = [name for name in names if name != "scales_sha256"]
         return [(name, before.get(name), now.get(name)) for name in names]
 
     def refuse_other_classes(self, classes: ClassMap | None) -> None:
@@ -180,6 +185,7 @@ class Record:
             "batch_size": recipe.batch_size,
             "precision": recipe.precision,
             "processors": list(recipe.processors),
+            "scales": recipe.scales,
             "classes": dict(recipe.classes.index) if recipe.classes else None,
             "versions": _versions(),
         }
@@ -195,7 +201,15 @@ class Record:
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """All on which the written results depend, by name."""
-    return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision, recipe.contents, recipe.preprocessing)
+    contents = {**recipe.contents, **_digest(recipe.scales)}
+    return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision, contents, recipe.preprocessing)
+
+
+def _digest(scales: Mapping[str, Any] | None) -> dict[str, str]:
+    """Of the scales of int8, for the fingerprint."""
+    if scales is None:
+        return {}
+    return {"scales_sha256": hashlib.sha256(json.dumps(scales, sort_keys=True).encode()).hexdigest()}
 
 
 def _fingerprint(
@@ -223,6 +237,8 @@ def _told(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunConfi
         return f"{said}: its content has changed since" if place == config.weights else said
     if name == "classes_sha256" and None not in (before, now):
         return f"the content of --classes (={config.classes}) has changed since"
+    if name == "scales_sha256":
+        return "the scales of int8 in _run/run.json are others than it was begun with"
     if name == "input_sha256":
         return f"the content of INPUT (={config.input}) has changed since (--refresh takes on what is new)"
     return f"{name} was {before!r}, now {now!r}"

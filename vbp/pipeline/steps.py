@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,6 +35,7 @@ from vbp.pipeline.layouts import FOLDERS, make_layout
 from vbp.storage.addresses import without_secrets
 from vbp.storage.files import Folder, read_uri
 from vbp.storage.held import HeldFolder
+from vbp.storage.listing import ManifestRow
 from vbp.storage.parts import PART_SCHEMA, write_part
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ def objects(values: Sequence[Any]) -> np.ndarray:
     for i, value in enumerate(values):
         array[i] = value
     return array
+
+
+def batch_of(rows: Iterable[ManifestRow]) -> Batch:
+    """Rows of the manifest, at least one, as a batch."""
+    columns = zip(*rows, strict=True)
+    return {name: objects(list(column)) for name, column in zip(ManifestRow._fields, columns, strict=True)}
 
 
 class Step:

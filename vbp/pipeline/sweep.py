@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -216,7 +217,8 @@ class _Sweep:
                     model = self._networks.load(each.attempt.config)
                 told = told | dict.fromkeys(model.notes)
                 prepare.check_network(each.attempt.config, model)
-                each.attempt.check(model, given, self._observer)
+                load = partial(self._networks.load, each.attempt.config)
+                each.attempt.check(model, given, self._observer, load)
         for note in told:
             self._observer.note(note)
         self._list(working)
@@ -229,6 +231,9 @@ class _Sweep:
                 each.expect()
             if finished := each.attempt.finished():
                 self._close(each, Outcome(run=each.run, summary=finished))
+                continue
+            with _named(each.run):
+                each.attempt.calibrate(self._observer)
         return [each for each in working if each.run.name not in self._outcomes], given
 
     def _connect(self, config: RunConfig, stack: ExitStack) -> Resources:

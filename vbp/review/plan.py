@@ -18,12 +18,13 @@ import numpy as np
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.attempt import open_record, wants_more
+from vbp.pipeline.calibrate import calibrated
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.hardware import common_precision, look
+from vbp.pipeline.hardware import common_precision, look, refuse_integers
 from vbp.pipeline.job import is_for_ray
 from vbp.pipeline.recipe import Recipe, rows_together
 from vbp.pipeline.record import Record
-from vbp.pipeline.steps import Batch, good_rows, objects
+from vbp.pipeline.steps import Batch, batch_of, good_rows
 from vbp.review.status import status
 from vbp.storage.files import Folder
 from vbp.storage.index import pending_shards
@@ -279,11 +280,15 @@ class _Sample:
         if self.stands_in:  # random weights do not know what those were trained on for which they stand in
             self._model = dataclasses.replace(self._model, preprocessing=prepare.own_preprocessing(config))
         device = prepare.choose_device(config)
+        here = [look(device)]
+        precision = common_precision(config.precision, record.facts.get("precision"), here)
+        refuse_integers(precision, here)
         self.recipe = Recipe(
             config=config,
             run_id="plan",
             device=device,
-            precision=common_precision(config.precision, record.facts.get("precision"), [look(device)]),
+            precision=precision,
+            scales=record.facts.get("scales") if precision == "int8" else None,
             batch_size=prepare.choose_batch_size(config, device, record.facts),
             weights_sha256=self._model.sha256,
             contents=prepare.contents_sha256(config),
@@ -313,17 +318,25 @@ class _Sample:
 
     def measure(self) -> None:
         """Fetch, decode, explain and encode the images in memory."""
-        recipe = dataclasses.replace(self.recipe, config=self._config)
+        recipe = self._with_scales(dataclasses.replace(self.recipe, config=self._config))
         steps = (recipe.fetch(), recipe.decode(), recipe.explain(), recipe.encode())
         batches = [self._rows[first : first + recipe.rows] for first in range(0, len(self._rows), recipe.rows)]
         for number, rows in enumerate([*batches[:1], *batches]):
             started = time.perf_counter()
-            batch = _batch(rows)
+            batch = batch_of(rows)
             for step in steps:
                 batch = step(batch)
             if number:  # the first time warms up
                 self.wall += time.perf_counter() - started
                 self._count(batch)
+
+    def _with_scales(self, recipe: Recipe) -> Recipe:
+        """For int8: calibrated on these images; random weights say nothing of integers and stay in float32."""
+        if recipe.precision != "int8" or recipe.scales:
+            return recipe
+        if self.stands_in:
+            return dataclasses.replace(recipe, precision="float32")
+        return dataclasses.replace(recipe, scales=calibrated(recipe, self._model, self._rows))
 
     @property
     def images_per_second(self) -> float | None:
@@ -350,15 +363,14 @@ class _Sample:
                 self.seconds[stage] = round(mean, 6)
 
 
-def _batch(rows: Iterable[ManifestRow]) -> Batch:
-    columns = zip(*rows, strict=True)
-    return {name: objects(list(column)) for name, column in zip(ManifestRow._fields, columns, strict=True)}
-
-
 def _notes(config: RunConfig, runner: str, sample: _Sample) -> Iterable[str]:
     yield from sample.notes
     if sample.stands_in:
-        yield f"The weights of --model {config.model} are not here yet: measured with random ones, sizes may differ."
+        precision = " in float32" if sample.recipe.precision == "int8" else ""
+        yield (
+            f"The weights of --model {config.model} are not here yet: measured with random ones{precision}, sizes may "
+            "differ."
+        )
     if config.select != "all":
         yield f"Bytes to write are those of all images; --select {config.select} writes fewer."
     if runner == "ray":

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from threading import Barrier
 from typing import Any, Literal
 
@@ -207,8 +208,8 @@ class Explainer:
                 f"precision 'int8' needs calibration: about {IMAGES} images like those to come, uint8 (N, H, W, 3), or "
                 "the .scales of an earlier Explainer."
             )
-        images = (torch.as_tensor(pixels_HWC) for pixels_HWC in calibration[:IMAGES])
-        return self._vbp.calibrate([self._normalise(_checked(image_HWC[None])) for image_HWC in images])
+        images = [_checked(torch.as_tensor(pixels_HWC)[None]) for pixels_HWC in calibration[:IMAGES]]
+        return self._vbp.calibrate([partial(self._normalise, image_1HWC) for image_1HWC in images])
 
     def _explain(self, pixels_BHWC: Tensor) -> Batch:
         count = len(pixels_BHWC)

@@ -289,11 +289,12 @@ class VisualBackProp:
         """
         self._forward = prepare(self._forward, device, precision, scales)
 
-    def calibrate(self, images: Sequence[Tensor]) -> Scales:
+    def calibrate(self, images: Sequence[Callable[[], Tensor]]) -> Scales:
         """Scales with which `prepare` computes this network in integers; see `vbp.saliency.prepared.calibration`.
 
         Args:
-            images: some 80 that are like those to come, each (1, C, H, W) as the network takes it, on the CPU.
+            images: some 80 that are like those to come; each makes one when it is looked at, float32 (1, C, H, W) as
+                the network takes it, on the CPU.
 
         Raises:
             UsageError: there are too few.
@@ -303,7 +304,7 @@ class VisualBackProp:
         def mask_of(forward: ForwardPass, image_1CHW: Tensor) -> Tensor:
             other = copy(self)
             other._forward = forward
-            return other(image_1CHW.clone())
+            return other(image_1CHW)
 
         return calibrate(self._forward, images, mask_of)
 

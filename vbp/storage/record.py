@@ -94,6 +94,7 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "config.frame": _is(str),
     "classes": _is(dict),
     "precision": _is(str),
+    "scales": _is(dict),
     "device": _is(str),
     "batch_size": _is(int),
     "versions": _is(dict),

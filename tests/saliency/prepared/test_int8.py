@@ -97,12 +97,10 @@ def test_bytes_reach_from_the_least_to_the_largest_value():
     assert ToBytes(Step.over(-12.7, 3.0))(values).flatten().tolist() == [0, 1, 128, 128, 129, 255, 255]
 
 
-def test_scales_are_plain_data_with_a_digest():
+def test_scales_are_plain_data():
     scales = Scales({"x": (-1.5, 2.25), "relu": (0.0, 3.0)}, ("conv",))
     again = Scales.from_json(json.loads(json.dumps(scales.as_json())))
     assert again == scales
-    assert again.sha256 == scales.sha256
-    assert scales.leaving(()).sha256 != scales.sha256
 
 
 def drawn_pixels(count, seed=0):
@@ -134,7 +132,7 @@ def small_pass(network=None):
 
 def small_images(count):
     generator = torch.Generator().manual_seed(5)
-    return [torch.randn(1, 3, 32, 32, generator=generator) for _ in range(count)]
+    return [torch.randn(1, 3, 32, 32, generator=generator).clone for _ in range(count)]
 
 
 def test_what_can_be_in_integers_is():

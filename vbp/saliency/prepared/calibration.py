@@ -32,14 +32,14 @@ Watcher = Callable[[list[Node], Tensor, Tensor], None]
 """Is told of a chain, its input and its output."""
 
 
-def calibrate(forward: ForwardPass, images: Sequence[Tensor], mask_of: MaskOf) -> Scales:
+def calibrate(forward: ForwardPass, images: Sequence[Callable[[], Tensor]], mask_of: MaskOf) -> Scales:
     """Ranges from most of the images; by the others' masks, layers are put back to float32 until these are right.
 
     First goes the layer that loses most, then the next, and at most half of them.
 
     Args:
         forward: a float32 pass on the CPU.
-        images: as the network takes them, float32 (1, C, H, W) each.
+        images: each makes one when it is looked at, as the network takes it: float32 (1, C, H, W).
         mask_of: the mask of an image by a pass.
 
     Raises:
@@ -54,12 +54,12 @@ def calibrate(forward: ForwardPass, images: Sequence[Tensor], mask_of: MaskOf) -
     held_out, seen = images[::HELD_OUT], [image for i, image in enumerate(images) if i % HELD_OUT]
     with torch.inference_mode(), evaluating(forward.model):
         scales = Scales(_ranges(forward, seen))
-        expected = [mask_of(forward, image) for image in held_out]
+        expected = [mask_of(forward, image()) for image in held_out]
 
         def correlation() -> float:
             integers = quantised(forward, scales)
             return min(
-                _correlation(mask, mask_of(integers, image)) for mask, image in zip(expected, held_out, strict=True)
+                _correlation(mask, mask_of(integers, image())) for mask, image in zip(expected, held_out, strict=True)
             )
 
         if (reached := correlation()) >= LEAST_CORRELATION:
@@ -84,7 +84,7 @@ def _counts(layers: int) -> Iterator[int]:
         count += max(1, count // 3)
 
 
-def _ranges(forward: ForwardPass, images: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+def _ranges(forward: ForwardPass, images: Sequence[Callable[[], Tensor]]) -> dict[str, tuple[float, float]]:
     """Least and largest value of every map that may be in bytes."""
     ends: dict[str, list[float]] = defaultdict(list)
 
@@ -98,7 +98,7 @@ def _ranges(forward: ForwardPass, images: Sequence[Tensor]) -> dict[str, tuple[f
     return {name: (min(values), max(values)) for name, values in ends.items()}
 
 
-def _worst_first(forward: ForwardPass, scales: Scales, images: Sequence[Tensor]) -> list[str]:
+def _worst_first(forward: ForwardPass, scales: Scales, images: Sequence[Callable[[], Tensor]]) -> list[str]:
     """The convolutions by how much of its output each loses alone."""
     lost: dict[str, float] = defaultdict(float)
     layers: dict[str, QuantisedConvolution] = {}
@@ -117,10 +117,10 @@ def _worst_first(forward: ForwardPass, scales: Scales, images: Sequence[Tensor])
     return sorted(lost, key=lambda name: (-lost[name], name))
 
 
-def _watched(forward: ForwardPass, images: Sequence[Tensor], watch: Watcher) -> None:
+def _watched(forward: ForwardPass, images: Sequence[Callable[[], Tensor]], watch: Watcher) -> None:
     module = GraphModule(forward.model, deepcopy(forward.graph))
-    for image_1CHW in images:
-        _Watching(module, watch).run(image_1CHW.clone())
+    for image in images:
+        _Watching(module, watch).run(image())
 
 
 class _Watching(Interpreter):

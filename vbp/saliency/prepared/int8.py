@@ -10,11 +10,10 @@ wrong on any processor; where a sum is rounded to a byte, two processors may dif
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -76,11 +75,6 @@ class Scales:
         ranges = {str(name): (float(least), float(largest)) for name, (least, largest) in value["ranges"].items()}
         return cls(ranges, tuple(value["floats"]))
 
-    @property
-    def sha256(self) -> str:
-        """A digest of all of it."""
-        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()
-
 
 def quantised(forward: ForwardPass, scales: Scales) -> ForwardPass:
     """The same pass in integers as far as the last tap, where it can be; to be run without gradients.
@@ -125,6 +119,21 @@ def _is_in_place(node: Node, model: nn.Module) -> bool:
 
 
 _IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv"))
+
+
+@cache
+def can_quantise(device: str) -> bool:
+    """Whether this torch multiplies 8-bit integers here. It has no public name for that: so it is tried once.
+
+    Args:
+        device: cpu or another, which cannot.
+    """
+    try:
+        layer = QuantisedConvolution(nn.Conv2d(4, 4, 1, device="cpu"), None, True, Step(1.0, 0), None)
+        layer(torch.zeros(1, 4, 2, 2, dtype=torch.uint8, device="cpu"))
+    except (AttributeError, RuntimeError):
+        return False
+    return device == "cpu"
 
 
 class QuantisedConvolution(nn.Module):

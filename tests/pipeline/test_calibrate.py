@@ -1,0 +1,185 @@
+"""``--precision int8``: calibrated once, from images that chance chose, and never again."""
+
+import dataclasses
+import hashlib
+import json
+from collections import deque
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vbp.errors import UsageError
+from vbp.pipeline import Observer, RunConfig, run
+from vbp.pipeline.calibrate import Choice, _pixels
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.record import Record, fingerprint
+from vbp.pipeline.sweep import sweep
+from vbp.pipeline.sweepfile import parse_sweep
+from vbp.review.plan import plan
+from vbp.saliency.prepared import calibration
+from vbp.storage.files import Folder
+from vbp.storage.listing import ManifestRow
+
+
+class Told(Observer):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def draw(folder, count):
+    folder.mkdir(parents=True)
+    draws = np.random.default_rng(4)
+    for number in range(count):
+        levels = draws.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(levels).resize((40, 40)).save(folder / f"{number:02d}.png")
+
+
+def masks(out):
+    return {path.name: path.read_bytes() for path in (out / "masks").rglob("*.png")}
+
+
+def test_scales_stay_with_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
+    source = tmp_path / "photos"
+    draw(source / "cat", 10)
+    (source / "cat" / "broken.png").write_bytes(b"no image")
+    fields = {"model": "squeezenet1_1", "weights": "random", "size": 40, "runner": "local", "max_failures": "50%"}
+    fields |= {"outputs": ("mask",), "precision": "int8", "device": "cpu", "input": str(source)}
+    whole, parts, told = tmp_path / "whole", tmp_path / "parts", Told()
+    run(RunConfig(output=str(whole), **fields), told)
+    assert "Calibrating int8 on some of the images; the run keeps the scales." in told.notes
+    facts = json.loads((whole / "_run/run.json").read_text())
+    assert facts["precision"] == "int8"
+    digest = hashlib.sha256(json.dumps(facts["scales"], sort_keys=True).encode()).hexdigest()
+    assert facts["fingerprint"]["scales_sha256"] == digest
+
+    run(RunConfig(output=str(parts), limit=6, **fields))
+    scales = json.loads((parts / "_run/run.json").read_text())["scales"]
+    monkeypatch.setattr("vbp.pipeline.attempt.calibrated", lambda *_: pytest.fail("calibrated anew"))
+    run(RunConfig(output=str(parts), **fields | {"precision": "auto"}))
+    assert json.loads((parts / "_run/run.json").read_text())["scales"] == scales
+    assert masks(parts).keys() == masks(whole).keys()
+    with pytest.raises(UsageError, match="precision was 'int8', now 'float32'"):
+        run(RunConfig(output=str(parts), **fields | {"precision": "float32"}))
+
+
+def row(key):
+    return ManifestRow(key, f"file:///{key}", key.encode(), None)
+
+
+def test_images_are_chosen_by_the_hash_of_their_keys():
+    keys = [f"{number:05d}" for number in range(900)]
+    by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
+    choice = Choice()
+    assert [each.key for each in choice.watch(map(row, [*keys, *keys[:50]]))] == keys + keys[:50]
+    assert [each.key for each in choice.rows] == by_hash[:160]
+    first = Choice(310)
+    deque(first.watch(map(row, keys)), maxlen=0)
+    assert [each.key for each in first.rows] == [key for key in by_hash if key < "00310"][:160]
+
+
+def test_few_large_images_are_enough(tmp_path, monkeypatch):
+    draw(tmp_path / "photos", 14)
+    monkeypatch.setattr("vbp.pipeline.calibrate.ENOUGH_PIXELS", 3 * 40 * 40)
+    config = RunConfig(input=str(tmp_path / "photos"), output="out", fit="original")
+    recipe = Recipe(
+        config=config, run_id="run", device="cpu", precision="int8", batch_size=4, weights_sha256=""
+    )  # fmt: skip
+    rows = [row(f"{number:02d}.png") for number in range(14)]
+    assert [pixels.shape for pixels in _pixels(recipe, rows, 80)] == [(40, 40, 3)] * 10
+    assert len(_pixels(recipe, rows, 7)) == 7
+
+
+FIELDS = {"model": "squeezenet1_1", "weights": "random", "size": 40, "runner": "local", "device": "cpu"}
+
+
+def test_too_few_images_are_refused_and_leave_nothing(tmp_path):
+    draw(tmp_path / "photos", 3)
+    with pytest.raises(UsageError, match="3 images are too few"):
+        run(RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), precision="int8", **FIELDS))
+    assert not [path for path in tmp_path.joinpath("out").rglob("*") if path.is_file()]
+
+
+def test_an_overwrite_that_calibration_refuses_has_cleared_nothing(tmp_path):
+    draw(tmp_path / "photos", 3)
+    config = RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), outputs=("mask",), **FIELDS)
+    run(config)
+    before = masks(tmp_path / "out")
+    with pytest.raises(UsageError, match="3 images are too few"):
+        run(dataclasses.replace(config, precision="int8", resume_mode="overwrite"))
+    assert masks(tmp_path / "out") == before
+    assert run(config).computed == 0
+
+
+def test_an_overwrite_calibrates_on_the_images_of_a_fresh_run(tmp_path, monkeypatch):
+    seen = []
+
+    def calibrated(recipe, model, rows):
+        seen.append([each.key for each in rows])
+        return {"ranges": {}, "floats": []}
+
+    monkeypatch.setattr("vbp.pipeline.attempt.calibrated", calibrated)
+    monkeypatch.setattr("vbp.pipeline.job.reports", lambda *_: pytest.fail("begun"))
+    draw(tmp_path / "photos", 9)
+    fields = FIELDS | {"input": str(tmp_path / "photos"), "precision": "int8", "limit": 6}
+    for output, mode in (("one", "resume"), ("one", "overwrite"), ("two", "resume")):
+        with pytest.raises(pytest.fail.Exception, match="begun"):
+            run(RunConfig(output=str(tmp_path / output), resume_mode=mode, **fields))
+    assert seen[0] == seen[1] == seen[2]
+    assert sorted(seen[0]) == [f"{number:02d}.png" for number in range(6)]
+
+
+def test_a_listing_without_scales_is_read_again(tmp_path, monkeypatch):
+    """Of a run that was killed while it calibrated."""
+    draw(tmp_path / "photos", 6)
+    seen = []
+
+    def calibrated(recipe, model, rows):
+        seen.append([each.key for each in rows])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vbp.pipeline.attempt.calibrated", calibrated)
+    config = RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), precision="int8", **FIELDS)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    assert (tmp_path / "out/_run/manifest.json").exists()
+    assert len(seen[0]) == 6
+    assert seen[0] == seen[1]
+
+
+def test_scales_that_have_changed_are_told_in_words(tmp_path):
+    recipe = Recipe(
+        config=RunConfig(input="photos", output="out"), run_id="run", device="cpu", precision="int8", batch_size=1,
+        weights_sha256="", scales={"ranges": {"x": [0.0, 1.0]}, "floats": []},
+    )  # fmt: skip
+    record = Record(Folder(str(tmp_path)), {"fingerprint": fingerprint(recipe), "config": {}})
+    record.refuse_other(recipe)
+    other = dataclasses.replace(recipe, scales={"ranges": {"x": [0.0, 2.0]}, "floats": []})
+    with pytest.raises(UsageError, match=r"configuration: the scales of int8 in _run/run.json are others than it was"):
+        record.refuse_other(other)
+    with pytest.raises(UsageError, match=r"configuration: precision was 'int8', now 'float32'\. "):
+        record.refuse_other(dataclasses.replace(recipe, precision="float32", scales=None))
+
+
+def test_a_plan_of_int8_measures_int8(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
+    draw(tmp_path / "photos", 10)
+    found = plan(RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), precision="int8", **FIELDS))
+    assert found.precision == "int8"
+    assert found.sampled == 10
+    assert found.images_per_second
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_calibrates_before_any_of_its_runs_begins(tmp_path):
+    draw(tmp_path / "photos", 3)
+    common = "{model: squeezenet1_1, weights: random, size: 40, runner: local, device: cpu}"
+    text = f"output: {tmp_path / 'out'}\ninputs: {tmp_path / 'photos'}\ncommon: {common}\n"
+    with pytest.raises(UsageError, match=r"run precision-int8: calibration: 3 images are too few"):
+        sweep(parse_sweep(text + "grid: {precision: [float32, int8]}"))
+    assert not list(tmp_path.joinpath("out").rglob("*.png"))
