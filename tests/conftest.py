@@ -15,6 +15,7 @@ from tests.servers import (
     sftp_server,
 )
 from tests.small import network_file, photos
+from tests.small_networks import one_thread, pixels_BHWC
 
 __all__ = [
     "any_store",
@@ -23,7 +24,9 @@ __all__ = [
     "fault_proxy",
     "gcs_server",
     "network_file",
+    "one_thread",
     "photos",
+    "pixels_BHWC",
     "s3_options",
     "s3_server",
     "sftp_server",

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vbp.storage.held import Conditional, HeldFolder
-from vbp.storage.lease import TAKE_OVER_AFTER
-from vbp.storage.objects import ObjectStore
-from vbp.storage.staged import StagedStore
+from vbp.storage.ledger.held import Conditional, HeldFolder
+from vbp.storage.ledger.lease import TAKE_OVER_AFTER
+from vbp.storage.ledger.staged import StagedStore
+from vbp.storage.stores.objects import ObjectStore
 
 SILENCE = "0.6"
 """Seconds after which a frozen holder is succeeded in these tests."""

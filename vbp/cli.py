@@ -23,7 +23,7 @@ from vbp.plain import plain
 
 if TYPE_CHECKING:
     from vbp.pipeline.config import RunConfig
-    from vbp.pipeline.sweepfile import Sweep
+    from vbp.pipeline.sweep.sweepfile import Sweep
 
 EXIT_CRASHED, EXIT_USAGE, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 3, 4
 WATCH_SECONDS = 5
@@ -153,7 +153,7 @@ def _run(config: RunConfig, as_json: bool) -> int:
 
 def _submit(config: RunConfig, address: str, as_json: bool) -> int:
     """Run on a cluster; its log goes to standard output, with ``--json`` all but the summary to standard error."""
-    from vbp.pipeline.submit import submit
+    from vbp.pipeline.on_ray.submit import submit
     from vbp.terminal import JobLog
 
     log = JobLog(as_json)
@@ -170,7 +170,7 @@ def _submit(config: RunConfig, address: str, as_json: bool) -> int:
 def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
     """Do many runs as one: all combinations of inputs and settings that the YAML file SWEEP names."""
     with _translated():
-        from vbp.pipeline.sweepfile import read_sweep
+        from vbp.pipeline.sweep.sweepfile import read_sweep
 
         asked = read_sweep(sweep_file)
         if not only_plan:
@@ -187,7 +187,7 @@ def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
 
 def _sweep(asked: Sweep, as_json: bool) -> int:
     """Do the runs, compare them once there is an index of all, and print how they ended."""
-    from vbp.pipeline.sweep import sweep
+    from vbp.pipeline.sweep.sweep import sweep
     from vbp.tables import print_comparison
     from vbp.terminal import print_sweep, watching
 

@@ -162,7 +162,7 @@ def _as_reference(
     if "outputs" not in given:
         options["outputs"] = ("input", "mask", "overlay")
     if "model" not in given and "weights" in given:
-        from vbp.saliency.models import fitting_model
+        from vbp.networks.models import fitting_model
 
         options["model"] = fitting_model(options["weights"], options["storage_options"]) or options["model"]
     return directory, input or output or RESULTS, options

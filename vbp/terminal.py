@@ -20,7 +20,7 @@ from vbp.plain import plain
 
 if TYPE_CHECKING:
     from vbp.pipeline.summary import Summary
-    from vbp.pipeline.sweep import SweepSummary
+    from vbp.pipeline.sweep.sweep import SweepSummary
 
 LINE_SECONDS = 10.0
 """Between two progress lines where there is no terminal."""

@@ -32,8 +32,8 @@ from vbp.pipeline import Observer, RunConfig, run
 from vbp.review.output import Output
 from vbp.review.validate import validate
 from vbp.storage.files import Folder
-from vbp.storage.holder import holder
-from vbp.storage.lease import TAKE_OVER_AFTER
+from vbp.storage.ledger.holder import holder
+from vbp.storage.ledger.lease import TAKE_OVER_AFTER
 from vbp.storage.record import SUCCESS, is_complete
 
 IMAGES, SHARD = 48, 8
@@ -41,7 +41,7 @@ RATES = {"slowdown": 0.05, "reset": 0.02, "lost": 0.02, "truncated": 0.01}
 SHARES = (10, 25, 50, 75, 90, 100)
 ATTEMPTS = 15
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.chaos.suite", "vbp.pipeline.job", "vbp.saliency.engine", "s3fs"])
+_PROCESSES.set_forkserver_preload(["tests.chaos.suite", "vbp.pipeline.job", "vbp.explainer", "s3fs"])
 
 
 def photos(seed: int, count: int) -> dict[str, bytes]:

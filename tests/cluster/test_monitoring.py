@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vbp.pipeline import metrics
+from vbp.pipeline.on_ray import metrics
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
 PANELS = importlib.resources.files("ray.dashboard.modules.metrics.dashboards")

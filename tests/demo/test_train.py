@@ -21,7 +21,7 @@ from vbp.demo.train import (
     train_classifier,
     train_features,
 )
-from vbp.saliency.engine import Explainer
+from vbp.explainer import Explainer
 
 LABELS = ["arrow", "bolt", "crescent", "cross", "gear", "heart", "ring", "star"]
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # where torchvision's VGG16 has them

@@ -6,7 +6,7 @@ import pytest
 
 from vbp.evidence import engine as module
 from vbp.evidence.engine import engine
-from vbp.saliency.models import load_model
+from vbp.networks.models import load_model
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from vbp.evidence.stores import compare, compare_listings
 from vbp.storage.files import Folder
-from vbp.storage.objects import ObjectStore
-from vbp.storage.remote import RemoteStore
+from vbp.storage.stores.objects import ObjectStore
+from vbp.storage.stores.remote import RemoteStore
 
 
 def test_both_are_measured_and_nothing_stays(s3_server, monkeypatch):

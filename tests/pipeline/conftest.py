@@ -1,8 +1,9 @@
-"""One Ray session for all pipeline tests."""
+"""What pipeline tests share: one Ray session, and places behind a proxy."""
 
 import pytest
 
 from tests.servers import ENVIRONMENT
+from vbp.storage.files import Folder
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,11 @@ def ray_session():
                     raise
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def places(s3_server, fault_proxy):
+    """INPUT with one image and OUTPUT, both behind the proxy."""
+    folder = Folder(s3_server.new_url(), fault_proxy.storage_options)
+    folder.write("photos/cat/a.jpg", b"1")
+    return folder.uri("photos"), folder.uri("out"), fault_proxy.storage_options

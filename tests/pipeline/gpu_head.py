@@ -6,9 +6,10 @@ import sys
 from ray.cluster_utils import Cluster
 
 from vbp.errors import VBPError
-from vbp.pipeline import RunConfig, cluster, run
+from vbp.pipeline import RunConfig, run
 from vbp.pipeline.hardware import Hardware
 from vbp.pipeline.observer import Observer
+from vbp.pipeline.on_ray import cluster
 
 
 class Printing(Observer):

@@ -7,7 +7,7 @@ import pytest
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
 from vbp.pipeline.apart import OwnFolders, is_within, rows_apart
-from vbp.storage.listing import ManifestRow
+from vbp.storage.collections.tree import ManifestRow
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from vbp.pipeline import Observer, RunConfig, run
 from vbp.pipeline.calibrate import Choice, _pixels
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
-from vbp.pipeline.sweep import sweep
-from vbp.pipeline.sweepfile import parse_sweep
+from vbp.pipeline.sweep.sweep import sweep
+from vbp.pipeline.sweep.sweepfile import parse_sweep
 from vbp.review.plan import plan
 from vbp.saliency.prepared import calibration
+from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
-from vbp.storage.listing import ManifestRow
 
 
 class Told(Observer):

@@ -11,9 +11,9 @@ from torchvision.transforms import functional as T
 
 from vbp.errors import UsageError
 from vbp.images.decode import decode_upright
+from vbp.networks.models import load_model
 from vbp.pipeline import RunConfig, run
 from vbp.saliency import VisualBackProp
-from vbp.saliency.models import load_model
 
 
 def config(photos, out, network_file, **changes):

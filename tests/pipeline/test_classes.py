@@ -3,8 +3,8 @@
 import pytest
 
 from vbp.errors import UsageError
+from vbp.networks.classfile import ClassNames
 from vbp.pipeline.classes import map_classes
-from vbp.pipeline.classfile import ClassNames
 from vbp.pipeline.config import BY_ORDER
 
 WNIDS = [f"n{i:08d}" for i in range(1000)]

@@ -10,7 +10,7 @@ from vbp.errors import UsageError
 from vbp.pipeline import RunConfig, run
 from vbp.pipeline.clearing import clear, holds_run, refuse_others
 from vbp.storage.files import Folder
-from vbp.storage.marks import Marks
+from vbp.storage.ledger.marks import Marks
 
 KEYS = [f"cat/{n}.jpg" for n in range(6)]
 

@@ -5,7 +5,8 @@ import ray.exceptions
 from ray.data.exceptions import ExecutionTimeoutError
 
 from vbp.errors import InterruptedRunError
-from vbp.pipeline import RunConfig, plan, run
+from vbp.pipeline import RunConfig, run
+from vbp.pipeline.on_ray import dataset as plan
 
 
 class Failing:

@@ -28,7 +28,7 @@ Image.open = deadly
 """
 RUN = """
 import sys
-import vbp.pipeline.plan as plans
+import vbp.pipeline.on_ray.dataset as plans
 from vbp.pipeline import RunConfig, run
 source, output, weights, runner, shape = sys.argv[1:]
 plan = plans.plan

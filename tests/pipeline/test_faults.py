@@ -23,11 +23,11 @@ from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline import Observer, RunConfig, attempt, run
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
-from vbp.storage import local as local_store
 from vbp.storage.files import Folder
-from vbp.storage.index import compact
-from vbp.storage.manifest import Manifest
-from vbp.storage.parts import write_part
+from vbp.storage.ledger.index import compact
+from vbp.storage.ledger.parts import write_part
+from vbp.storage.manifest.manifest import Manifest
+from vbp.storage.stores import local as local_store
 
 
 def config(photos, out, network_file, **changes):

@@ -17,7 +17,7 @@ from vbp.pipeline import attempt as attempts
 from vbp.storage import files
 from vbp.storage.files import Folder
 from vbp.storage.record import is_complete
-from vbp.storage.results import read_result
+from vbp.storage.results.read import read_result
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])

@@ -193,7 +193,7 @@ def test_ray_equals_local(local_run, photos, network_file, tmp_path, ray_session
 
 def test_spread_plan_equals_local(local_run, photos, network_file, tmp_path, ray_session, monkeypatch):
     """The shape that GPUs get, on CPUs."""
-    import vbp.pipeline.plan as plans
+    import vbp.pipeline.on_ray.dataset as plans
 
     plan = plans.plan
     monkeypatch.setattr(plans, "plan", lambda recipe, shards, given: plan(recipe, shards, given, spread=True))
@@ -269,7 +269,7 @@ def test_weights_that_no_store_gives_are_a_usage_error(photos, tmp_path, weights
     def silent(uri, options):
         raise StorageError(f"cannot read {uri}: Connection refused")
 
-    monkeypatch.setattr("vbp.saliency.weights.read_uri", silent)
+    monkeypatch.setattr("vbp.networks.weights.read_uri", silent)
     with pytest.raises(UsageError, match=r"--weights \(=.*model\.pth\) cannot be read: .*refused; look at its address"):
         run(config(photos, tmp_path / "out", weights))
     assert not (tmp_path / "out").exists()

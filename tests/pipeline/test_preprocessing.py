@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vbp.errors import UsageError
+from vbp.networks.models import load_model
 from vbp.pipeline import RunConfig, run
 from vbp.saliency import VisualBackProp
-from vbp.saliency.models import load_model
 
 MEAN, STD = (0.5, 0.3, 0.1), (0.5, 0.25, 0.125)
 

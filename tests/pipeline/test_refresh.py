@@ -145,7 +145,7 @@ def test_refresh_on_a_store(s3_server, photos, asked, tmp_path):
 def test_killed_while_refreshing(tree, asked, tmp_path, monkeypatch, after, plain_run_between):
     """Dead after some writes and deletions, then again: the masks are those of the tree as it is now.
 
-    Every such moment is tried in tests/storage/test_refresh.py.
+    Every such moment is tried in tests/storage/manifest/test_refresh.py.
     """
     asked = dataclasses.replace(asked, max_failures="100%")
     run(asked)

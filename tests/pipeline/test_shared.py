@@ -10,7 +10,7 @@ from vbp.pipeline import RunConfig
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.shared import UNITS_A_RUN, ByRun, Networks, RunFailedError, network_key, shape, unit
 from vbp.pipeline.steps import objects
-from vbp.storage.manifest import MAX_SHARDS
+from vbp.storage.manifest.manifest import MAX_SHARDS
 
 
 def config(**changes):

@@ -29,7 +29,7 @@ def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vbp", "visualbackprop"}
     needed_files = (
-        "vbp/py.typed", "vbp/cli.py", "vbp/demo/vgg16_demo.safetensors", "vbp/saliency/imagenet_wnids.txt",
+        "vbp/py.typed", "vbp/cli.py", "vbp/demo/vgg16_demo.safetensors", "vbp/networks/imagenet_wnids.txt",
         "vbp/review/report.html.jinja",
     )  # fmt: skip
     for needed in needed_files:

@@ -28,16 +28,17 @@ from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline import Observer, RunConfig, prepare
 from vbp.pipeline.attempt import Attempt, failures_as_sentences
 from vbp.pipeline.steps import objects
-from vbp.storage import files, index
+from vbp.storage import files
+from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
-from vbp.storage.held import Conditional
-from vbp.storage.lease import LEASE, Lease, read
-from vbp.storage.listing import ManifestRow
-from vbp.storage.local import LocalStore
-from vbp.storage.objects import ObjectStore
+from vbp.storage.ledger import index
+from vbp.storage.ledger.held import Conditional
+from vbp.storage.ledger.lease import LEASE, Lease, read
+from vbp.storage.ledger.staged import StagedStore
 from vbp.storage.record import SUCCESS, is_complete, load_record
-from vbp.storage.staged import StagedStore
-from vbp.storage.store import File
+from vbp.storage.stores.local import LocalStore
+from vbp.storage.stores.objects import ObjectStore
+from vbp.storage.stores.store import File
 
 IMAGES, SHARD = 4, 2
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vbp.storage.files import Folder
-from vbp.storage.index import compact, write_part
-from vbp.storage.manifest import ManifestRow, write_manifest
+from vbp.storage.ledger.index import compact, write_part
+from vbp.storage.manifest.manifest import ManifestRow, write_manifest
 
 NOON = datetime.datetime(2026, 11, 15, 12, tzinfo=datetime.UTC)
 FIRST, SECOND = "20261115T115900Z-aaaaaaaa", "20261115T121500Z-bbbbbbbb"

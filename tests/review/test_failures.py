@@ -13,7 +13,7 @@ from vbp.errors import UsageError
 from vbp.review import failures as module
 from vbp.review.failures import defused, export, failed_keys, failures, shortened
 from vbp.review.output import Output
-from vbp.storage.manifestfile import read_manifest_input
+from vbp.storage.collections.manifestfile import read_manifest_input
 
 HOSTILE = ["=1+1.jpg", "@x/a.jpg", "-2.jpg", "+3.jpg", "'=1+1.jpg", "a\nb.jpg", 'q"uote,.jpg', "ünï .jpg", "a::b.jpg"]
 

@@ -14,7 +14,7 @@ from vbp.errors import UsageError
 from vbp.review import status as module
 from vbp.review.status import status
 from vbp.storage.files import Folder
-from vbp.storage.lease import LEASE, Lease
+from vbp.storage.ledger.lease import LEASE, Lease
 
 
 def seen(made):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from vbp.cli import main
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
-from vbp.pipeline.sweepfile import Budget, SweepRun, parse_sweep
+from vbp.pipeline.sweep.sweepfile import Budget, SweepRun, parse_sweep
 from vbp.review.plan import Plan
 from vbp.review.sweepplan import SweepPlan, plan_sweep
 from vbp.storage.record import SWEEP

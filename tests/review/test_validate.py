@@ -21,8 +21,8 @@ from vbp.review.output import Output
 from vbp.review.validate import FAULTS, validate
 from vbp.storage import sorting
 from vbp.storage.files import Folder
-from vbp.storage.index import compact
-from vbp.storage.lease import LEASE, Lease
+from vbp.storage.ledger.index import compact
+from vbp.storage.ledger.lease import LEASE, Lease
 
 
 def look(made, **options):

@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 ROOM = "tests/saliency"
 TESTS = [
-    *(f"{ROOM}/prepared", f"{ROOM}/test_engine.py", f"{ROOM}/test_forward.py"),
+    *(f"{ROOM}/prepared", "tests/test_explainer.py", f"{ROOM}/test_forward.py"),
     *(f"{ROOM}/test_zoo.py::test_engine_runs_them[{precision}-resnet18]" for precision in ("float32", "bfloat16")),
     f"{ROOM}/test_zoo.py::test_engine_runs_them[bfloat16-shufflenet_v2_x0_5]",
 ]

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from tests import reference
 from vbp.errors import UsageError
+from vbp.networks.models import load_model
 from vbp.saliency import VisualBackProp
 from vbp.saliency.geometry import Merged, Pooling, Unpooling, Window
-from vbp.saliency.models import load_model
 
 from .conftest import randomise, small_vgg
 

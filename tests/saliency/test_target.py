@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from vbp.errors import UsageError
+from vbp.networks.models import load_model
 from vbp.saliency import VisualBackProp
-from vbp.saliency.models import load_model
 
 from .conftest import randomise, small_vgg
 

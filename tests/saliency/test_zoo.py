@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from vbp.networks.models import load_model
 from vbp.saliency import Explainer, VisualBackProp
 from vbp.saliency.geometry import map_sizes
-from vbp.saliency.models import load_model
 
 STAGES = {
     "alexnet": 5,

@@ -4,7 +4,7 @@ import pytest
 
 from vbp.errors import UsageError
 from vbp.storage.files import Folder
-from vbp.storage.objects import _ambient_endpoint, _aws_session, open_objects
+from vbp.storage.stores.objects import _ambient_endpoint, _aws_session, open_objects
 
 CONFIG = """
 [profile endpoint]
@@ -68,7 +68,7 @@ def test_the_endpoint_of_the_configuration_is_asked(aws, monkeypatch, profile, e
 )
 def test_credentials_that_cannot_be_had(aws, monkeypatch, profile, words):
     aws(profile)
-    monkeypatch.setattr("vbp.storage.retry.TRIES_WHEN_DENIED", 1)
+    monkeypatch.setattr("vbp.storage.stores.retry.TRIES_WHEN_DENIED", 1)
     with pytest.raises(PermissionError, match=f"^cannot read s3://{profile}/a: {words}"):
         Folder(f"s3://{profile}", {"s3://": {"endpoint_url": "http://127.0.0.1:1"}}).read("a")
 

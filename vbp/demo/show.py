@@ -26,8 +26,8 @@ from vbp.demo.train import compact_vgg16, save
 from vbp.images.decode import decode_upright
 from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, Summary, run
-from vbp.pipeline.cluster import connected
-from vbp.storage.results import read_result
+from vbp.pipeline.on_ray.cluster import connected
+from vbp.storage.results.read import read_result
 
 SEED = 20_000
 """Of the demo's scenes; training uses seeds from 1 on, so none of these was ever seen."""

@@ -22,8 +22,8 @@ import torch
 
 from vbp.evidence.rivals import bare_forward
 from vbp.evidence.timing import Case, Findings, Rate, Setup, clocked, measure, ratio
-from vbp.saliency.engine import PRECISIONS, Explainer, has_bfloat16
-from vbp.saliency.models import load_model
+from vbp.explainer import PRECISIONS, Explainer, has_bfloat16
+from vbp.networks.models import load_model
 
 NETWORKS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_large", "densenet201")
 LEAST = 0.95

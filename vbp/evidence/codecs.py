@@ -22,10 +22,10 @@ from PIL import Image
 
 from vbp.evidence.inputs import photographs, saved
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, over
+from vbp.explainer import Explainer
 from vbp.images.decode import decode, decode_upright
 from vbp.images.encode import encode_jpeg, encode_mask
 from vbp.images.overlay import overlay
-from vbp.saliency.engine import Explainer
 
 SIZE = 224
 QUALITY = 90

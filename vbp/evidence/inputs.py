@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vbp.demo.scenes import generate
-from vbp.saliency.models import load_model
+from vbp.networks.models import load_model
 
 WIDTH, HEIGHT = 500, 375
 DIFFERENT = 64

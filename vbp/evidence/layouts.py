@@ -21,13 +21,13 @@ import numpy as np
 from vbp.demo.scenes import generate
 from vbp.images.encode import encode_jpeg, encode_mask
 from vbp.images.overlay import overlay
-from vbp.pipeline.layouts import RESULT_FOLDERS
 from vbp.pipeline.steps import Batch, Write, objects
 from vbp.storage.files import Folder
-from vbp.storage.lease import Lease
-from vbp.storage.parts import parts_of, read_parts
-from vbp.storage.places import made_absolute
-from vbp.storage.results import read_result
+from vbp.storage.ledger.lease import Lease
+from vbp.storage.ledger.parts import parts_of, read_parts
+from vbp.storage.results.layouts import RESULT_FOLDERS
+from vbp.storage.results.places import made_absolute
+from vbp.storage.results.read import read_result
 
 LAYOUTS = ("files", "webdataset")
 SIZE = 224

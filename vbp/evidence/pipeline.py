@@ -23,12 +23,12 @@ from typing_extensions import override
 from vbp.evidence.inputs import DIFFERENT, write_photos, write_weights
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, over
 from vbp.evidence.watch import Watched, watched
+from vbp.explainer import Explainer
 from vbp.images.decode import decode
 from vbp.images.encode import encode_jpeg, encode_mask
 from vbp.images.overlay import overlay
 from vbp.pipeline import RunConfig, prepare, run
 from vbp.pipeline.observer import Observer
-from vbp.saliency.engine import Explainer
 
 SECONDS = 45.0
 """How long the slowest stage alone would take for the images of one run."""

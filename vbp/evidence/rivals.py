@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vbp.saliency.engine import single_threads
+from vbp.explainer import single_threads
 
 CLASS = 0
 """What the class-specific methods explain; to look up the predicted class would cost them more."""

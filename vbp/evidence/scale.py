@@ -35,10 +35,10 @@ from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record
 from vbp.pipeline.resources import divide
 from vbp.pipeline.steps import Batch, as_table, objects
-from vbp.storage import index
 from vbp.storage.files import Folder
-from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
-from vbp.storage.parts import INDEX_SCHEMA, PART_SCHEMA
+from vbp.storage.ledger import index
+from vbp.storage.ledger.parts import INDEX_SCHEMA, PART_SCHEMA
+from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 
 LISTED, RESUMED, FEW, MANY, SHARDS = 1_000_000, 100_000, 1_000, 20_000, 100_000
 FILES_A_FOLDER = 1000
@@ -155,7 +155,7 @@ def _list(tree: str, output: str) -> float:
 
 
 def _list_again(tree: str, output: str) -> float:
-    from vbp.storage.refresh import Changes, refresh_manifest
+    from vbp.storage.manifest.refresh import Changes, refresh_manifest
 
     manifest = Manifest.load(Folder(output))
     assert manifest is not None
@@ -262,8 +262,8 @@ def _unchanged(batch: Batch) -> Batch:
 
 def _plan(shards: int) -> tuple[float, float, float]:
     """Seconds to the first report, reports a second from there on, and MB before."""
-    from vbp.pipeline.cluster import connected, nodes
-    from vbp.pipeline.plan import plan
+    from vbp.pipeline.on_ray.cluster import connected, nodes
+    from vbp.pipeline.on_ray.dataset import plan
 
     config = RunConfig(input="in", output="out", size=32)
     recipe = _Nothing(config=config, run_id="r", device="cpu", precision="float32", batch_size=8, weights_sha256="none")

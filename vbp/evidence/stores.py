@@ -19,8 +19,8 @@ from typing import Any
 from vbp.errors import UsageError
 from vbp.evidence.timing import Case, Rate, clocked, measure
 from vbp.storage.files import Folder
-from vbp.storage.objects import open_objects
-from vbp.storage.order import in_byte_order
+from vbp.storage.stores.objects import open_objects
+from vbp.storage.stores.order import in_byte_order
 
 BYTES = 20_000
 THREADS = 16

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from vbp.errors import VBPError
+from vbp.light_torchvision import torchvision
+from vbp.networks.models import load_model, model_names
 from vbp.saliency.geometry import Size
-from vbp.saliency.models import load_model, model_names
-from vbp.saliency.vision import torchvision
 from vbp.saliency.visualbackprop import VisualBackProp
 
 SIZES: tuple[Size, ...] = ((224, 224), (225, 225), (231, 231), (160, 320))

@@ -1,1 +1,1 @@
-"""What is known of a network beside its tensors. Plain Python, for every room."""
+"""Networks: a name in, a network ready to run out, and what is known of it beside its tensors."""

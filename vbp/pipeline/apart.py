@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vbp.errors import UsageError
 
 if TYPE_CHECKING:
-    from vbp.storage.listing import ManifestRow
+    from vbp.storage.collections.tree import ManifestRow
 
 OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
 """What a run writes below OUTPUT."""

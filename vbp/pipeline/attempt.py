@@ -22,26 +22,26 @@ from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.clearing import clear, forget_listing, holds_run, refuse_others
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.hardware import common_precision, kinds, look, refuse_integers, slow_machines
-from vbp.pipeline.layouts import INDEXED
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record
 from vbp.pipeline.summary import Summary
-from vbp.storage import index
 from vbp.storage.files import Folder
-from vbp.storage.held import HeldFolder
-from vbp.storage.holder import Holder
-from vbp.storage.lease import Lease
+from vbp.storage.ledger import index
+from vbp.storage.ledger.held import HeldFolder
+from vbp.storage.ledger.holder import Holder
+from vbp.storage.ledger.lease import Lease
+from vbp.storage.ledger.orphans import remove_orphans
+from vbp.storage.ledger.reconcile import reconcile
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest import Manifest, ManifestRow, write_manifest
-from vbp.storage.reconcile import reconcile
-from vbp.storage.refresh import refresh_manifest
-from vbp.storage.rows import First, in_order
-from vbp.storage.shards import remove_orphans
+from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.manifest.refresh import refresh_manifest
+from vbp.storage.manifest.rows import First, in_order
+from vbp.storage.results.layouts import INDEXED
 
 if TYPE_CHECKING:
+    from vbp.networks.models import Model
     from vbp.pipeline.resources import Resources
-    from vbp.saliency.models import Model
 
 
 class Attempt:

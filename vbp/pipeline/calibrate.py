@@ -11,10 +11,10 @@ import numpy as np
 
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.steps import batch_of, good_rows
-from vbp.storage.listing import ManifestRow
+from vbp.storage.collections.tree import ManifestRow
 
 if TYPE_CHECKING:
-    from vbp.saliency.models import Model
+    from vbp.networks.models import Model
 
 TRIED = 160
 """So many images are tried at most, where some cannot be read."""
@@ -38,7 +38,7 @@ def calibrated(recipe: Recipe, model: Model, rows: Sequence[ManifestRow]) -> dic
         ModelError: integers do not suit the network.
         InterruptedRunError: the store refuses or does not answer most of the time.
     """
-    from vbp.saliency.engine import Explainer
+    from vbp.explainer import Explainer
     from vbp.saliency.prepared.calibration import IMAGES
 
     pixels = _pixels(recipe, rows, IMAGES)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vbp.errors import UsageError
-from vbp.pipeline.classfile import ClassNames
+from vbp.networks.classfile import ClassNames
 from vbp.pipeline.config import BY_ORDER
 
 _SHOWN = 3

@@ -18,15 +18,15 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from vbp.errors import StorageError, UsageError
-from vbp.pipeline.layouts import FOLDERS, RESULT_FOLDERS
 from vbp.storage.files import Folder
-from vbp.storage.index import INDEX
-from vbp.storage.manifest import MANIFEST, MANIFEST_PARTS, Manifest
-from vbp.storage.marks import is_mark
-from vbp.storage.parts import PARTS, parse_parts, read_parts
-from vbp.storage.places import names_of
+from vbp.storage.ledger.index import INDEX
+from vbp.storage.ledger.marks import is_mark
+from vbp.storage.ledger.parts import PARTS, parse_parts, read_parts
+from vbp.storage.manifest.manifest import MANIFEST, MANIFEST_PARTS, Manifest
 from vbp.storage.record import RUN, load_record, mark_incomplete, save_record, withdraw
-from vbp.storage.shards import SHARDS, shard_of
+from vbp.storage.results.layouts import FOLDERS, RESULT_FOLDERS
+from vbp.storage.results.places import names_of
+from vbp.storage.results.tars import SHARDS, shard_of
 from vbp.storage.sorting import Sorter
 
 _EXAMPLES = 3

@@ -35,7 +35,7 @@ def look(device: str, node: str = "this machine") -> Hardware:
     """
     import torch
 
-    from vbp.saliency.engine import resolve_precision
+    from vbp.explainer import resolve_precision
     from vbp.saliency.prepared.int8 import can_quantise
 
     if device == "cuda" and not torch.cuda.is_available():

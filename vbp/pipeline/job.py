@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from vbp.errors import InterruptedRunError, StorageError, UsageError, VBPError
+from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.attempt import Attempt, failures_as_sentences, open_record, wants_more
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.hardware import refuse_missing_gpus
 from vbp.pipeline.observer import Observer
-from vbp.pipeline.preflight import preflight, preflight_on_a_worker, preflight_on_all_nodes
-from vbp.pipeline.resources import Resources, divide, parse_labels, shortage
+from vbp.pipeline.preflight import preflight
+from vbp.pipeline.resources import Resources, divide, parse_labels
 from vbp.pipeline.summary import Summary
-from vbp.storage import index
 from vbp.storage.files import Folder
+from vbp.storage.ledger import index
 
 if TYPE_CHECKING:
     from vbp.pipeline.recipe import Recipe
@@ -141,7 +140,8 @@ def is_for_ray(config: RunConfig, images: int = 0) -> bool:
 
 def connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resources:
     """Start or join Ray and divide its resources."""
-    from vbp.pipeline import cluster
+    from vbp.pipeline.on_ray import cluster
+    from vbp.pipeline.on_ray.preflight import preflight_on_a_worker, preflight_on_all_nodes
 
     observer.note("Joining Ray." if os.environ.get("RAY_ADDRESS") else "Starting Ray.")
     try:
@@ -173,56 +173,6 @@ def reports(
 
         yield from local.reports(recipe, shards)
     else:
-        yield from _ray_reports(recipe, shards, given, images)
+        from vbp.pipeline.on_ray import reports as on_ray
 
-
-def _ray_reports(
-    recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, images: int
-) -> Iterator[dict[str, Any]]:
-    from ray.data.exceptions import ExecutionTimeoutError
-    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-
-    from vbp.pipeline import cluster, plan
-    from vbp.pipeline.metrics import Metrics
-
-    def lacking() -> str:
-        return shortage(given, cluster.nodes(), cluster.free())
-
-    metrics = Metrics(images)
-    try:
-        for report in plan.plan(recipe, shards, given).iter_rows():
-            metrics.add(report)
-            yield report
-    except RayTaskError as error:
-        raise _cause(error) from error
-    except GetTimeoutError as error:
-        raise InterruptedRunError(
-            f"The workers did not all start within {plan.START_SECONDS} s: {lacking()}. Free some, add "
-            "nodes, or ask for fewer --workers, and run the same command again."
-        ) from error
-    except ExecutionTimeoutError as error:
-        raise InterruptedRunError(
-            f"Nothing was finished for {plan.IDLE_SECONDS} s: {lacking()}. If that is enough, a worker "
-            "hangs or dies again and again, and Ray's logs say more. Run the same command again to continue."
-        ) from error
-    except RayError as error:
-        raise InterruptedRunError(
-            f"Ray could not go on: {_said(str(error))} What was finished is kept; run the same command again."
-        ) from error
-
-
-def _said(text: str) -> str:
-    """Of Ray's message the sentence that says why: our own, where a worker could not start, else the first line."""
-    own = re.findall(r"^vbp\.errors\.\w+: (.+)$", text, re.MULTILINE)
-    node = re.search(r"\bip=([\w.:]+)", text)
-    return f"on node {node[1]}: {own[-1]}" if own and node else text.splitlines()[0]
-
-
-def _cause(error: Exception) -> Exception:
-    """Our own exception, freed of Ray's wrapper and of the advice that Ray adds to its message; else `error`."""
-    cause: object = getattr(error, "cause", None)
-    if not isinstance(cause, (VBPError, OSError)):
-        return error
-    own = type(cause)(str(cause).partition("\nFailed to apply UDF transform")[0])
-    own.__dict__.update(cause.__dict__)
-    return own
+        yield from on_ray.reports(recipe, shards, given, images)

@@ -12,24 +12,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vbp.errors import ImageError, StorageError, UsageError, WeightsError
+from vbp.networks.classfile import ClassNames, parse_class_file
 from vbp.pipeline.classes import ClassMap, map_classes
-from vbp.pipeline.classfile import ClassNames, parse_class_file
 from vbp.pipeline.config import RunConfig
-from vbp.storage.files import Folder, open_uri, read_uri
-from vbp.storage.leftout import LeftOut, in_words
-from vbp.storage.listing import (
+from vbp.storage.collections.manifestfile import is_manifest, read_manifest_input
+from vbp.storage.collections.tree import (
     HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
     ManifestRow,
     list_tree,
     one_image,
 )
-from vbp.storage.manifestfile import is_manifest, read_manifest_input
+from vbp.storage.files import Folder, open_uri, read_uri
+from vbp.storage.leftout import LeftOut, in_words
 
 if TYPE_CHECKING:
+    from vbp.networks.models import Model
     from vbp.networks.preprocessing import Preprocessing
-    from vbp.saliency.models import Model
-    from vbp.storage.manifest import Manifest
+    from vbp.storage.manifest.manifest import Manifest
 
 SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
 """``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
@@ -202,7 +202,7 @@ def load_network(config: RunConfig) -> Model:
         WeightsError: the checkpoint cannot be had or read, or does not fit.
         UsageError: the configuration asks for a classifier that is not there.
     """
-    from vbp.saliency.models import load_model
+    from vbp.networks.models import load_model
 
     with weights_as_usage(config):
         model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
@@ -231,7 +231,7 @@ def check_network(config: RunConfig, model: Model) -> None:
     """Try the network as `config` wants it; errors as for `load_network`."""
     import torch
 
-    from vbp.saliency.models import check_channels
+    from vbp.networks.models import check_channels
     from vbp.saliency.visualbackprop import VisualBackProp
 
     preprocessing = config.preprocessing(model.preprocessing)
@@ -294,14 +294,14 @@ def weights_are_missing(config: RunConfig) -> bool:
     """
     if config.weights != "imagenet":
         return False
-    from vbp.saliency.weights import imagenet_is_here
+    from vbp.networks.weights import imagenet_is_here
 
     return not imagenet_is_here(config.model)
 
 
 def own_preprocessing(config: RunConfig) -> Preprocessing:
     """What the network wants to see by itself, told without loading it."""
-    from vbp.saliency.models import preprocessing_of
+    from vbp.networks.models import preprocessing_of
 
     return preprocessing_of(config.model, config.weights)
 
@@ -339,7 +339,7 @@ def choose_classes(
     Raises:
         UsageError: the class file cannot be read or does not match; or no rule fits, and `config.select` needs one.
     """
-    from vbp.saliency.models import imagenet_wnids
+    from vbp.networks.models import imagenet_wnids
 
     if num_classes is None:
         return None

@@ -13,9 +13,9 @@ from typing import Any
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.layouts import FOLDERS
 from vbp.pipeline.source import Source
 from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, Write
+from vbp.storage.results.layouts import FOLDERS
 
 PASSES = 4
 """Batches that each thread of the network on a CPU takes on between reading and writing."""

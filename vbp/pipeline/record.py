@@ -18,9 +18,9 @@ from vbp.pipeline.config import RunConfig
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
 from vbp.storage.files import Folder
-from vbp.storage.manifest import MANIFEST, Manifest
+from vbp.storage.ledger.parts import PARTS
+from vbp.storage.manifest.manifest import MANIFEST, Manifest
 from vbp.storage.parquet import Written
-from vbp.storage.parts import PARTS
 from vbp.storage.record import RUN, is_complete, load_run, mark_complete, mark_incomplete, save_record
 
 CONTENTS = ("classes_sha256", "input_sha256")

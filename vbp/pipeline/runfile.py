@@ -51,7 +51,7 @@ def text_of_run(config: RunConfig) -> str:
     """
     import yaml
 
-    from vbp.storage.options import check_options
+    from vbp.storage.stores.options import check_options
 
     check_options(config.storage_options)
     lines, recorded = [], config.as_json()

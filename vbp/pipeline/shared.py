@@ -23,7 +23,7 @@ from vbp.pipeline.source import Source, Work
 from vbp.pipeline.steps import Batch, objects
 
 if TYPE_CHECKING:
-    from vbp.saliency.models import Model
+    from vbp.networks.models import Model
 
 UNITS_A_RUN = 1_000_000
 """More than a run can have shards."""
@@ -72,7 +72,7 @@ class Networks:
 
     def load(self, config: RunConfig) -> Model:
         """The network that `config` names; errors as for ``load_model``."""
-        from vbp.saliency.models import load_model
+        from vbp.networks.models import load_model
 
         key = network_key(config)
         if self._loaded is None or self._loaded[0] != key:

@@ -12,11 +12,11 @@ import pyarrow as pa
 from vbp.errors import StorageError, WorkerDiedError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.steps import Batch, objects
-from vbp.storage import index
 from vbp.storage.files import Folder
-from vbp.storage.manifest import MANIFEST, Manifest
-from vbp.storage.marks import Marks
-from vbp.storage.parts import PARTS, parse_parts
+from vbp.storage.ledger import index
+from vbp.storage.ledger.marks import Marks
+from vbp.storage.ledger.parts import PARTS, parse_parts
+from vbp.storage.manifest.manifest import MANIFEST, Manifest
 
 DEATHS = 2
 """So many workers must have died with an image alone in hand before it is blamed: one may have died by chance."""

@@ -31,12 +31,12 @@ from typing_extensions import override
 from vbp.errors import ImageError, NonFiniteActivationError, StorageError, UsageError
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.breaker import Breaker
-from vbp.pipeline.layouts import FOLDERS, make_layout
 from vbp.storage.addresses import without_secrets
+from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder, read_uri
-from vbp.storage.held import HeldFolder
-from vbp.storage.listing import ManifestRow
-from vbp.storage.parts import PART_SCHEMA, write_part
+from vbp.storage.ledger.held import HeldFolder
+from vbp.storage.ledger.parts import PART_SCHEMA, write_part
+from vbp.storage.results.layouts import FOLDERS, make_layout
 
 if TYPE_CHECKING:
     from vbp.images.frame import Frame
@@ -240,7 +240,7 @@ class Explain(Step):
         maps: bool = False,
         threads: int = 0,
     ) -> None:
-        from vbp.saliency.engine import Explainer
+        from vbp.explainer import Explainer
 
         if threads:
             import torch

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vbp.errors import ImageError, StorageError
-from vbp.pipeline.layouts import INDEXED
-from vbp.storage.combined import RUN, read_combined
 from vbp.storage.files import Folder
-from vbp.storage.results import read_result
+from vbp.storage.ledger.combined import RUN, read_combined
+from vbp.storage.results.layouts import INDEXED
+from vbp.storage.results.read import read_result
 
 COMPARISON = "comparison.parquet"
 SAMPLE, SEED = 200, 500

@@ -7,10 +7,10 @@ from typing import Any
 
 from vbp.errors import StorageError, UsageError
 from vbp.images.encode import MASK_SUFFIX
-from vbp.pipeline.layouts import FOLDERS, INDEXED
 from vbp.review.output import Output
-from vbp.storage.places import key_of_result, place_of
-from vbp.storage.shards import SHARDS, path_of, shard_of
+from vbp.storage.results.layouts import FOLDERS, INDEXED
+from vbp.storage.results.places import key_of_result, place_of
+from vbp.storage.results.tars import SHARDS, path_of, shard_of
 
 
 class OwnFiles:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vbp.errors import StorageError, UsageError
-from vbp.pipeline.sweepfile import RUNS
+from vbp.pipeline.sweep.sweepfile import RUNS
 from vbp.storage.addresses import check_place
 from vbp.storage.files import Folder
-from vbp.storage.index import newest_rows, read_index
-from vbp.storage.manifest import Manifest
+from vbp.storage.ledger.index import newest_rows, read_index
+from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.record import RUN, SWEEP, is_complete, load_record, load_run
 
 _NEWEST_NEEDS = ["position", "status", "finished_at", "run_id"]

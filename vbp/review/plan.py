@@ -26,11 +26,11 @@ from vbp.pipeline.recipe import Recipe, rows_together
 from vbp.pipeline.record import Record
 from vbp.pipeline.steps import Batch, batch_of, good_rows
 from vbp.review.status import status
+from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
-from vbp.storage.index import pending_shards
+from vbp.storage.ledger.index import pending_shards
 from vbp.storage.leftout import LeftOut, in_words
-from vbp.storage.listing import ManifestRow
-from vbp.storage.manifest import MAX_LABELS, Manifest
+from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
 
 _BATCHES = 2
 """That are measured; another warms up."""

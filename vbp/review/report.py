@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import vbp
 from vbp.errors import ImageError, StorageError
 from vbp.networks.preprocessing import IMAGENET
-from vbp.pipeline.layouts import INDEXED
 from vbp.plain import plain
 from vbp.review.choice import Choice
 from vbp.review.failures import Failures, failures
@@ -25,6 +24,7 @@ from vbp.review.files import OwnFiles, Tars, files_of
 from vbp.review.output import Output
 from vbp.review.status import Status, status
 from vbp.storage.files import read_uri, write_uri
+from vbp.storage.results.layouts import INDEXED
 
 if TYPE_CHECKING:
     from PIL import Image

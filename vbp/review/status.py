@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from vbp.review.output import Output, begun_at
 from vbp.storage.files import Folder
-from vbp.storage.index import counts, parts_by_shard
-from vbp.storage.lease import Holder, holder
+from vbp.storage.ledger.index import counts, parts_by_shard
+from vbp.storage.ledger.lease import Holder, holder
+from vbp.storage.ledger.parts import Part, read_parts
 from vbp.storage.leftout import in_words
-from vbp.storage.parts import Part, read_parts
 
 State = Literal["listing", "running", "finished", "failed", "interrupted", "dead"]
 

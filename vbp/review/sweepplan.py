@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vbp.errors import UsageError
-from vbp.pipeline.sweep import hours_spent
-from vbp.pipeline.sweepfile import Budget, Sweep, SweepRun
+from vbp.pipeline.sweep.sweep import hours_spent
+from vbp.pipeline.sweep.sweepfile import Budget, Sweep, SweepRun
 from vbp.review.plan import Plan, plan
 
 

@@ -26,20 +26,20 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from vbp.errors import StorageError, UsageError
-from vbp.pipeline.layouts import INDEXED
 from vbp.review.choice import Choice
 from vbp.review.files import files_of
 from vbp.review.masks import fault_of
 from vbp.review.output import Output
 from vbp.review.status import is_at_work
-from vbp.storage import lease
 from vbp.storage.files import Folder
-from vbp.storage.held import HeldFolder
-from vbp.storage.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
-from vbp.storage.manifest import MANIFEST
-from vbp.storage.parts import PART_SCHEMA, Part, newest, read_parts
-from vbp.storage.places import elsewhere
+from vbp.storage.ledger import lease
+from vbp.storage.ledger.held import HeldFolder
+from vbp.storage.ledger.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
+from vbp.storage.ledger.parts import PART_SCHEMA, Part, newest, read_parts
+from vbp.storage.manifest.manifest import MANIFEST
 from vbp.storage.record import mark_complete, mark_incomplete, save_record
+from vbp.storage.results.layouts import INDEXED
+from vbp.storage.results.places import elsewhere
 from vbp.storage.sorting import Sorter
 
 SAMPLE, SEED = 200, 500

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbp.saliency.engine import Explainer
+    from vbp.explainer import Explainer
     from vbp.saliency.visualbackprop import VisualBackProp
 
 __all__ = ["Explainer", "VisualBackProp"]
@@ -12,7 +12,7 @@ __all__ = ["Explainer", "VisualBackProp"]
 def __getattr__(name: str) -> Any:
     # Lazily: importing torch takes seconds, and most commands do without.
     if name == "Explainer":
-        from vbp.saliency.engine import Explainer
+        from vbp.explainer import Explainer
 
         return Explainer
     if name == "VisualBackProp":

@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from vbp.errors import ModelError
+from vbp.light_torchvision import ops
 from vbp.saliency.geometry import Pooling, Resampling, Window
-from vbp.saliency.vision import ops
 
 SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), False),

@@ -14,12 +14,12 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from vbp.errors import StorageError, UsageError
-from vbp.storage.local import LocalStore, display, temporaries, without_traces
-from vbp.storage.objects import open_objects
-from vbp.storage.options import check_options, options_for, protocol_of
-from vbp.storage.remote import open_store, quoted
-from vbp.storage.sftp import open_sftp
-from vbp.storage.store import File, Store
+from vbp.storage.stores.local import LocalStore, display, temporaries, without_traces
+from vbp.storage.stores.objects import open_objects
+from vbp.storage.stores.options import check_options, options_for, protocol_of
+from vbp.storage.stores.remote import open_store, quoted
+from vbp.storage.stores.sftp import open_sftp
+from vbp.storage.stores.store import File, Store
 
 __all__ = ["File", "Folder", "open_uri", "read_uri", "write_uri"]
 

@@ -192,7 +192,7 @@ def _damaged(rng: random.Random, data: bytes, kind: str) -> tuple[str, bytes]:
 def judged(made: Case, folder: Path) -> str:
     """How the file ends: ``weights`` or ``refused``. A false fit is an AssertionError; all else escapes."""
     from vbp.errors import VBPError
-    from vbp.saliency.models import load_model
+    from vbp.networks.models import load_model
 
     file = folder / "some.pth"
     file.write_bytes(made.data)

@@ -26,17 +26,17 @@ import pyarrow.parquet as pq
 
 from tests.storage.flat import FlatStore
 from vbp.errors import UsageError
+from vbp.networks.classfile import parse_class_file
 from vbp.pipeline.breaker import Breaker
 from vbp.pipeline.classes import map_classes
-from vbp.pipeline.classfile import parse_class_file
 from vbp.pipeline.config import BY_ORDER, RunConfig
 from vbp.pipeline.prepare import list_input
 from vbp.pipeline.steps import Fetch, objects
+from vbp.storage.collections.manifestfile import read_manifest_input
+from vbp.storage.collections.tree import ManifestRow, list_tree
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.listing import ManifestRow, list_tree
-from vbp.storage.manifest import Manifest, write_manifest
-from vbp.storage.manifestfile import read_manifest_input
+from vbp.storage.manifest.manifest import Manifest, write_manifest
 
 SECONDS = 20.0
 """That one case may take on a machine that does other things as well."""

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from vbp.errors import ModelError, UsageError
+from vbp.explainer import Explainer
+from vbp.networks.models import load_model
 from vbp.saliency import VisualBackProp
-from vbp.saliency.engine import Explainer
-from vbp.saliency.models import load_model
 from vbp.saliency.prepared import calibration
 from vbp.saliency.prepared.int8 import (
     ByteMean,

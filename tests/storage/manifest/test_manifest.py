@@ -1,0 +1,182 @@
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+
+from vbp.errors import StorageError, UsageError
+from vbp.storage.collections.manifestfile import read_manifest_input
+from vbp.storage.files import Folder
+from vbp.storage.manifest import manifest as module
+from vbp.storage.manifest import rows as rows_module
+from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.manifest.refresh import refresh_manifest
+
+
+def tree(*numbers):
+    """Rows as of a tree, in the order of their paths."""
+    return [
+        ManifestRow(f"c{n % 3}/{n:07d}.jpg", f"/in/c{n % 3}/{n:07d}.jpg", b"%07d" % n, f"c{n % 3}", n, str(n))
+        for n in sorted(numbers)
+    ]
+
+
+def listed(*keys):
+    """Rows as of a manifest file, in any order."""
+    return [ManifestRow(key, f"s3://b/{key}", None, None) for key in keys]
+
+
+def keys_of(manifest):
+    return [manifest.read_shard(shard)["key"].to_pylist() for shard in range(manifest.shards)]
+
+
+def test_write_load_read(folder):
+    manifest = write_manifest(folder, tree(*range(10)), 4, input="/in")
+    assert (manifest.images, manifest.shards, manifest.labels) == (10, 3, ("c0", "c1", "c2"))
+    assert manifest.complete
+    assert manifest.labels_complete
+    assert Manifest.load(folder) == Manifest.load(folder)
+    loaded = Manifest.load(folder)
+    assert (loaded.listings, loaded.input, loaded.limit, loaded.listed_at) == ((10,), "/in", None, manifest.listed_at)
+    assert [(loaded.shard_start(s), loaded.shard_images(s)) for s in range(3)] == [(0, 4), (4, 4), (8, 2)]
+    table = loaded.read_shard(2)
+    assert table.schema.field("position").type == pa.int32()
+    assert table.to_pylist() == [
+        {
+            "key": f"c{n % 3}/{n:07d}.jpg",
+            "uri": f"/in/c{n % 3}/{n:07d}.jpg",
+            "path": b"%07d" % n,
+            "label": f"c{n % 3}",
+            "size": n,
+            "version": str(n),
+            "position": n - 8,
+        }
+        for n in (8, 9)
+    ]
+    with pytest.raises(IndexError, match="shard 3"):
+        loaded.read_shard(3)
+
+
+def test_no_manifest_before_its_end(folder):
+    assert Manifest.load(folder) is None
+    write_manifest(folder, tree(1, 2), 1)
+
+    def broken():
+        yield from tree(1, 2, 3)
+        raise OSError("the listing broke off")
+
+    with pytest.raises(OSError, match="broke off"):
+        write_manifest(folder, broken(), 1)
+    assert Manifest.load(folder) is None
+    assert write_manifest(folder, tree(5), 1).images == 1
+    assert folder.list("_run/manifest") == ["_run/manifest/part-00000.parquet"]
+
+
+def test_a_damaged_manifest_is_told(tmp_path):
+    Folder(tmp_path).write("_run/manifest.json", b"{")
+    with pytest.raises(StorageError, match="manifest.json is damaged"):
+        Manifest.load(Folder(tmp_path))
+
+
+def test_nothing_to_list(folder):
+    manifest = write_manifest(folder, [], 4)
+    assert (manifest.images, manifest.shards, manifest.labels) == (0, 0, ())
+    assert Manifest.load(folder).images == 0
+
+
+@pytest.mark.parametrize(("limit", "images", "complete"), [(0, 0, False), (3, 3, False), (5, 5, True), (9, 5, True)])
+def test_limit(tmp_path, limit, images, complete):
+    manifest = write_manifest(Folder(tmp_path), tree(*range(5)), 2, limit=limit)
+    assert (manifest.images, manifest.complete, manifest.limit) == (images, complete, limit)
+
+
+def test_many_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SHARDS_PER_PART", 2)
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, tree(*range(0, 22, 2)), 2)
+    assert manifest.shards == 6
+    assert len(folder.list("_run/manifest")) == 3
+    manifest, _ = refresh_manifest(folder, manifest, tree(*range(25)))
+    assert manifest.listings == (11, 14)
+    manifest, _ = refresh_manifest(folder, Manifest.load(folder), tree(*range(27)))
+    assert manifest.listings == (11, 14, 2)
+    assert manifest.shards == 6 + 7 + 1
+    assert [key for shard in keys_of(manifest) for key in shard] == [
+        row.key for part in (range(0, 22, 2), [*range(1, 22, 2), 22, 23, 24], [25, 26]) for row in tree(*part)
+    ]
+    assert [manifest.shard_start(shard) for shard in (0, 5, 6, 12, 13)] == [0, 10, 11, 23, 25]
+    assert [manifest.shard_images(shard) for shard in (0, 5, 6, 12, 13)] == [2, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("in_memory", [2, 1000])
+def test_a_manifest_file_in_any_order(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr(rows_module, "_SORT_ROWS", in_memory)
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, listed("d", "é", "a", "c", "a", "b"), 10)
+    assert keys_of(manifest) == [["a", "b", "c", "d", "é"]]
+    manifest, _ = refresh_manifest(folder, manifest, listed("z", "c", "a", "0"))
+    assert keys_of(manifest) == [["a", "b", "c", "d", "é"], ["0", "z"]]
+    assert manifest.read_shard(0)["path"].null_count == 5
+
+
+def test_two_images_of_one_key(tmp_path):
+    rows = [ManifestRow("k", "s3://b/x", None, None), ManifestRow("k", "s3://b/y", None, None)]
+    with pytest.raises(UsageError, match="key 'k': s3://b/x and s3://b/y"):
+        write_manifest(Folder(tmp_path), rows, 10)
+
+
+def test_too_many_labels_are_cut_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LABELS", 2)
+    manifest = write_manifest(Folder(tmp_path), tree(*range(10)), 3)
+    assert manifest.labels == ("c0", "c1")
+    assert not manifest.labels_complete
+
+
+def test_too_many_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SHARDS", 2)
+    with pytest.raises(UsageError, match="larger --shard-size"):
+        write_manifest(Folder(tmp_path), tree(*range(7)), 3)
+    with pytest.raises(UsageError, match="shard size"):
+        write_manifest(Folder(tmp_path), tree(1), 0)
+
+
+MEMORY = """
+import resource, sys
+from vbp.storage.files import Folder
+from vbp.storage.manifest.manifest import ManifestRow, write_manifest
+from vbp.storage.manifest.refresh import refresh_manifest
+
+def rows(count, step):
+    for n in range(0, count, step):
+        path = f"class{n // 1000:05d}/image{n:09d}.jpg"
+        yield ManifestRow(path, "s3://bucket/photos/" + path, path.encode(), path[:10], n, f"etag{n}")
+
+count = int(sys.argv[1])
+output = Folder(sys.argv[2])
+manifest = write_manifest(output, rows(count, 2), 1024)
+manifest, _ = refresh_manifest(output, manifest, rows(count, 1))
+assert manifest.images == count
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_collection(tmp_path):
+    def peak(count):
+        argv = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / str(count))]
+        return int(subprocess.run(argv, capture_output=True, check=True).stdout)
+
+    small, large = peak(20_000), peak(200_000)
+    print(f"peak memory: {small // 1024} MB for 20,000 images, {large // 1024} MB for 200,000")  # noqa: T201
+    assert large < small + 60 * 1024
+
+
+def test_images_that_differ_by_the_query_alone_need_keys_and_a_version_is_kept(tmp_path):
+    path = tmp_path / "images.txt"
+    path.write_text("https://h/a.jpg?versionId=7&sig=word\nhttps://h/b.jpg?id=1\n")
+    rows = list(read_manifest_input(str(path)))
+    assert [(row.key, row.version) for row in rows] == [("h/a.jpg", "7"), ("h/b.jpg", None)]
+    assert rows[0].uri.endswith("?versionId=7&sig=word")  # it is read by
+    path.write_text("https://h/a.jpg?id=1&sig=word\nhttps://h/a.jpg?id=2&sig=word\n")
+    with pytest.raises(UsageError, match=r"'h/a.jpg': https://h/a.jpg with two queries.*give each a key") as caught:
+        write_manifest(Folder(tmp_path / "out"), read_manifest_input(str(path)), 10)
+    assert "word" not in str(caught.value)

@@ -1,0 +1,290 @@
+"""Networks by name, with their weights, normalisation and class names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from vbp.errors import ModelError, UsageError, WeightsError
+from vbp.light_torchvision import torchvision
+from vbp.networks.fitting import AUXILIARY, AmbiguousError, KindError, MisfitError, Wanted, fit, input_channels, matches
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
+from vbp.networks.sound import check_sound
+from vbp.networks.weights import Checkpoint, read_checkpoint, tensors_sha256
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that is ready to run."""
+
+    name: str
+    network: nn.Module
+    """float32, on the CPU, in evaluation mode."""
+    preprocessing: Preprocessing
+    """What it was trained to see, as far as its source says."""
+    class_names: tuple[str, ...] | None
+    """One per output of the classifier, where known."""
+    num_classes: int | None
+    """None: the checkpoint has no classifier, so the network can be explained but predicts nothing."""
+    weights: str
+    """As asked for."""
+    sha256: str
+    """Of the checkpoint file's bytes; of the tensors' bytes for random weights."""
+    notes: tuple[str, ...] = ()
+    """How the checkpoint was understood, where a user should know; a sentence each."""
+
+
+TRANSFORMERS = ("maxvit", "swin", "vit")
+"""How the names of torchvision's networks begin that are no CNNs and cannot be explained."""
+
+CLASSIFIERS = ("classifier", "fc")
+"""What torchvision's CNNs call the module that ends in their classes."""
+
+
+def model_names() -> list[str]:
+    """The networks that can be explained: every CNN of torchvision."""
+    return [name for name in _torchvision_names() if not name.startswith(TRANSFORMERS)]
+
+
+@cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """ImageNet's 1000 WordNet ids in the order of torchvision's outputs, which is alphabetical."""
+    return tuple((resources.files("vbp.networks") / "imagenet_wnids.txt").read_text("ascii").split())
+
+
+def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Mapping[str, Any] | None = None) -> Model:
+    """Build a torchvision network and load its weights.
+
+    Channel widths and the number of classes follow the checkpoint's tensors, so that a compact network with
+    torchvision's key names loads like the full one.
+
+    Args:
+        model: torchvision's name, such as `vgg16`.
+        weights: `imagenet`, `demo`, `random`, or the path or fsspec URL of a ``.pth``, ``.pt`` or ``.safetensors``
+            file, or of the ``.index.json`` of one in parts, in which the network's tensors lie anywhere.
+        seed: of random weights.
+        storage_options: as for ``vbp.storage.files.read_uri``.
+
+    Raises:
+        ModelError: there is no such network.
+        WeightsError: the checkpoint cannot be had or read, or does not fit.
+    """
+    if model not in _torchvision_names():
+        close = get_close_matches(model, _torchvision_names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(model_names())}."
+        raise ModelError(f"there is no model {model!r}: {hint}")
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = _build(model)
+        return _model(model, network, weights, tensors_sha256(network.state_dict()), None)
+    checkpoint = read_checkpoint(weights, model, storage_options)
+    network, notes = _fit(model, checkpoint, weights)
+    names = _class_names(model, network, checkpoint, weights)
+    return _model(model, network, weights, checkpoint.sha256, names, notes)
+
+
+def fitting_model(weights: str, storage_options: Mapping[str, Any] | None = None) -> str | None:
+    """The torchvision network that a checkpoint file belongs to, by its keys and shapes; None where none fits.
+
+    Raises:
+        WeightsError: the checkpoint cannot be had or read, or belongs to several alike.
+        StorageError: the store does not answer, after retries.
+    """
+    if weights in ("imagenet", "demo", "random"):
+        return None
+    fitting = _most_alike(read_checkpoint(weights, "", storage_options).tensors)
+    if len(fitting) > 1:
+        raise WeightsError(f"weights {weights!r} fit {' and '.join(fitting)} alike: say which with --model.")
+    return next(iter(fitting), None)
+
+
+def _model(
+    name: str,
+    network: nn.Module,
+    weights: str,
+    sha256: str,
+    class_names: tuple[str, ...] | None,
+    notes: tuple[str, ...] = (),
+) -> Model:
+    network.eval().requires_grad_(False)
+    own = preprocessing_of(name, weights)
+    return Model(name, network, own, class_names, _num_classes(network), weights, sha256, notes)
+
+
+def preprocessing_of(model: str, weights: str) -> Preprocessing:
+    """What torchvision says of its own weights; ImageNet's for a checkpoint, which says nothing."""
+    if weights != "imagenet":
+        return IMAGENET
+    transforms = torchvision.models.get_model_weights(model).DEFAULT.transforms()
+    return Preprocessing(tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value)
+
+
+def check_channels(network: nn.Module, preprocessing: Preprocessing) -> None:
+    """Refuse a number of channels that the network does not take.
+
+    Raises:
+        UsageError: another number.
+    """
+    taken = input_channels(network)
+    if taken == preprocessing.depth:
+        return
+    way_out = {1: "give channels grey with its own mean and std", 3: "give channels rgb or bgr"}
+    raise UsageError(
+        f"channels (={preprocessing.channels}) make an input of {preprocessing.depth}, but the network takes {taken}: "
+        f"{way_out.get(taken, 'only 1 or 3 are made of pictures')}."
+    )
+
+
+@cache
+def _torchvision_names() -> tuple[str, ...]:
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def _build(name: str, device: str = "cpu") -> nn.Module:
+    with torch.device(device), warnings.catch_warnings():
+        # GoogLeNet and Inception announce a change of their initial weights, which we never see trained.
+        warnings.simplefilter("ignore", FutureWarning)
+        # These two were trained on another normalisation; so they take everyone's.
+        settings = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
+    return network
+
+
+def _build_empty(name: str) -> nn.Module:
+    """The network without memory for its tensors."""
+    with _Unfilled():
+        return _build(name)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Tensors get no memory, and no random numbers: in ones without memory these would load torch's compiler, for 4 s.
+
+    What a network computes in order to know its widths, as RegNet does, stays on the CPU.
+    """
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        if func in (torch.empty, torch.zeros, torch.ones):
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
+
+
+def _fit(name: str, checkpoint: Checkpoint, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with its weights, and what there is to say of them."""
+    network = _without_auxiliary(_build_empty(name))
+    try:
+        fitted = fit(network, _head(network), checkpoint.tensors)
+    except MisfitError as error:
+        message = f"weights {weights!r} do not fit {name}: {error}. {_what_fits(name, checkpoint.tensors)}"
+        raise WeightsError(message) from error
+    except KindError as error:
+        raise WeightsError(f"weights {weights!r} cannot be used: {error}.") from error
+    except AmbiguousError as error:
+        raise WeightsError(
+            f"weights {weights!r} hold {name} more than once, under {error}: save the one that you mean in a file "
+            "of its own."
+        ) from error
+    if fitted.other_widths and (twins := _exact_twins(name, network)):
+        raise WeightsError(f"weights {weights!r} do not fit {name}: their widths are those of {' and '.join(twins)}.")
+    notes = check_sound(network, weights)
+    return network, tuple(f"Weights {weights}: {note}." for note in (*fitted.notes, *notes))
+
+
+def _without_auxiliary(network: nn.Module) -> nn.Module:
+    for name in AUXILIARY:
+        if hasattr(network, name):
+            setattr(network, name, None)
+    return network
+
+
+def _head(network: nn.Module) -> str | None:
+    """The name of the classifier, where the network has one."""
+    return next((name for name, _ in network.named_children() if name in CLASSIFIERS), None)
+
+
+def _num_classes(network: nn.Module) -> int | None:
+    """The width of the classifier's last layer, which is linear but for SqueezeNet's 1x1 convolution."""
+    head = _head(network)
+    layers = list(network.get_submodule(head).modules()) if head else []
+    linear = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
+    widths = linear or [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    return widths[-1] if widths else None
+
+
+def _exact_twins(name: str, network: nn.Module) -> list[str]:
+    """Other networks of the same family that have just these layers, by names and shapes.
+
+    Strides and groups do not show in shapes, so a network of followed widths might be computed as what it is not.
+    """
+    found = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    head = _head(network)
+    of_family = [other for other in _torchvision_names() if _family(other) == _family(name) and other != name]
+    twins = []
+    for other in of_family:
+        wanted = _wanted(other)
+        shapes = {key: wanted.shapes[key] for key in wanted.trunk}
+        own = {key: shape for key, shape in found.items() if key in shapes or key.partition(".")[0] != head}
+        if shapes == {key: shape for key, shape in own.items() if not key.endswith("num_batches_tracked")}:
+            twins.append(other)
+    return twins
+
+
+def _family(name: str) -> str:
+    return str(torchvision.models.get_model_builder(name).__module__)
+
+
+def _what_fits(name: str, tensors: Mapping[str, Tensor]) -> str:
+    fitting = [other for other in _most_alike(tensors) if other != name]
+    if fitting:
+        return f"It fits {' and '.join(fitting)}."
+    return f"Its first key is {next(iter(tensors))}; it fits no network of torchvision."
+
+
+def _most_alike(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The torchvision networks that fit and share the most shapes with the checkpoint; several only where alike."""
+    likeness: dict[str, int] = {}
+    for name in _torchvision_names():
+        wanted = _wanted(name)
+        for match in matches(wanted, tensors):
+            paths = match.trunk | (match.head or {})
+            same = sum(tensors[path].shape == wanted.shapes[key] for key, path in paths.items())
+            likeness[name] = max(likeness.get(name, 0), same)
+    most = max(likeness.values(), default=0)
+    return [name for name, same in likeness.items() if same == most]
+
+
+@cache
+def _wanted(name: str) -> Wanted:
+    """What a torchvision network wants of a checkpoint."""
+    network = _without_auxiliary(_build_empty(name))
+    return Wanted.of(network, _head(network))
+
+
+def _class_names(name: str, network: nn.Module, checkpoint: Checkpoint, weights: str) -> tuple[str, ...] | None:
+    classes = _num_classes(network)
+    if classes is None:
+        return None
+    if checkpoint.class_names is not None:
+        if len(checkpoint.class_names) != classes:
+            count = len(checkpoint.class_names)
+            raise WeightsError(f"weights {weights!r} name {count} classes, but their classifier has {classes}.")
+        return checkpoint.class_names
+    if classes == len(imagenet_wnids()):
+        return tuple(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])
+    return None

@@ -1,0 +1,1 @@
+"""The steps on a Ray cluster. No other folder imports Ray."""

@@ -1,0 +1,106 @@
+"""The preflight where the work will be done: from a worker of Ray, and on each of its nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from vbp.errors import UsageError
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.preflight import PROBE, preflight
+from vbp.pipeline.prepare import NAMED_WEIGHTS
+from vbp.storage.files import Folder
+
+LOOK_SECONDS = 30
+"""So long may a shared disk take to show on one node what was written on another."""
+NODE_SECONDS = 60
+"""So long may a node take to start a worker that looks."""
+
+
+def preflight_on_a_worker(source: str, output: str, options: Mapping[str, Any]) -> None:
+    """The same from a task of Ray: workers may have other credentials, networks and packages than this process."""
+    if "://" not in source and "://" not in output:
+        return  # nothing is asked for, and a worker takes seconds to start
+    try:
+        ray.get(ray.remote(num_cpus=0)(preflight).remote(source, output, options, "from a Ray worker"))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, UsageError) else error from None
+
+
+def preflight_on_all_nodes(config: RunConfig) -> None:
+    """Refuse a local folder or file that another node of the cluster does not have: it must be on a shared disk.
+
+    A probe is written to OUTPUT here and looked for on each node that works, and so are the other local places.
+
+    Raises:
+        UsageError: a node does not see one of them.
+    """
+    others = _other_nodes()
+    if not others:
+        return
+    with _local_places(config) as places:
+        look = ray.remote(num_cpus=0, max_retries=0)(unseen)
+        asked = {
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                places, LOOK_SECONDS
+            ): address
+            for node, address in others.items()
+        }
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_SECONDS + NODE_SECONDS)
+        for answer in answered:
+            with contextlib.suppress(ray.exceptions.RayError):  # a node that is lost just now needs no refusal
+                for name in ray.get(answer):
+                    raise UsageError(
+                        f"{name} (={places[name][0]}) is of one machine, and node {asked[answer]} does not see what "
+                        "is there: use a bucket, or a file system that all nodes share under the same path."
+                    )
+
+
+def _other_nodes() -> dict[str, str]:
+    """Address of each node that takes work, but for that of this process, by its id."""
+    here = ray.get_runtime_context().get_node_id()
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and {"CPU", "GPU"} & node["Resources"].keys()
+    }
+
+
+def unseen(places: Mapping[str, tuple[str, str]], seconds: float) -> list[str]:
+    """Names of the places whose probe is not here.
+
+    Args:
+        places: name -> the place as it was given, and the path to look for.
+        seconds: so long a shared disk may take to show what was written elsewhere.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        missing = [name for name, (_, path) in places.items() if not os.path.exists(path)]
+        if not missing or time.monotonic() > until:
+            return missing
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _local_places(config: RunConfig) -> Iterator[dict[str, tuple[str, str]]]:
+    """What of a configuration lies on a disk, and for each a path that is there now; of OUTPUT a probe, which goes."""
+    weights = None if config.weights in NAMED_WEIGHTS else config.weights
+    given = {"INPUT": config.input, "--weights": weights, "--classes": config.class_file}
+    places = {name: (place, place) for name, place in given.items() if place is not None and "://" not in place}
+    if "://" in config.output:
+        yield places
+        return
+    folder, probe = Folder(config.output), f"{PROBE}-{uuid.uuid4().hex}"
+    folder.write(probe, b"")
+    try:
+        yield places | {"OUTPUT": (config.output, folder.uri(probe))}
+    finally:
+        folder.delete(probe)

@@ -1,0 +1,370 @@
+"""A run handed to a Ray cluster from outside: submit the same command there, show its log, end as it ended.
+
+The code that runs is the one here: the ``vbp`` package travels, 2 MB, and nothing of the working directory. The
+cluster brings Python, Ray and the other packages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import shlex
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cached_property
+from http.client import HTTPException
+from importlib.metadata import metadata, requires
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import vbp
+from vbp.errors import InterruptedRunError, UsageError, VBPError
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.prepare import NAMED_WEIGHTS
+from vbp.storage.stores.options import check_options
+
+ANSWER_SECONDS = 15
+"""For one answer of the job API."""
+SILENT_SECONDS = 60
+"""After so long without a word of the log it is asked for anew: a tunnel may have lost the connection in silence."""
+LOST_SECONDS = 120
+"""So long may the cluster not answer at all before following it is given up."""
+PACKAGE = Path(vbp.__file__).parent
+RUNNING = ("PENDING", "RUNNING")
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+EXIT_CODES = (0, 1, 2, 3, 4)
+"""Those of `vbp explain`, which are passed on."""
+
+
+def submit(config: RunConfig, address: str, *, as_json: bool, show: Callable[[str], None]) -> int:
+    """Run `config` as a job of the cluster at `address`, or follow it where the same command runs there already.
+
+    Args:
+        config: what to do; places must be URLs, or absolute paths that the cluster's nodes see.
+        address: of the job API, like ``http://head:8265``.
+        as_json: whether the job prints its summary as JSON.
+        show: is given the job's log as it grows, and what is to be said beside it.
+
+    Returns:
+        The job's own exit code.
+
+    Raises:
+        UsageError: the cluster is not there, does not let us in, or has other versions; or a place is of this machine.
+        InterruptedRunError: the job was stopped, or the cluster does not answer any more.
+    """
+    check_options(config.storage_options)
+    check_places(config, address)
+    api = JobAPI(address)
+    api.check_versions()
+    entrypoint = shlex.join(["python", "-m", "vbp.cli", "explain", *["--json"] * as_json, *config.arguments()])
+    job = api.running(entrypoint)
+    if job is None:
+        job = api.submit(entrypoint)
+        size = package_bytes() / 1e6
+        show(f"Submitted to {api.address} as {job}, with vbp {vbp.__version__} of this machine ({size:.1f} MB).\n")
+    else:
+        show(f"The same command runs on {api.address} already, as {job}: following it.\n")
+    try:
+        end, log = _follow(api, job, show)
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(
+            f"The job goes on without this terminal. {_how_to_go_on(api.address, job)}"
+        ) from error
+    return _exit_code(end, log)
+
+
+def _how_to_go_on(address: str, job: str) -> str:
+    return (
+        f"Follow it: the same command again, or `ray job logs {job} --address {address} --follow`; "
+        f"stop it: `ray job stop {job} --address {address}`."
+    )
+
+
+def package_bytes() -> int:
+    """Of what travels, before Ray packs it."""
+    return sum(
+        path.stat().st_size for path in PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    )
+
+
+def check_places(config: RunConfig, address: str) -> None:
+    """Refuse paths that mean something on this machine alone.
+
+    Absolute ones are taken for paths of the cluster, which looks for itself: they may lie on a file system that all
+    share, and behind a tunnel the cluster has an address of this machine.
+
+    Raises:
+        UsageError: a path is relative to this machine's working directory or home.
+    """
+    places = {"INPUT": config.input, "OUTPUT": config.output, "--classes": config.class_file}
+    if config.weights not in NAMED_WEIGHTS:
+        places["--weights"] = config.weights
+    for name, place in places.items():
+        if place is not None and "://" not in place and not os.path.isabs(place):
+            raise UsageError(
+                f"{name} (={place}) is a path of this machine, and the cluster at {address} does not see it: copy it "
+                "to a bucket and give the URL, or give the absolute path on a file system that all nodes share."
+            )
+    if config.runner == "local":
+        raise UsageError("--runner local keeps the work in one process, and --address gives it to a cluster; drop one.")
+
+
+class JobAPI:
+    """What a cluster's head offers under ``http://HEAD:8265``; every question has a time limit.
+
+    Args:
+        address: of it.
+
+    Raises:
+        UsageError: nobody answers there, or not without the right token.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = (address if "://" in address else f"http://{address}").rstrip("/")
+        self._token: str | None = None
+        with self._answering():
+            self._let_in()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except HTTPError as error:
+            raise UsageError(
+                f"--address (={self.address}) is no job API of Ray: it answers {error.code} {error.reason}. Give the "
+                "address of the dashboard, http://HEAD:8265 by default."
+            ) from error
+        except (OSError, HTTPException, ValueError, LookupError) as error:
+            raise UsageError(
+                f"--address (={self.address}) does not answer as a job API of Ray does: {_reason(error)}. Is the "
+                "cluster up, and the tunnel to its port 8265 open? It is made by ssh -L 8265:127.0.0.1:8265 HEAD, "
+                "kubectl port-forward or ray dashboard."
+            ) from error
+
+    def _let_in(self) -> None:
+        try:
+            self.ask("/api/version")
+            return
+        except HTTPError as error:
+            if error.code != 401:
+                raise
+        self._token = token()
+        if self._token is None:
+            raise UsageError(f"The cluster at {self.address} asks for a token, and there is none here. {TOKEN}")
+        try:
+            self.ask("/api/version")
+        except HTTPError as error:
+            if error.code not in (401, 403):
+                raise
+            raise UsageError(f"The cluster at {self.address} refuses the token that is set here. {TOKEN}") from error
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+
+    def ask(self, path: str) -> Any:
+        """What the API says under `path`.
+
+        Raises:
+            OSError: it does not answer, or refuses (``HTTPError``).
+        """
+        try:
+            with urlopen(Request(self.address + path, headers=self._headers), timeout=ANSWER_SECONDS) as answer:
+                return json.load(answer)
+        except HTTPError as error:
+            error.close()
+            raise
+
+    def check_versions(self) -> None:
+        """Refuse a cluster whose Python or Ray this vbp is not made for.
+
+        Raises:
+            UsageError: names both versions.
+        """
+        with self._answering():
+            theirs = {"Ray": self.ask("/api/version")["ray_version"]}
+        with suppress(OSError, LookupError, TypeError, ValueError):  # a Ray of other years may not say it there
+            theirs["Python"] = self.ask("/api/v0/cluster_metadata")["data"]["pythonVersion"]
+        refuse_other_versions(self.address, theirs)
+
+    def running(self, entrypoint: str) -> str | None:
+        """The job that was submitted with this command and has not ended, if there is one."""
+        with self._answering():
+            all_jobs = self.ask("/api/jobs/")
+            running = [job for job in all_jobs if job["status"] in RUNNING and job["entrypoint"] == entrypoint]
+            names = [job["submission_id"] for job in running if job["submission_id"]]  # a program that joined has none
+        return str(names[0]) if names else None
+
+    def submit(self, entrypoint: str) -> str:
+        """Upload the package, unless it is there, and start the job; returns its name."""
+        job = f"vbp-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        environment = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
+        try:
+            self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"The cluster at {self.address} did not take the job: {_reason(error)[:500]}.") from error
+        return job
+
+    def status(self, job: str) -> Mapping[str, Any]:
+        """How the job stands."""
+        found: Mapping[str, Any] = self.ask(f"/api/jobs/{job}")
+        return found
+
+    def log(self, job: str) -> str:
+        """All that the job has said; what can still be had of it."""
+        with suppress(OSError):
+            return str(self.ask(f"/api/jobs/{job}/logs")["logs"] or "")
+        return ""
+
+    async def tail(self, job: str, heard: Callable[[str], None]) -> None:
+        """Hear the log from its beginning, until the job ends or is silent for long."""
+        words = aiter(self._client.tail_job_logs(job))
+        with suppress(StopAsyncIteration):
+            while True:
+                heard(await asyncio.wait_for(anext(words), SILENT_SECONDS))
+
+    @cached_property
+    def _client(self) -> Any:
+        from ray.job_submission import JobSubmissionClient
+
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with _unset("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over the address that is given
+            return JobSubmissionClient(self.address, headers=dict(self._headers))
+
+
+TOKEN = (
+    "Put the cluster's token into RAY_AUTH_TOKEN, into the file that RAY_AUTH_TOKEN_PATH names, or into "
+    "~/.ray/auth_token."
+)
+
+
+def token() -> str | None:
+    """The token for clusters, from the places where Ray looks for it."""
+    given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if given:
+        return given
+    with suppress(OSError):
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+        return Path(path).read_text().strip() or None
+    return None
+
+
+def refuse_other_versions(address: str, theirs: Mapping[str, str]) -> None:
+    """Refuse versions of ``Ray`` and ``Python`` that the vbp of this machine is not made for.
+
+    Raises:
+        UsageError: names both.
+    """
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    ray = next(each for each in map(Requirement, requires("visualbackprop") or ()) if each.name == "ray")
+    needs = {"Ray": ray.specifier, "Python": SpecifierSet(metadata("visualbackprop")["Requires-Python"])}
+    if all(needs[name].contains(version, prereleases=True) for name, version in theirs.items()):
+        return
+    has = " and ".join(f"{name} {version}" for name, version in theirs.items())
+    wants = " and ".join(f"{name} {specifier}" for name, specifier in needs.items())
+    raise UsageError(
+        f"The cluster at {address} runs {has}; vbp {vbp.__version__} of this machine needs {wants}. Start the "
+        "cluster from an environment made with this vbp's requirements.lock, or submit with the vbp that it has."
+    )
+
+
+def _follow(api: JobAPI, job: str, show: Callable[[str], None]) -> tuple[Mapping[str, Any], str]:
+    """Show the log until the job has ended; a connection that is lost for a while is taken up again.
+
+    Returns:
+        How it ended, and its log.
+
+    Raises:
+        InterruptedRunError: the cluster has not answered for long.
+    """
+    once, answered = _Once(show), time.monotonic()
+    while True:
+        once.from_the_beginning()
+        try:
+            with suppress(Exception):  # whatever cut it short shows in the answer to the next question
+                asyncio.run(api.tail(job, once.hear))
+            status = api.status(job)
+            if status["status"] not in RUNNING:
+                log = api.log(job)
+                once.from_the_beginning()
+                once.hear(log)
+                return status, log
+            answered = time.monotonic()
+        except (OSError, HTTPException, ValueError) as error:
+            if time.monotonic() - answered > LOST_SECONDS:
+                raise InterruptedRunError(
+                    f"The cluster at {api.address} does not answer any more ({_reason(error)}); the job may go on. "
+                    f"{_how_to_go_on(api.address, job)}"
+                ) from error
+        time.sleep(1)
+
+
+class _Once:
+    """Shows a text that is heard from its beginning again and again: every part of it once."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._shown = self._heard = 0
+
+    def from_the_beginning(self) -> None:
+        self._heard = 0
+
+    def hear(self, words: str) -> None:
+        new = words[max(0, self._shown - self._heard) :]
+        self._heard += len(words)
+        self._shown = max(self._shown, self._heard)
+        if new:
+            self._show(new)
+
+
+def _exit_code(end: Mapping[str, Any], log: str) -> int:
+    """The exit code of a job that has ended.
+
+    Raises:
+        UsageError: the cluster could not start it, since it lacks something.
+        InterruptedRunError: it was stopped, or killed.
+        VBPError: it ended in some other way.
+    """
+    code = end.get("driver_exit_code")
+    missing = re.findall(r"ModuleNotFoundError: No module named '([\w.]+)'", log[-20_000:])
+    if code == 1 and missing:
+        raise UsageError(
+            f"The cluster's Python has no {missing[-1]}, which vbp {vbp.__version__} needs: make its environment with "
+            "this vbp's requirements.lock."
+        )
+    if code == 127:
+        raise UsageError(
+            "The head has no `python` on the PATH of its Ray processes: start Ray with its environment's bin there."
+        )
+    if code in EXIT_CODES:
+        return int(code)
+    message = " ".join(str(end.get("message") or "it says no more").split())
+    if end["status"] == "STOPPED" or (code is not None and (code < 0 or code > 128)):
+        raise InterruptedRunError(f"The job was stopped or killed. Run the same command again to continue. ({message})")
+    raise VBPError(f"The job failed: {message}")
+
+
+def _reason(error: Exception) -> str:
+    """In one line, without Ray's or urllib's wrapping."""
+    cause = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
+    return " ".join(str(cause).split()).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def _unset(*names: str) -> Iterator[None]:
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= before

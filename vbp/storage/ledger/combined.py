@@ -1,0 +1,72 @@
+"""One index of several outputs: all their rows, each with what tells its output from the others."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vbp.storage.files import Folder
+from vbp.storage.ledger.index import INDEX, INDEX_FILE_BYTES, read_index
+from vbp.storage.ledger.parts import INDEX_SCHEMA
+from vbp.storage.parquet import RollingParquet, Written
+
+RUN = "run"
+"""The column that names the output that a row comes from; begins the names of those that tell the outputs apart."""
+
+
+class Combined(NamedTuple):
+    """A combined index."""
+
+    rows: int
+    files: Mapping[str, Written]
+    """By path."""
+
+
+def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]]], columns: pa.Schema) -> Combined:
+    """Write ``index/`` of `output` from the indexes of other outputs, in their order; memory holds one file.
+
+    Repeated, it writes the same files. It may be killed at any time: whoever calls it says when it is complete.
+
+    Args:
+        output: where the index goes.
+        indexes: outputs with an index, and the values of `columns` for all their rows.
+        columns: stand before those of the index, and share no name with them.
+
+    Returns:
+        What was written.
+
+    Raises:
+        StorageError: an index is damaged, or the store does not take the new one.
+    """
+    schema = pa.schema([*columns, *INDEX_SCHEMA])
+    writer, count = RollingParquet(output, INDEX, schema), 0
+    for folder, values in indexes:
+        for rows in read_index(folder, INDEX_SCHEMA.names):
+            constants = [pa.array([values.get(field.name)] * rows.num_rows, field.type) for field in columns]
+            writer.add(pa.Table.from_arrays([*constants, *rows.columns], schema=schema))
+            count += rows.num_rows
+            if writer.bytes >= INDEX_FILE_BYTES:
+                writer.roll()
+    if not count:
+        writer.add(schema.empty_table())
+    writer.roll()
+    writer.remove_later_files()
+    return Combined(count, writer.files)
+
+
+def read_combined(output: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of a combined index, some at a time, those of one table of one run.
+
+    Args:
+        output: where the index lies.
+        columns: of ``INDEX_SCHEMA``; what leads the rows comes always.
+    """
+    for path in output.list(INDEX):
+        with output.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            leading = [name for name in parquet.schema_arrow.names if name not in INDEX_SCHEMA.names]
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, [*leading, *columns])
+                if table.num_rows:
+                    yield table

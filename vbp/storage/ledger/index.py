@@ -1,0 +1,384 @@
+"""The ledger of what is done, image by image, and the index that is made from it.
+
+::
+
+    OUTPUT/_run/parts/<shard>/<name>.parquet   the only commit record: rows of one shard, written once complete
+    OUTPUT/index/part-NNNNN.parquet            made from the parts at the end: one row per image
+
+An image may have rows in several parts, of retries and of runs that overlapped: the newest ok row counts, else the
+newest error. The name of a part tells its attempt, the positions in its shard that it holds, and how many of them
+went well; so a listing alone answers most questions.
+"""
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vbp.errors import StorageError
+from vbp.storage.files import File, Folder
+from vbp.storage.ledger.parts import (
+    INDEX_SCHEMA,
+    PART_SCHEMA,
+    PARTS,
+    Part,
+    conformed,
+    current,
+    newest,
+    parse_parts,
+    parts_of,
+    read_parts,
+    write_part,
+)
+from vbp.storage.manifest.manifest import Manifest
+from vbp.storage.parquet import RollingParquet, Written
+from vbp.storage.results.places import made_absolute, misplaced
+
+__all__ = [
+    "INDEX_SCHEMA",
+    "all_parts",
+    "PendingShard",
+    "Totals",
+    "compact",
+    "counts",
+    "done",
+    "forget",
+    "newest_rows",
+    "parts_by_shard",
+    "pending_shards",
+    "progress",
+    "read_index",
+    "rows_left",
+    "write_part",
+]
+
+INDEX = "index"
+_INDEX_FILE = re.compile(rf"{INDEX}/part-\d{{5,}}\.parquet", re.ASCII)
+_THREADS = 16
+_ROWS_AT_ONCE = 65_536
+INDEX_FILE_BYTES = 128_000_000
+
+
+class PendingShard(NamedTuple):
+    """A shard that is not finished."""
+
+    shard: int
+    images: int
+    """How many of its images are left."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the index holds."""
+
+    images: int
+    """How many should have a row."""
+    ok: int
+    error: int
+    by_reason: dict[str, int]
+    """Error rows by ``stage: type``."""
+    files: Mapping[str, Written] = field(default_factory=dict, compare=False)
+    """Of the index, by path."""
+    damaged: tuple[str, ...] = ()
+    """Parts that could not be read and were removed; images that had their rows there alone are to be done again."""
+    strange: int = 0
+    """Rows of other images than the manifest has at their positions; taken back, these are to be done again."""
+
+    @property
+    def missing(self) -> int:
+        """Images without a row."""
+        return self.images - self.ok - self.error
+
+
+def done(output: Folder, shard: int) -> pa.Table:
+    """What is on record of a shard: ``position`` (int32) and ``status``, one row per position."""
+    return newest(read_parts(output, parts_of(output, shard))).select(["position", "status"])
+
+
+def pending_shards(
+    output: Folder, manifest: Manifest, retry_failed: bool = False, limit: int | None = None
+) -> Iterator[PendingShard]:
+    """The shards with images left, in order.
+
+    One listing, streamed; only such parts are read whose names do not say it all.
+
+    Args:
+        output: OUTPUT.
+        manifest: the list of images.
+        retry_failed: whether images with an error row are to be done again.
+        limit: only the first so many images count.
+    """
+
+    def left(task: tuple[int, list[Part]]) -> PendingShard:
+        shard, parts = task
+        wanted = _wanted(manifest, shard, limit)
+        finished = _finished(output, parts, retry_failed, wanted)
+        return PendingShard(shard, wanted - sum(position < wanted for position in finished))
+
+    tasks = (task for task in parts_by_shard(output, manifest) if _wanted(manifest, task[0], limit))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(tasks, _shards_at_once(manifest))):
+            yield from (pending for pending in pool.map(left, batch) if pending.images)
+
+
+def rows_left(
+    output: Folder,
+    manifest: Manifest,
+    shard: int,
+    retry_failed: bool = False,
+    limit: int | None = None,
+    parts: list[Part] | None = None,
+) -> pa.Table:
+    """The rows of ``Manifest.read_shard`` that are still to be done; arguments as for ``pending_shards``.
+
+    `parts`: those of the shard, where they have been listed already.
+    """
+    wanted = _wanted(manifest, shard, limit)
+    found = current(parts_of(output, shard) if parts is None else parts, manifest.generation)
+    finished = _finished(output, found, retry_failed, wanted)
+    rows = manifest.read_shard(shard).slice(0, wanted)
+    return rows.filter(pc.invert(pc.is_in(rows["position"], pa.array(finished, pa.int32()))))
+
+
+def progress(output: Folder, manifest: Manifest) -> tuple[int, int]:
+    """How many images are ok and how many failed, by the names of the parts alone.
+
+    Exact for every shard that is finished. In others, an image that failed again in a retry counts twice.
+    """
+    ok = error = 0
+    for shard, parts in parts_by_shard(output, manifest):
+        shard_ok, shard_error = counts(parts, manifest.shard_images(shard))
+        ok += shard_ok
+        error += shard_error
+    return ok, error
+
+
+def counts(parts: list[Part], images: int) -> tuple[int, int]:
+    """``progress`` of one shard of so many images."""
+    # A repeated task may have come to another result under another name: the better one counts.
+    tasks = {(part.attempt, part.digest): part for part in sorted(parts, key=lambda part: part.ok)}
+    ok = min(images, sum(part.ok for part in tasks.values()))
+    return ok, min(images - ok, sum(part.error for part in tasks.values()))
+
+
+def newest_rows(
+    output: Folder, manifest: Manifest, columns: list[str], where: Callable[[list[Part]], bool] = bool
+) -> Iterator[tuple[int, pa.Table]]:
+    """What is on record, shard by shard in order: one row for every image that has one.
+
+    Args:
+        output: OUTPUT.
+        manifest: the list of images.
+        columns: of ``PART_SCHEMA``; those that ``newest`` needs among them.
+        where: of a shard's parts, whether it is read; by default every shard that has parts.
+    """
+    tasks = (task for task in parts_by_shard(output, manifest) if where(task[1]))
+    for batch in _read_newest(output, manifest, columns, tasks):
+        yield from batch
+
+
+def read_index(output: Folder, columns: list[str], damaged: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of the index, some at a time, as they stand in its files.
+
+    Args:
+        output: OUTPUT.
+        columns: of ``INDEX_SCHEMA``.
+        damaged: takes the paths of files that cannot be read to their end.
+
+    Raises:
+        StorageError: there is such a file, and no list to take it.
+    """
+    for path in output.list(INDEX):
+        if not _INDEX_FILE.fullmatch(path):
+            continue
+        try:
+            with output.open(path) as file:
+                for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
+                    yield conformed(pa.Table.from_batches([batch]), columns)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            if isinstance(error, (FileNotFoundError, PermissionError)):
+                raise
+            if damaged is None:
+                remedy = f"run vbp validate {output.url} --repair, then the same vbp explain command"
+                why = " ".join(str(error).split())  # Arrow's own messages may have lines
+                raise StorageError(f"{output.uri(path)} is damaged ({why}); {remedy}") from error
+            damaged.append(path)
+
+
+def others_in_index(output: Folder) -> list[str]:
+    """Files among those of the index that no run has written; whoever reads the folder takes some for rows."""
+    return [path for path in output.list(INDEX) if not _INDEX_FILE.fullmatch(path)]
+
+
+def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Totals:
+    """Make the index from the parts, in files of about 128 MB, in the order of the manifest.
+
+    Repeated, it writes the same files. It may be killed at any time: the index is promised only while ``_SUCCESS``
+    exists, which the caller writes when ``ok + error == images``.
+    """
+    writer = RollingParquet(output, INDEX, INDEX_SCHEMA)
+    images, statuses, reasons = 0, Counter[str](), Counter[str]()
+    damaged: list[Part] = []
+    strange: list[tuple[int, list[int]]] = []
+    for read in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
+        batch, strangers = _told_apart(manifest, read)
+        strange += strangers
+        for shard, table in batch:
+            wanted = _wanted(manifest, shard, limit)
+            images += wanted + pc.sum(pc.greater_equal(table["position"], wanted), min_count=0).as_py()
+        rows = pa.concat_tables(table for _, table in batch)
+        statuses.update(rows["status"].to_pylist())
+        reasons.update(_reasons(rows))
+        if rows.num_rows:
+            writer.add(made_absolute(output, rows).select(INDEX_SCHEMA.names))
+        if writer.bytes >= INDEX_FILE_BYTES:
+            writer.roll()
+    if not statuses:
+        writer.add(INDEX_SCHEMA.empty_table())
+    writer.roll()
+    writer.remove_later_files()
+    for part in damaged:
+        output.delete(part.path)
+    for shard, positions in strange:
+        forget(output, shard, positions)
+    paths = tuple(sorted(part.path for part in damaged))
+    count = sum(len(positions) for _, positions in strange)
+    reasons_told = dict(reasons.most_common())
+    return Totals(images, statuses["ok"], statuses["error"], reasons_told, writer.files, paths, count)
+
+
+def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
+    """Which rows (`key`, `position`) are of other images than the manifest has there: a mask, true for such."""
+    keys = manifest.read_shard(shard)["key"].combine_chunks()
+    known = pc.less(rows["position"], len(keys))
+    theirs = keys.take(pc.if_else(known, rows["position"], 0))
+    return pc.invert(pc.and_(known, pc.equal(rows["key"], theirs)))
+
+
+def _told_apart(
+    manifest: Manifest, batch: list[tuple[int, pa.Table]]
+) -> tuple[list[tuple[int, pa.Table]], list[tuple[int, list[int]]]]:
+    """The rows of the images that the manifest has, and the positions of the others, both by shard.
+
+    Rows whose results lie where none of ours can are others, too.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        masks = list(pool.map(lambda task: pc.or_(strangers(manifest, *task), misplaced(task[1])), batch))
+    kept = [(shard, rows.filter(pc.invert(mask))) for (shard, rows), mask in zip(batch, masks, strict=True)]
+    others = [
+        (shard, found)
+        for (shard, rows), mask in zip(batch, masks, strict=True)
+        if (found := rows.filter(mask)["position"].to_pylist())
+    ]
+    return kept, others
+
+
+def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
+    """Take back the rows of some images of a shard, in every part: they are to be done again.
+
+    Whoever calls it holds the lease and has taken ``_SUCCESS`` back. A part that keeps other rows is written anew
+    under its new name before it is deleted under the old one; so a kill in between loses nothing, and the next call
+    finishes the work.
+
+    Returns:
+        How many of the images had a row.
+    """
+    wanted = pa.array(sorted(set(positions)), pa.int32())
+    forgotten: set[int] = set()
+    for part in parts_of(output, shard):
+        if not any(part.first <= position <= part.last for position in positions):
+            continue
+        rows = read_parts(output, [part], PART_SCHEMA.names)
+        theirs = pc.is_in(rows["position"], wanted)
+        found = rows.filter(theirs)["position"].to_pylist()
+        if not found:
+            continue
+        kept = rows.filter(pc.invert(theirs))
+        if kept.num_rows:
+            write_part(output, kept.drop_columns("shard"), shard, part.attempt, part.generation)
+        output.delete(part.path)
+        forgotten.update(found)
+    return len(forgotten)
+
+
+def _read_newest(
+    output: Folder,
+    manifest: Manifest,
+    columns: list[str],
+    tasks: Iterator[tuple[int, list[Part]]],
+    damaged: list[Part] | None = None,
+) -> Iterator[list[tuple[int, pa.Table]]]:
+    """The newest rows of shards, as many shards at once as memory is meant for; `damaged` as for ``read_parts``."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(tasks, _shards_at_once(manifest))):
+            tables = pool.map(lambda task: newest(read_parts(output, task[1], columns, damaged)), batch)
+            yield [(shard, table) for (shard, _), table in zip(batch, tables, strict=True)]
+
+
+def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
+    """Every shard of the manifest, in order, with its parts; streams one listing."""
+    files = output.child(PARTS).walk()
+    groups = groupby(_paths(files), key=lambda path: path.partition("/")[0])
+    found = next(groups, None)
+    for shard in range(manifest.shards):
+        folder = f"{shard:06d}"
+        while found is not None and found[0] < folder:
+            found = next(groups, None)
+        if found is not None and found[0] == folder:
+            yield shard, current(parse_parts(found[1]), manifest.generation)
+        else:
+            yield shard, []
+
+
+def all_parts(output: Folder) -> Iterator[tuple[int, list[Part]]]:
+    """Every shard that has parts, also one that no manifest has; streams one listing."""
+    for _, paths in groupby(_paths(output.child(PARTS).walk()), key=lambda path: path.partition("/")[0]):
+        if parts := parse_parts(paths):
+            yield parts[0].shard, parts
+
+
+def _paths(files: Iterable[File]) -> Iterator[str]:
+    with contextlib.suppress(FileNotFoundError):  # nothing was committed yet
+        for file in files:
+            yield file.path
+
+
+def _finished(output: Folder, parts: list[Part], retry_failed: bool, wanted: int) -> list[int]:
+    """Positions that need no more work; parts are read only where their names leave a question.
+
+    An image that could not be fetched is never finished: that was the store's failure, and may have passed.
+    """
+    told = [part for part in parts if part.holds_all_between and not part.error]
+    finished = {position for part in told for position in range(part.first, part.last + 1)}
+    if not finished.issuperset(range(wanted)):
+        rows = read_parts(output, [part for part in parts if part not in told], ["position", "status", "error_stage"])
+        is_ok = pc.equal(rows["status"], "ok")
+        is_its_own_failure = pc.fill_null(pc.not_equal(rows["error_stage"], "fetch"), False)
+        finished.update(
+            rows.filter(is_ok if retry_failed else pc.or_(is_ok, is_its_own_failure))["position"].to_pylist()
+        )
+    return sorted(finished)
+
+
+def _reasons(rows: pa.Table) -> Counter[str]:
+    failed = rows.filter(pc.equal(rows["status"], "error"))
+    stages, types = (failed[name].to_pylist() for name in ("error_stage", "error_type"))
+    return Counter(f"{stage}: {kind}" for stage, kind in zip(stages, types, strict=True))
+
+
+def _wanted(manifest: Manifest, shard: int, limit: int | None) -> int:
+    """How many of the shard's images, from its first, lie within the limit."""
+    images = manifest.shard_images(shard)
+    return images if limit is None else max(0, min(images, limit - manifest.shard_start(shard)))
+
+
+def _shards_at_once(manifest: Manifest) -> int:
+    return max(1, _ROWS_AT_ONCE // manifest.shard_size)

@@ -1,0 +1,153 @@
+"""One writer per output: ``_run/lease.json`` says which process of which host has it, renewed while it lives.
+
+Who is told by the lease that the output is his changes it through a ``HeldFolder``, which makes it safe to be wrong.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from vbp.errors import LeaseLostError, StorageError
+from vbp.storage.files import Folder
+from vbp.storage.ledger.held import HeldFolder
+from vbp.storage.ledger.holder import LEASE, Holder, check, holder, machine, parse, read, start_of
+
+__all__ = ["LEASE", "HeldFolder", "Holder", "Lease", "check", "holder"]
+
+TAKE_OVER_AFTER = "VBP_LEASE_SECONDS"
+"""Environment variable: seconds of silence after which a holder is succeeded, for tests of it."""
+
+
+class Lease:
+    """The right to write to an output, from ``acquire`` to ``release``."""
+
+    def __init__(
+        self,
+        output: Folder,
+        attempt: str,
+        *,
+        renew_every: float | None = None,
+        take_over_after: float | None = None,
+        poll_every: float | None = None,
+    ):
+        """Prepare a lease for ``attempt``, which no other ever has the name of.
+
+        Times in seconds, the same for all who share the output: 10, 60 and 1 by default.
+        """
+        silence = float(os.environ.get(TAKE_OVER_AFTER, 60.0)) if take_over_after is None else take_over_after
+        self._held, self._attempt, self._token = HeldFolder.of(output, attempt), attempt, secrets.token_hex(8)
+        self._take_over_after = silence
+        self._renew_every = silence / 6 if renew_every is None else renew_every
+        self._poll_every = silence / 60 if poll_every is None else poll_every
+        self._lost, self._released = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another has taken the lease over: stop committing."""
+        return self._lost.is_set()
+
+    def acquire(self, on_wait: Callable[[Holder | None, float], None] | None = None) -> None:
+        """Wait until the output is ours, then keep the lease renewed in the background.
+
+        A holder that died on this machine is succeeded at once, any other once its lease has not changed for
+        ``take_over_after`` seconds of our own clock, of which sleep is no part: clocks of two hosts are never
+        compared, nor is one that may be set.
+
+        Args:
+            on_wait: called at each look with the holder (None if the file cannot be read) and the seconds after
+                which it would be taken over if it stayed silent.
+
+        Raises:
+            StorageError: the output cannot be written.
+        """
+        seen, since = b"", time.monotonic()
+        while True:
+            current = read(self._held)
+            if current is None:
+                if self._begin(None):
+                    break
+                continue
+            if current != seen:
+                seen, since = current, time.monotonic()
+            silent = time.monotonic() - since
+            holder = parse(current)
+            if silent >= self._take_over_after or (holder and holder.is_dead):
+                if self._begin(current):
+                    break
+                continue
+            if on_wait:
+                on_wait(holder, self._take_over_after - silent)
+            time.sleep(self._poll_every)
+        self._thread = threading.Thread(target=self._keep, name="vbp-lease", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the output free for the next; where the store does not answer, the lease runs out by itself."""
+        self._released.set()
+        if self._thread is not None:
+            self._thread.join()
+        with contextlib.suppress(StorageError, OSError):
+            if self._is_ours():
+                self._held.delete(LEASE)
+        self._held.leave()
+
+    def _begin(self, expected: bytes | None) -> bool:
+        """Take the lease where it stands as expected; whether the output is ours alone then."""
+        self._held.enter()
+        try:
+            if not self._take(expected):
+                return False
+            self._held.evict()
+            return self._is_ours() and not self._held.is_fenced_out
+        except LeaseLostError:  # somebody else was quicker, and has removed what we had
+            return False
+
+    def _take(self, expected: bytes | None) -> bool:
+        if expected is None:
+            return self._held.create(LEASE, self._content())
+        taken = self._held.take(expected, self._content())
+        return self._take_blindly(expected) if taken is None else taken
+
+    def _take_blindly(self, expected: bytes) -> bool:
+        """Several may try: the last to write wins, and after a pause each sees who that was."""
+        if read(self._held) != expected:
+            return False
+        Folder(self._held.url, self._held.options).write(LEASE, self._content())
+        time.sleep(self._poll_every)
+        return True
+
+    def _keep(self) -> None:
+        while not self._released.wait(self._renew_every):
+            # While the store does not answer nobody can commit, nor take over: there is nothing to do but go on.
+            try:
+                self._renew()
+            except LeaseLostError:
+                self._lost.set()
+                return
+            except (StorageError, OSError):
+                continue
+
+    def _renew(self) -> None:
+        current = read(self._held)
+        if current is None or not self._is_ours(current):
+            raise LeaseLostError(f"the lease of attempt {self._attempt} is gone")
+        self._held.renew(current, self._content())
+
+    def _is_ours(self, lease: bytes | None = None) -> bool:
+        holder = parse(lease or read(self._held) or b"")
+        return holder is not None and holder.token == self._token
+
+    def _content(self) -> bytes:
+        now = datetime.now(UTC).isoformat()
+        found = Holder(
+            self._attempt, socket.gethostname(), machine(), os.getpid(), start_of(os.getpid()), self._token, now
+        )
+        return json.dumps(asdict(found), indent=1).encode()

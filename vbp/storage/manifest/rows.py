@@ -1,0 +1,116 @@
+"""Rows of the manifest as tables, and in order whatever their number."""
+
+import heapq
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from vbp.errors import UsageError
+from vbp.storage.addresses import without_secrets
+from vbp.storage.collections.tree import ManifestRow
+from vbp.storage.leftout import REPEATED, LeftOut
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("path", pa.binary()),
+        pa.field("label", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("version", pa.string()),
+    ]
+)
+_SORT_ROWS = 200_000
+_OWN_KEY = "each a key of its own, in a column key of a .csv or .parquet file (a .txt file has no columns)"
+
+
+def order_of(row: ManifestRow) -> bytes:
+    """What rows are sorted by: the path in a tree, the key in a manifest file."""
+    return row.key.encode() if row.path is None else row.path
+
+
+def table_of(rows: list[ManifestRow]) -> pa.Table:
+    """The rows, at least one, as a table of ``MANIFEST_SCHEMA``."""
+    columns = zip(*rows, strict=True)
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, MANIFEST_SCHEMA, strict=True)],
+        schema=MANIFEST_SCHEMA,
+    )
+
+
+class First:
+    """The first rows of a stream, and whether there were more."""
+
+    def __init__(self, rows: Iterable[ManifestRow], limit: int | None):
+        self._rows, self.limit, self.cut = rows, limit, False
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        for number, row in enumerate(self._rows):
+            if number == self.limit:
+                self.cut = True
+                return
+            yield row
+
+
+def in_order(rows: Iterable[ManifestRow], left_out: LeftOut | None = None) -> Iterator[ManifestRow]:
+    """Rows of a tree come sorted, those of a manifest file are sorted here.
+
+    Args:
+        rows: as they are listed.
+        left_out: counts the rows that repeat an image.
+
+    Raises:
+        UsageError: two images of a manifest file have one key, or one image has two labels.
+    """
+    iterator = iter(rows)
+    for row in iterator:
+        everything = chain([row], iterator)
+        yield from everything if row.path is not None else _one_per_key(sorted_by_key(everything), left_out)
+
+
+def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
+    """The rows in order of ``order_of``: beyond some number, sorted runs go to a temporary folder and are merged."""
+    run = sorted(islice(rows, _SORT_ROWS), key=order_of)
+    if len(run) < _SORT_ROWS:
+        yield from run
+        return
+    with tempfile.TemporaryDirectory(prefix="vbp-") as folder:
+        runs: list[Path] = []
+        while run:
+            runs.append(Path(folder, f"{len(runs)}.arrow"))
+            with pa.OSFile(str(runs[-1]), "wb") as sink, pa.ipc.new_file(sink, MANIFEST_SCHEMA) as file:
+                file.write_table(table_of(run), max_chunksize=1000)
+            run = sorted(islice(rows, _SORT_ROWS), key=order_of)
+        yield from heapq.merge(*map(_read_run, runs), key=order_of)
+
+
+def _one_per_key(rows: Iterator[ManifestRow], left_out: LeftOut | None) -> Iterator[ManifestRow]:
+    """The same image named twice is one; two images under one key would overwrite each other's results."""
+    last: ManifestRow | None = None
+    for row in rows:
+        if last is not None and row.key == last.key:
+            one, other = without_secrets(last.uri), without_secrets(row.uri)
+            if row.uri != last.uri:
+                which = f"{one} with two queries, which are no part of a key" if one == other else f"{one} and {other}"
+                raise UsageError(f"the manifest has two images with the key {row.key!r}: {which}; give {_OWN_KEY}")
+            if row.label != last.label:
+                raise UsageError(
+                    f"the manifest names {other} twice, with the labels {last.label!r} and {row.label!r}; "
+                    f"keep one of the rows, or give {_OWN_KEY}"
+                )
+            if left_out is not None:
+                left_out.count(REPEATED)
+            continue
+        last = row
+        yield row
+
+
+def _read_run(path: Path) -> Iterator[ManifestRow]:
+    with pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            columns = (column.to_pylist() for column in file.get_batch(number).columns)
+            yield from map(ManifestRow._make, zip(*columns, strict=True))

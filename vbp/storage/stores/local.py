@@ -1,0 +1,297 @@
+"""Files of a local or mounted disk: streamed listings, and writes that are whole or absent."""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
+from typing import TypeVar
+
+from vbp.errors import StorageError
+from vbp.storage.leftout import is_system
+from vbp.storage.stores.retry import attempt
+from vbp.storage.stores.store import File, refuse_larger
+from vbp.storage.stores.walk import PIECE, Level, Piece, walk
+
+T = TypeVar("T")
+
+_TEMPORARY = re.compile(rb"\.vbp-[0-9a-f]{16}\.tmp")
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class LocalStore:
+    """Files by absolute path."""
+
+    def walk(self, root: str) -> Iterator[File]:
+        """Files below ``root`` in byte order of their relative path, linked folders included.
+
+        A link to a folder that it lies in is not followed. Only regular files are listed; a broken link is
+        listed without a size, so that reading it tells the error. Temporary names of writes are left out.
+
+        Raises:
+            FileNotFoundError: there is no ``root``.
+            StorageError: a folder cannot be listed; named in the message.
+        """
+        yield from walk(_enter(os.fsencode(root), b""))
+
+    def first(self, root: str) -> File | None:
+        """The first file below ``root``; errors as for ``walk``."""
+        return next(self.walk(root), None)
+
+    def size(self, path: str) -> int | None:
+        """Bytes in the file; None where there is none, or a folder."""
+        try:
+            info = attempt(lambda: os.stat(path), f"look at {display(path)}")
+        except FileNotFoundError:
+            return None
+        return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
+        """The bytes from ``start`` up to ``end``; with a ``limit`` nothing but a regular file is read.
+
+        A device or a pipe may never end, and to open one may never return.
+        """
+
+        def read() -> bytes:
+            if limit is not None:
+                _check_regular(path, limit)
+            with open(path, "rb") as file:
+                file.seek(start or 0)
+                return file.read() if end is None else file.read(end - (start or 0))
+
+        return attempt(read, f"read {display(path)}")
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace the file; its folders are made. After a crash, the old file is there or the new one."""
+
+        def write() -> None:
+            temporary = self._write_temporary(path, data)
+            with _removed_on_failure(temporary):
+                self._replace(temporary, path)
+
+        self._attempt_change(write, path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write the file unless there is one; of several processes exactly one gets True."""
+
+        def create() -> bool:
+            temporary = self._write_temporary(path, data)
+            with removed(temporary):
+                return self._link(temporary, path, data)
+
+        return self._attempt_change(create, path)
+
+    def delete(self, path: str) -> None:
+        """Remove the file; nothing happens where there is none."""
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._remove(path)
+
+        self._attempt_change(delete, path)
+
+    def _attempt_change(self, operation: Callable[[], T], path: str) -> T:
+        try:
+            return attempt(operation, f"write {display(path)}")
+        except OSError as error:
+            raise StorageError(str(error)) from error
+
+    def _write_temporary(self, path: str, data: bytes) -> str:
+        """Put the data on disk under a new name in the same folder, which is made where it is missing."""
+        folder = os.path.dirname(path)
+        try:
+            return write_temporary(folder, data)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            return write_temporary(folder, data)
+
+    def _replace(self, temporary: str, path: str) -> None:
+        os.replace(temporary, path)
+
+    def _link(self, temporary: str, path: str, data: bytes) -> bool:
+        return _link(temporary, path, data)
+
+    def _remove(self, path: str) -> None:
+        os.unlink(path)
+
+
+def _check_regular(path: str, limit: int) -> None:
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is no regular file, but a folder, a device or a pipe")
+    refuse_larger(display(path), info.st_size, limit)
+
+
+@contextlib.contextmanager
+def without_traces(folder: str) -> Iterator[None]:
+    """Folders from ``folder`` up that are made within, and all below it where it is new, go again if they are empty."""
+    new: list[str] = []
+    above = folder
+    while not os.path.isdir(above):
+        new.append(above)
+        above = os.path.dirname(above)
+    try:
+        yield
+    finally:
+        below = [path for path, _, _ in os.walk(folder, topdown=False) if not _is_anothers(path)] if new else []
+        for path in (*below, *new):
+            with contextlib.suppress(OSError):  # not empty, or gone
+                os.rmdir(path)
+
+
+def _is_anothers(path: str) -> bool:
+    """Whether it is the folder by which the next holder of an output has the right to change it."""
+    return os.path.basename(os.path.dirname(path)) == "holders"
+
+
+def display(path: str) -> str:
+    """The path as valid UTF-8: bytes that are none are percent-escaped."""
+    if path.isascii():
+        return path
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in path)
+
+
+def temporaries(root: str, age: float = 0.0) -> Iterator[str]:
+    """Temporary names of writes below ``root``, of those that go on and those that were cut off; none behind links.
+
+    Names that others have given are none, though listings leave out some that are like them.
+    """
+    for folder, _, names in os.walk(os.fsencode(root)):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            path = os.path.join(folder, name)
+            if _is_older(path, age):
+                yield os.fsdecode(os.path.relpath(path, os.fsencode(root)))
+
+
+def _is_older(path: bytes, age: float) -> bool:
+    try:
+        return time.time() - os.lstat(path).st_mtime >= age
+    except OSError:  # gone by now
+        return False
+
+
+def _enter(top: bytes, path: bytes) -> Level:
+    """List a folder; `path` is relative to `top`, with a ``/`` at its end."""
+    folder = os.path.join(top, path)
+    try:
+        info = os.stat(folder)
+        with os.scandir(folder) as entries:
+            # a / behind the names of folders makes their order that of whole paths
+            names = sorted(entry.name + b"/" if _is_folder(entry) else entry.name for entry in entries)
+    except OSError as error:
+        if is_system(os.fsdecode(path).rstrip("/")) and isinstance(error, PermissionError):
+            return Level(path, [])  # lost+found, a Mac's .Trashes: closed, and nothing that anyone looks for
+        message = f"cannot list the folder {display(os.fsdecode(folder)).rstrip('/')}: {error.strerror}"
+        missing = isinstance(error, FileNotFoundError) and not path
+        raise (FileNotFoundError if missing else StorageError)(message) from error
+    return Level((info.st_dev, info.st_ino), _pieces(top, path, names))
+
+
+def _pieces(top: bytes, path: bytes, names: list[bytes]) -> list[Piece]:
+    """Each folder by itself, files between them together."""
+    pieces: list[Piece] = []
+    for are_folders, group in groupby(names, lambda name: name.endswith(b"/")):
+        if are_folders:
+            pieces += [partial(_enter, top, path + name) for name in group]
+        else:
+            files = list(group)
+            pieces += [partial(_files, top, path, files[i : i + PIECE]) for i in range(0, len(files), PIECE)]
+    return pieces
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _files(top: bytes, path: bytes, names: list[bytes]) -> list[File]:
+    found = (_file(top, path + name) for name in names if not _is_temporary(name))
+    return [file for file in found if file is not None]
+
+
+def _file(top: bytes, path: bytes) -> File | None:
+    name = os.fsdecode(path)
+    try:
+        info = os.stat(top + b"/" + path)
+    except OSError:
+        return File(name, None, None)
+    return File(name, info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else None
+
+
+def _is_temporary(name: bytes) -> bool:
+    return name.startswith(b".vbp-") and name.endswith(b".tmp")
+
+
+def temporary_name(folder: str) -> str:
+    """A new name in the folder; it owes nothing to that of the file, which may be as long as the disk allows."""
+    return os.path.join(folder, f".vbp-{secrets.token_hex(8)}.tmp")
+
+
+def write_temporary(folder: str, data: bytes) -> str:
+    """Put the data on disk under a new name in the folder; FileNotFoundError where there is no such folder."""
+    temporary = temporary_name(folder)
+    descriptor = _open_new(temporary)
+    with _removed_on_failure(temporary):
+        _fill(descriptor, data)
+    return temporary
+
+
+def _open_new(path: str) -> int:
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+
+
+def _fill(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+@contextlib.contextmanager
+def removed(path: str) -> Iterator[None]:
+    """Whatever comes of it, the file is gone in the end."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _link(temporary: str, path: str, data: bytes) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _create_in_place(path, data)
+    return True
+
+
+def _create_in_place(path: str, data: bytes) -> bool:
+    """For disks without hard links: still exactly one winner, but readers may see a part of the data."""
+    try:
+        descriptor = _open_new(path)
+    except FileExistsError:
+        return False
+    with _removed_on_failure(path):
+        _fill(descriptor, data)
+    return True

@@ -1,0 +1,462 @@
+"""Files of S3, Google Cloud Storage and Azure by obstore: the fast path for listings and small objects.
+
+``open_objects`` says where it serves. What it cannot do is done by fsspec (``remote``): options that it
+does not know, and single names that it cannot say.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from itertools import chain, groupby, islice
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from vbp.errors import StorageError, UsageError
+from vbp.storage.stores.obstore_errors import aws_trouble, refusal
+from vbp.storage.stores.options import family_of, options_for
+from vbp.storage.stores.order import in_byte_order
+from vbp.storage.stores.prefetch import AHEAD, PAGE, Listing, one_after_the_other
+from vbp.storage.stores.remote import RemoteStore, open_store
+from vbp.storage.stores.retry import attempt, created
+from vbp.storage.stores.store import File, refuse_larger
+
+T = TypeVar("T")
+
+# Our names of options -> obstore's, by family of protocols. Any other option is for fsspec.
+_SETTINGS: dict[str, dict[str, str]] = {
+    "s3": {
+        "endpoint_url": "endpoint",
+        "region": "region",
+        "anon": "skip_signature",
+        "requester_pays": "request_payer",
+    },
+    "gs": {"anon": "skip_signature"},  # emulators lack the XML API that obstore speaks: an endpoint_url is for gcsfs
+    "az": {"endpoint_url": "endpoint", "account_name": "account_name", "anon": "skip_signature"},
+}
+_CLIENT: dict[str, Any] = {
+    "connect_timeout": timedelta(seconds=5),
+    "read_timeout": timedelta(seconds=15),
+    "timeout": timedelta(minutes=10),
+    "pool_max_idle_per_host": "64",
+}
+_CREDENTIALS_LAST = timedelta(minutes=5)  # botocore renews its own at least ten minutes before they end
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MANGLED = "\ufffd"
+_LEVEL_WITHIN = 2.0
+"""Seconds for the names of one folder, which obstore gives all together: who has too many of them is listed plainly."""
+
+_process: dict[str, int] = {}  # that used obstore first
+
+
+class ObjectStore:
+    """Files by ``bucket/key``, one request a file."""
+
+    def __init__(self, store: Any, url: str, bucket: str, is_sorted: bool, by_fsspec: Callable[[], RemoteStore]):
+        """Put the protocol of ``vbp.storage.stores.store`` before an obstore store.
+
+        Args:
+            store: of one bucket.
+            url: of the bucket, for messages.
+            bucket: what every path begins with.
+            is_sorted: whether listings are known to come in byte order.
+            by_fsspec: opens the same bucket by fsspec.
+        """
+        self._store, self._url, self._bucket = store, url, bucket
+        self._is_sorted, self._open_by_fsspec = is_sorted, by_fsspec
+
+    def walk(self, root: str) -> Iterator[File]:
+        """Objects below ``root`` in byte order, streamed; markers of folders are left out.
+
+        Large folders are listed side by side. Memory is bounded: by pages (``prefetch``), by the names that
+        a store lists within ``_LEVEL_WITHIN`` seconds, and by ``in_byte_order`` for stores that do not sort.
+        """
+        files = self._listed_ahead(root)
+        return files if self._is_sorted else in_byte_order(files)
+
+    def listed(self, root: str) -> Iterator[File]:
+        """Objects below ``root`` in the order of the store, one page after the other; markers of folders are left out.
+
+        Where a name comes up that obstore refuses, or one that the answer's XML could not hold, fsspec lists
+        instead: the rest where the order is known, else everything (``in_byte_order`` drops what comes twice).
+        """
+        last = ""
+        try:
+            for entry in self._entries(root):
+                path = f"{self._bucket}/{entry['path']}"
+                if _MANGLED in path:
+                    raise _UnspeakableError
+                # the marker of a folder has lost the slash at its end here, and of this name there is no object
+                if path.startswith(f"{root}/") and (entry["size"] or self.size(path) is not None):
+                    last = path.removeprefix(f"{root}/")
+                    yield File(last, int(entry["size"]), _version(entry))
+        except _UnspeakableError:
+            for file in self._by_fsspec.walk(root):
+                if not self._is_sorted or file.path.encode() > last.encode():
+                    yield file
+
+    def first(self, root: str) -> File | None:
+        """Some object below ``root``: one request."""
+        return next(self.listed(root), None)
+
+    def size(self, path: str) -> int | None:
+        """Bytes in the object; None where there is none."""
+        if not _can_say(path):
+            return self._by_fsspec.size(path)
+        try:
+            info = self._attempt(lambda: self._store.head(self._key(path)), "look at", path)
+        except FileNotFoundError:
+            return None
+        return int(info["size"])
+
+    def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
+        """The bytes from ``start`` up to ``end``."""
+        if not _can_say(path):
+            return self._by_fsspec.read(path, start, end, limit=limit)
+        if end is not None and end <= (start or 0):
+            return b""
+
+        def read() -> bytes:
+            if end is None and not start:
+                answer = self._store.get(self._key(path))
+                refuse_larger(f"{self._url}/{self._key(path)}", answer.meta["size"], limit)
+                return bytes(answer.bytes())
+            try:
+                if end is not None:
+                    return bytes(self._store.get_range(self._key(path), start=start or 0, end=end))
+                return bytes(self._store.get(self._key(path), options={"range": {"offset": start}}).bytes())
+            except Exception as error:
+                if "NotPartial" not in str(error):
+                    raise
+                # the server sends the whole where a piece was asked for, as it may
+                return bytes(self._store.get(self._key(path)).bytes())[start or 0 : end]
+
+        return self._attempt(read, "read", path)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace the object: one PUT, visible as a whole."""
+        if not _can_say(path):
+            return self._by_fsspec.write(path, data)
+        try:
+            self._attempt(lambda: self._store.put(self._key(path), data, use_multipart=False), "write", path)
+        except OSError as error:
+            raise StorageError(str(error)) from error
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write the object unless there is one."""
+        if not _can_say(path):
+            return self._by_fsspec.create(path, data)
+
+        def create() -> None:
+            self._attempt(lambda: self._store.put(self._key(path), data, mode="create"), "create", path)
+
+        return created(create, lambda: self.read(path), data)
+
+    def version(self, path: str) -> dict[str, str] | None:
+        """What tells the object from any other content under its name; None where there is none."""
+        if not _can_say(path):
+            return None
+        try:
+            info = self._attempt(lambda: self._store.head(self._key(path)), "look at", path)
+        except FileNotFoundError:
+            return None
+        return {name: info[name] for name in ("e_tag", "version") if info.get(name)}
+
+    def put_if(self, path: str, data: bytes, version: Mapping[str, str] | None) -> bool:
+        """Write the object if it has this version, or is not there (None); False where that is not so.
+
+        An answer may be lost after the store did its work: then False, too, though `data` is there. A store that
+        ignores conditions, and a name that cannot be said, are written in any case.
+        """
+        if not _can_say(path) or version == {}:
+            self.write(path, data)
+            return True
+        mode = "create" if version is None else dict(version)
+        try:
+            self._attempt(lambda: self._store.put(self._key(path), data, mode=mode, use_multipart=False), "write", path)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        except OSError as error:
+            raise StorageError(str(error)) from error
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove the object; nothing happens where there is none."""
+        if not _can_say(path):
+            return self._by_fsspec.delete(path)
+        try:
+            self._attempt(lambda: self._store.delete(self._key(path)), "delete", path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(str(error)) from error
+
+    def _listed_ahead(self, root: str) -> Iterator[File]:
+        """As ``listed``, folders side by side where that is quicker."""
+        files = self.listed(root)
+        start = list(islice(files, PAGE))
+        listings = self._listings(root, start) if len(start) == PAGE else None
+        yield from one_after_the_other(listings) if listings else chain(start, files)
+
+    def _listings(self, root: str, start: Sequence[File]) -> list[Listing] | None:
+        """One for each folder, and for the files between, of the first level below ``root`` where ways part; in order.
+
+        None where ``start``, the first page, shows small folders or single files there: to ask for each of them would
+        take longer than to go from page to page, even ``AHEAD`` at once.
+        """
+        inner, level = "", list[File]()
+        while len(level) < 2:
+            inner += level[0].path if level else ""
+            if len({file.path.removeprefix(inner).partition("/")[0] for file in start}) > AHEAD:
+                return None
+            level = self._level(root, inner) or []
+            if not any(file.path.endswith("/") for file in level):
+                return None
+        listings: list[Listing] = []
+        for is_folder, group in groupby(level, lambda file: file.path.endswith("/")):
+            if is_folder:
+                listings += [partial(self._below, root, inner + folder.path) for folder in group]
+            else:
+                listings.append(partial(iter, [file._replace(path=inner + file.path) for file in group]))
+        return listings
+
+    def _below(self, root: str, folder: str) -> Iterator[File]:
+        """The files of ``folder`` by their path from ``root`` on."""
+        for file in self.listed(f"{root}/{folder.rstrip('/')}"):
+            yield file._replace(path=folder + file.path)
+
+    def _level(self, root: str, folder: str) -> list[File] | None:
+        """What lies in ``folder`` itself, in order, folders with a ``/``; None where it is much or cannot be said."""
+        prefix = self._key(f"{root}/{folder}".rstrip("/"))
+
+        async def look() -> Any:
+            try:
+                return await asyncio.wait_for(self._store.list_with_delimiter_async(prefix or None), _LEVEL_WITHIN)
+            except TimeoutError:
+                return None
+            except Exception as error:
+                if type(error).__name__ == "InvalidPathError":
+                    return None
+                raise
+
+        with ThreadPoolExecutor(1) as thread:  # ours may be in a loop
+            found = self._attempt(lambda: thread.submit(asyncio.run, look()).result(), "list", f"{root}/{folder}")
+        if found is None:
+            return None
+        start = len(prefix) + 1 if prefix else 0
+        files = [File(f"{path[start:]}/", None, None) for path in found["common_prefixes"]]
+        files += [File(entry["path"][start:], int(entry["size"]), _version(entry)) for entry in found["objects"]]
+        if any(file.path == "/" or _MANGLED in file.path for file in files):
+            return None
+        files.sort(key=lambda file: file.path)
+        return [file for file in files if file.path]  # a folder's own marker has no name in there
+
+    def _entries(self, root: str) -> Iterator[Mapping[str, Any]]:
+        """What obstore lists below ``root``, page by page; after a failure it goes on behind the last page."""
+        if not _can_say(root):
+            raise _UnspeakableError
+        prefix = self._key(root) or None
+        last: str | None = None
+        stream = self._store.list(prefix)
+
+        def page() -> list[Mapping[str, Any]] | None:
+            nonlocal stream
+            try:
+                return list(next(stream, ()))
+            except Exception as error:
+                if type(error).__name__ == "InvalidPathError":
+                    return None
+                stream = self._store.list(prefix, offset=last)
+                raise
+
+        while entries := self._attempt(page, "list", root):
+            yield from (entry for entry in entries if entry["path"] != last)
+            last = entries[-1]["path"]
+        if entries is None:
+            raise _UnspeakableError
+
+    def _attempt(self, operation: Callable[[], T], verb: str, path: str) -> T:
+        return attempt(lambda: _translated(operation), f"{verb} {self._url}/{self._key(path)}".rstrip("/"))
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(self._bucket).removeprefix("/")
+
+    @cached_property
+    def _by_fsspec(self) -> RemoteStore:
+        return self._open_by_fsspec()
+
+
+class _UnspeakableError(Exception):
+    """A name that obstore cannot say."""
+
+
+def open_objects(url: str, options: Mapping[str, Any] | None) -> tuple[ObjectStore, str] | None:
+    """The store of a bucket's URL and its path in there; None where fsspec is to serve.
+
+    That is so for other protocols, where obstore is not installed, for options that it does not know, for credentials
+    that it cannot use, and in the child of a process that used it: its threads do not survive a fork.
+
+    Raises:
+        UsageError: settings that do not fit.
+    """
+    family = family_of(url)
+    settings = options_for(url, options)
+    known = _SETTINGS.get(family, {})
+    if "::" in url or not known or not settings.keys() <= known.keys() or _needs_fsspec(family):
+        return None
+    if _process.setdefault("id", os.getpid()) != os.getpid():
+        return None
+    try:
+        from obstore import store as stores
+        from obstore.exceptions import BaseError
+    except ImportError:
+        return None
+    bucket, _, host = urlsplit(url).netloc.partition("@")
+    config = {known[name]: value for name, value in settings.items()}
+    if host:  # abfs://container@account.dfs.core.windows.net
+        config.setdefault("account_name", host.partition(".")[0])
+    try:
+        session = _aws_session() if family == "s3" else None
+        endpoint = settings.get("endpoint_url") or _ambient_endpoint(family, session)
+        _check_endpoint(url, endpoint)
+        client = {**_CLIENT, "allow_http": str(endpoint).startswith("http://")}
+        if family == "s3":
+            config |= {"endpoint": endpoint} if endpoint else {}
+            store = _open_s3(stores.S3Store, bucket, config, client, session)
+        else:
+            cls = stores.GCSStore if family == "gs" else stores.AzureStore
+            store = cls(bucket, client_options=client, retry_config={"max_retries": 0}, **config)
+    except (BaseError, ValueError, TypeError) as error:
+        raise UsageError(f"cannot open {url}: {refusal(error).strerror}") from error
+    is_sorted = family != "az" and not endpoint
+    return ObjectStore(store, url, bucket, is_sorted, lambda: open_store(url, options)[0]), bucket
+
+
+def _check_endpoint(url: str, endpoint: str | None) -> None:
+    if endpoint and not re.match(r"https?://[^/\s]", endpoint):
+        raise UsageError(f"the endpoint of {url} (={endpoint}) must be a URL; write http:// or https:// before it")
+
+
+def _aws_session() -> Any:
+    """Botocore's, which knows profiles and configuration files as obstore doesn't; None where it is not installed.
+
+    Raises:
+        UsageError: the configuration cannot be used as it stands.
+    """
+    try:
+        import botocore.session
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return None
+    session = botocore.session.get_session()
+    try:
+        session.get_scoped_config()
+        session.get_config_variable("region")
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(aws_trouble(error)) from error
+    return session
+
+
+def _open_s3(cls: Any, bucket: str, config: dict[str, Any], client: dict[str, Any], session: Any) -> Any:
+    """With region and credentials from botocore's chain where there is a `session`.
+
+    Else obstore's own: environment, container and instance identity.
+    """
+    provider: Callable[[], Mapping[str, Any]] | None = None
+    if session is not None:
+        region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
+        config = ({"region": region} if region else {}) | config
+        if not config.get("skip_signature"):
+            provider = _BotocoreCredentials(session)
+    return cls(
+        bucket,
+        client_options=client,
+        retry_config={"max_retries": 0},
+        credential_provider=provider,
+        disable_bulk_delete=True,  # one DELETE for one key: not every store has the other
+        **config,
+    )
+
+
+class _BotocoreCredentials:
+    """What obstore asks for credentials; they never leave it."""
+
+    def __init__(self, session: Any):
+        self._session = session
+
+    def __call__(self) -> dict[str, Any]:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            found = self._session.get_credentials()
+            frozen = found and found.get_frozen_credentials()
+        except (BotoCoreError, OSError, ValueError) as error:
+            raise PermissionError(aws_trouble(error)) from None
+        if frozen is None:
+            raise PermissionError("no credentials found")
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
+        }
+
+
+def _needs_fsspec(family: str) -> bool:
+    """Whether the surroundings hold credentials or settings that obstore cannot use."""
+    if family == "az":
+        return "AZURE_STORAGE_CONNECTION_STRING" in os.environ
+    if family == "gs":
+        return "STORAGE_EMULATOR_HOST" in os.environ or _google_federation()
+    return False
+
+
+def _google_federation() -> bool:
+    path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    try:
+        with open(path or "", encoding="utf-8") as file:
+            return json.load(file).get("type") not in ("service_account", "authorized_user")
+    except (OSError, ValueError):
+        return False
+
+
+def _ambient_endpoint(family: str, session: Any) -> str | None:
+    """The endpoint that the environment names or, of S3, the profile or the section of services that it points to."""
+    names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("GOOGLE_BASE_URL",), "az": ("AZURE_ENDPOINT",)}
+    if session is None:
+        return next((os.environ[name] for name in names[family] if os.environ.get(name)), None)
+    if str(session.get_config_variable("ignore_configured_endpoint_urls")).lower() == "true":
+        return None
+    profile, sections = session.get_scoped_config(), session.full_config.get("services", {})
+    own = sections.get(profile.get("services"), {}).get("s3", {})
+    given = [*map(os.environ.get, names["s3"]), own.get("endpoint_url"), profile.get("endpoint_url")]
+    return next((endpoint for endpoint in given if endpoint), None)
+
+
+def _can_say(path: str) -> bool:
+    """Whether obstore takes the path for what it is; it refuses or changes some."""
+    if _CONTROL.search(path) or any(part in ("", ".", "..") for part in path.split("/")):
+        return False
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _translated(operation: Callable[[], T]) -> T:
+    from obstore.exceptions import BaseError
+
+    try:
+        return operation()
+    except (BaseError, FileNotFoundError) as error:
+        raise refusal(error) from None  # its text holds the URL, which may be signed
+
+
+def _version(entry: Mapping[str, Any]) -> str | None:
+    tag = entry.get("e_tag")
+    return str(tag).strip('"') if tag else str(entry["last_modified"])

@@ -1,0 +1,89 @@
+"""Listings of many pages as one stream: one after the other, while the next ones are read ahead in threads.
+
+What was read ahead waits on the disk. In memory a queue must be short, and once it is full its listing waits for its
+turn: long listings would take as long as without threads. What is held: in memory a page of ``PAGE`` files for each of
+the ``AHEAD`` threads, on the disk at most ``PAGES`` pages for each, together some 2 GB.
+"""
+
+import json
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Semaphore
+from typing import TypeAlias
+
+from vbp.storage.stores.store import File
+
+AHEAD = 16
+PAGE = 1000
+PAGES = 1000
+
+Listing: TypeAlias = Callable[[], Iterator[File]]
+"""Begins to list."""
+
+
+def one_after_the_other(listings: Iterable[Listing]) -> Iterator[File]:
+    """The files of the first listing, then those of the second, and so on.
+
+    Where it is left early, it waits for the requests under way; no thread and no file outlives it.
+
+    Raises:
+        Exception: of a listing, in its turn.
+    """
+    waiting: deque[_Pages] = deque()
+    with tempfile.TemporaryDirectory(prefix="vbp-") as folder, ThreadPoolExecutor(AHEAD, "vbp-list") as pool:
+        try:
+            for number, listing in enumerate(listings):
+                waiting.append(_Pages(Path(folder), number))
+                pool.submit(waiting[-1].put_all, listing)
+                if len(waiting) == AHEAD:
+                    yield from waiting[0].take_all()
+                    waiting.popleft()
+            while waiting:
+                yield from waiting[0].take_all()
+                waiting.popleft()
+        finally:
+            for pages in waiting:
+                pages.leave()
+
+
+class _Pages:
+    """The files of one listing on their way from its thread to the reader."""
+
+    def __init__(self, folder: Path, number: int):
+        self._folder, self._number = folder, number
+        self._ready: SimpleQueue[Path | Exception | None] = SimpleQueue()
+        self._room = Semaphore(PAGES)
+        self._is_left = False
+
+    def put_all(self, listing: Listing) -> None:
+        try:
+            files = listing()
+            for number in count():
+                self._room.acquire()
+                page = [] if self._is_left else list(islice(files, PAGE))
+                if not page:
+                    break
+                path = self._folder / f"{self._number}-{number}"
+                path.write_text(json.dumps(page))
+                self._ready.put(path)
+            self._ready.put(None)
+        except Exception as error:
+            self._ready.put(error)
+
+    def take_all(self) -> Iterator[File]:
+        while path := self._ready.get():
+            if isinstance(path, Exception):
+                raise path
+            page = json.loads(path.read_text())
+            path.unlink()
+            self._room.release()
+            yield from (File(*fields) for fields in page)
+
+    def leave(self) -> None:
+        self._is_left = True
+        self._room.release()

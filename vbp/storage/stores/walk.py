@@ -1,0 +1,64 @@
+"""A tree of folders as one stream of files, in byte order, the next folders and files looked up ahead in threads.
+
+A store that answers slowly is asked many things at once. What is held in memory: the names of one folder for each level
+of the tree, and what was looked up ahead, at most ``AHEAD`` folders or ``AHEAD`` times ``PIECE`` files at each level.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeAlias
+
+from vbp.storage.stores.store import File
+
+THREADS = 16
+AHEAD = 16
+PIECE = 100
+"""Files that are looked up together."""
+
+
+class Level(NamedTuple):
+    """A folder of which the names are known."""
+
+    identity: Hashable
+    """The same whatever way led here; a folder within itself is not entered."""
+    pieces: Sequence["Piece"]
+    """What is in it, in order."""
+
+
+Piece: TypeAlias = Callable[[], "Level | list[File]"]
+"""Looks up one folder, or some files."""
+
+
+def walk(root: Level) -> Iterator[File]:
+    """All files below ``root``. The folders from there on are on a stack of our own: trees may be deeper than Python's.
+
+    Raises:
+        OSError, StorageError: of a piece, in its turn.
+    """
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vbp-walk")
+    try:
+        trail = [(root.identity, _looked_up(root.pieces, pool))]
+        while trail:
+            found = next(trail[-1][1], None)
+            if found is None:
+                trail.pop()
+            elif not isinstance(found, Level):
+                yield from found
+            elif found.identity not in [identity for identity, _ in trail]:
+                trail.append((found.identity, _looked_up(found.pieces, pool)))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _looked_up(pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> Iterator[Level | list[File]]:
+    if len(pieces) == 1:
+        yield pieces[0]()
+        return
+    waiting: deque[Future[Level | list[File]]] = deque()
+    for piece in pieces:
+        waiting.append(pool.submit(piece))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
