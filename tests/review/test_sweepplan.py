@@ -10,6 +10,7 @@ from vbp.cli import main
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
 from vbp.pipeline.sweep.sweepfile import Budget, SweepRun, parse_sweep
+from vbp.review import sweepplan
 from vbp.review.plan import Plan
 from vbp.review.sweepplan import SweepPlan, plan_sweep
 from vbp.storage.record import SWEEP
@@ -45,6 +46,16 @@ def test_sums():
 )
 def test_against_the_budget(spent, budget, exceeds):
     assert of(planned(7200, 0, 1.0), spent=spent, **budget).exceeds_budget is exceeds
+
+
+def test_runs_of_one_network_are_planned_together_and_told_in_the_files_order(monkeypatch):
+    monkeypatch.setattr(sweepplan, "plan", lambda config, **_: planned(config.size, 0, 1.0))
+    text = "{output: o, inputs: p, grid: {preset: [paper, reference]}, variants: {a: {model: vgg16, size: 1}, "
+    text += "b: {model: vgg11, size: 2}, c: {model: vgg16, size: 3}}}"
+    told = []
+    found = plan_sweep(parse_sweep(text), told.append)
+    assert [name[8:9] for name in told] == ["a", "a", "c", "c", "b", "b"]
+    assert [plan.images for _, plan in found.runs] == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_real_one_writes_nothing_and_names_the_run_that_would_be_refused(photos, network_file, tmp_path):

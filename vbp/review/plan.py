@@ -22,8 +22,9 @@ from vbp.pipeline.calibrate import calibrated
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.hardware import common_precision, look, refuse_integers
 from vbp.pipeline.job import is_for_ray
-from vbp.pipeline.recipe import Recipe, rows_together
+from vbp.pipeline.recipe import PASSES, Recipe, rows_together
 from vbp.pipeline.record import Record
+from vbp.pipeline.shared import Networks
 from vbp.pipeline.steps import Batch, batch_of, good_rows
 from vbp.review.status import status
 from vbp.storage.collections.tree import ManifestRow
@@ -35,6 +36,13 @@ from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
 _BATCHES = 2
 """That are measured; another warms up."""
 _LEAST_IMAGES = 16
+_SHARE = 8
+"""Of what is left, one in so many is explained at most: a plan is to take less than the run."""
+_NO_WORK = (
+    "output", "weights", "seed", "noise", "select", "classes", "resume_mode", "retry_failed", "refresh",
+    "max_failures", "shard_size", "workers", "node_labels", "runner",
+)  # fmt: skip
+"""Settings that change nothing in what is done with an image."""
 _SHARDS = 64
 """Of the manifest that are read, at most: sizes are reckoned from these."""
 
@@ -103,13 +111,29 @@ class Plan:
         return dataclasses.asdict(self) | {"left": self.left, "seconds": self.seconds, "cost": self.cost}
 
 
-def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_second: float | None = None) -> Plan:
+class Known:
+    """What earlier plans have found that a later one needs not find again: of runs that are planned together."""
+
+    def __init__(self) -> None:
+        self.networks = Networks()
+        self.measured: dict[str, _Measured] = {}
+        """By kind of work."""
+
+
+def plan(
+    config: RunConfig,
+    *,
+    price_per_hour: float | None = None,
+    images_per_second: float | None = None,
+    known: Known | None = None,
+) -> Plan:
     """Look at INPUT and OUTPUT, and explain a few images in memory.
 
     Args:
         config: the run.
         price_per_hour: of all machines of the run together.
         images_per_second: of the whole run, where it is known.
+        known: from plans of other runs; takes up what is found here.
 
     Raises:
         UsageError: the run would be refused.
@@ -125,21 +149,26 @@ def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_s
         left = _left(config, output, manifest, seen)
     except (StorageError, OSError) as error:
         raise UsageError(str(error)) from error
-    sample = _Sample(config, record, seen.rows)
+    known = known or Known()
+    sample = _Sample(config, record, seen.rows, known.networks)
     sample.refuse_other()
     if seen.folders is not None:
         sample.refuse_classes(config, seen.folders)
     runner = "ray" if is_for_ray(config, seen.images) else "local"
     workers = 1 if runner == "local" else config.workers or prepare.workers_here(sample.recipe.device)
-    if left:
-        sample.measure()
+    kind = sample.kind_of_work()
+    of_another = ", for a run of the same kind" if kind in known.measured else ""
+    if left and not of_another:
+        known.measured[kind] = sample.measure(left)
+    measured = known.measured[kind] if left else _Measured()
     rate, rate_of = images_per_second, "given"
     if rate is None and record.facts.get("fingerprint"):
         rate, rate_of = status(config.output, config.storage_options).images_per_second, "of the newest run in OUTPUT"
-    if rate is None and sample.images_per_second is not None:
+    if rate is None and measured.images_per_second is not None:
         times = workers if runner == "ray" and sample.recipe.device == "cuda" else 1
-        rate, rate_of = times * sample.images_per_second, f"of this machine, measured on {sample.images} images"
-    per_image = sample.bytes_per_image
+        rate = times * measured.images_per_second
+        rate_of = f"of this machine, measured on {measured.images} images{of_another}"
+    per_image = measured.bytes_per_image
     return Plan(
         input=config.input,
         output=config.output,
@@ -156,9 +185,9 @@ def plan(config: RunConfig, *, price_per_hour: float | None = None, images_per_s
         images_per_second=rate,
         rate_of=rate_of if rate is not None else "unknown",
         price_per_hour=price_per_hour,
-        sampled=sample.images,
-        failures=dict(sample.failures),
-        sample_seconds=sample.seconds,
+        sampled=measured.images,
+        failures=dict(measured.failures),
+        sample_seconds=measured.seconds,
         output_bytes=None if per_image is None else round(left * per_image),
         left_out=dict(seen.left_out),
         notes=tuple(_notes(config, runner, sample)),
@@ -267,15 +296,18 @@ class _Sample:
         config: the run.
         record: of earlier runs.
         rows: the images.
+        networks: those that are loaded.
     """
 
-    def __init__(self, config: RunConfig, record: Record, rows: list[ManifestRow]) -> None:
+    def __init__(self, config: RunConfig, record: Record, rows: list[ManifestRow], networks: Networks) -> None:
         self._record, self._rows = record, rows
         self.stands_in = prepare.weights_are_missing(config)
         # what --select leaves out needs the classes of the whole collection; files of all are an upper bound
         named = "random" if self.stands_in else config.weights
         self._config = dataclasses.replace(config, weights=named, select="all")
-        self._model = prepare.load_network(self._config)
+        with prepare.weights_as_usage(self._config):
+            self._model = networks.load(self._config)
+        prepare.check_network(self._config, self._model)
         self.notes = self._model.notes
         if self.stands_in:  # random weights do not know what those were trained on for which they stand in
             self._model = dataclasses.replace(self._model, preprocessing=prepare.own_preprocessing(config))
@@ -295,9 +327,12 @@ class _Sample:
             preprocessing=config.preprocessing(self._model.preprocessing),
             network=self._model,
         )
-        self.images, self.ok, self.bytes, self.wall = 0, 0, 0, 0.0
-        self.failures: Counter[str] = Counter()
-        self.seconds: dict[str, float] = {}
+
+    def kind_of_work(self) -> str:
+        """Equal for runs that do the same with each image: the values of the weights play no part."""
+        settings = {name: value for name, value in self._config.as_json().items() if name not in _NO_WORK}
+        parameters = sum(each.numel() for each in self._model.network.parameters())
+        return repr((settings, parameters, self.recipe.device, self.recipe.precision, self.recipe.batch_size))
 
     def refuse_other(self) -> None:
         """Refuse what a run would refuse: another configuration than the output's.
@@ -316,19 +351,29 @@ class _Sample:
         before = self._record.facts.get("classes")
         prepare.choose_classes(config, self._model.num_classes, self._model.class_names, folders, before)
 
-    def measure(self) -> None:
-        """Fetch, decode, explain and encode the images in memory."""
+    def measure(self, left: int) -> _Measured:
+        """Fetch, decode, explain and encode some images in memory: no more than an eighth of those that are `left`.
+
+        But for a round of all threads, which also warms up.
+        """
         recipe = self._with_scales(dataclasses.replace(self.recipe, config=self._config))
         steps = (recipe.fetch(), recipe.decode(), recipe.explain(), recipe.encode())
-        batches = [self._rows[first : first + recipe.rows] for first in range(0, len(self._rows), recipe.rows)]
-        for number, rows in enumerate([*batches[:1], *batches]):
+        is_shared = recipe.device == "cpu" and self._config.batch_size is None
+        round_of_all = max(1, recipe.rows // PASSES) if is_shared else recipe.rows
+        count = max(round_of_all, left // _SHARE // round_of_all * round_of_all)
+        rows = self._rows
+        if count < len(rows):
+            rows = random.Random(self._config.seed).sample(rows, count)
+        batches = [rows[first : first + recipe.rows] for first in range(0, len(rows), recipe.rows)]
+        measured = _Measured()
+        for number, some in enumerate([rows[:round_of_all], *batches]):
             started = time.perf_counter()
-            batch = batch_of(rows)
+            batch = batch_of(some)
             for step in steps:
                 batch = step(batch)
             if number:  # the first time warms up
-                self.wall += time.perf_counter() - started
-                self._count(batch)
+                measured.count(batch, time.perf_counter() - started)
+        return measured
 
     def _with_scales(self, recipe: Recipe) -> Recipe:
         """For int8: calibrated on these images; random weights say nothing of integers and stay in float32."""
@@ -337,6 +382,17 @@ class _Sample:
         if self.stands_in:
             return dataclasses.replace(recipe, precision="float32")
         return dataclasses.replace(recipe, scales=calibrated(recipe, self._model, self._rows))
+
+
+class _Measured:
+    """What explaining some images took and left."""
+
+    def __init__(self) -> None:
+        self.images, self.ok, self.bytes, self.wall = 0, 0, 0, 0.0
+        self.failures: Counter[str] = Counter()
+        """By ``stage: type``."""
+        self.seconds: dict[str, float] = {}
+        """An image, by stage."""
 
     @property
     def images_per_second(self) -> float | None:
@@ -348,10 +404,12 @@ class _Sample:
         """Of the files that an image leaves."""
         return self.bytes / self.images if self.ok else None
 
-    def _count(self, batch: Batch) -> None:
+    def count(self, batch: Batch, seconds: float) -> None:
+        """Add a batch that took so long."""
         rows, good = len(batch["key"]), good_rows(batch)
         self.images += rows
         self.ok += len(good)
+        self.wall += seconds
         for row in set(range(rows)) - set(good):
             self.failures[f"{batch['error_stage'][row]}: {batch['error_type'][row]}"] += 1
         for name, values in batch.items():

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vbp.errors import UsageError
+from vbp.pipeline.shared import network_key
 from vbp.pipeline.sweep.sweep import hours_spent
 from vbp.pipeline.sweep.sweepfile import Budget, Sweep, SweepRun
-from vbp.review.plan import Plan, plan
+from vbp.review.plan import Known, Plan, plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class SweepPlan:
 
 
 def plan_sweep(asked: Sweep, on_plan: Callable[[str], None] = lambda name: None) -> SweepPlan:
-    """Plan each run, in the order of the sweep file.
+    """Plan each run; those of one network after each other, so that it is loaded and measured once.
 
     Args:
         asked: the runs.
@@ -78,11 +79,14 @@ def plan_sweep(asked: Sweep, on_plan: Callable[[str], None] = lambda name: None)
     Raises:
         UsageError: one of them would be refused; says which.
     """
-    planned = []
-    for run in asked.runs:
+    known = Known()
+    networks = list(dict.fromkeys(network_key(run.config) for run in asked.runs))
+    planned: dict[str, Plan] = {}
+    for run in sorted(asked.runs, key=lambda run: networks.index(network_key(run.config))):
         on_plan(run.name)
         try:
-            planned.append((run, plan(run.config, price_per_hour=asked.budget.price_per_hour)))
+            planned[run.name] = plan(run.config, price_per_hour=asked.budget.price_per_hour, known=known)
         except UsageError as error:
             raise UsageError(f"run {run.name}: {error}") from error
-    return SweepPlan(output=asked.output, budget=asked.budget, hours_spent=hours_spent(asked), runs=tuple(planned))
+    runs = tuple((run, planned[run.name]) for run in asked.runs)
+    return SweepPlan(output=asked.output, budget=asked.budget, hours_spent=hours_spent(asked), runs=runs)
