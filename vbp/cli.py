@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbp.errors import InterruptedRunError, UsageError, VBPError
+from vbp.errors import InterruptedRunError, LeaseLostError, UsageError, VBPError
 from vbp.flags import Command, config_of, job_options, json_object
 from vbp.plain import plain
 
@@ -434,7 +434,7 @@ def _translated() -> Iterator[None]:
         _end("Stopped by SIGTERM.", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         _end("Interrupted.", EXIT_INTERRUPTED)
-    except InterruptedRunError as error:
+    except (InterruptedRunError, LeaseLostError) as error:
         _end(str(error), EXIT_INTERRUPTED)
     except UsageError as error:
         _end(str(error), EXIT_USAGE)

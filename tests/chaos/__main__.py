@@ -1,18 +1,22 @@
 """Everything of chaos, and the tables of it: ``python -m tests.chaos docs/chaos.md`` (``make chaos``).
 
-The tables are written anew after every run, so that a suite that is cut off leaves what it found.
+The tables are written anew after every run, so that a suite that is cut off leaves what it found. With ``--keep`` it
+goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import platform
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tests.chaos.suite import (
     IMAGES,
@@ -40,9 +44,20 @@ Demo weights, images of 32 to 64 pixels.
 """
 
 
-def markdown(
-    outcomes: list[Outcome], recoveries: list[Recovery], hostilities: Hostility | None, frozen: list[Freeze]
-) -> str:
+@dataclass
+class Results:
+    """What was found so far."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    recoveries: list[Recovery] = field(default_factory=list)
+    hostilities: Hostility | None = None
+    on_disk: list[Freeze] = field(default_factory=list)
+    on_s3: list[Freeze] = field(default_factory=list)
+
+
+def markdown(results: Results) -> str:
+    outcomes, recoveries, hostilities = results.outcomes, results.recoveries, results.hostilities
+    frozen = results.on_disk + results.on_s3
     machine = f"{os.cpu_count()} {platform.machine()} cores shared with other work"
     lines = [INTRODUCTION.format(date=f"{datetime.now(UTC):%Y-%m-%d}", machine=machine)]
     if outcomes:
@@ -107,51 +122,65 @@ def markdown(
     return "".join(lines)
 
 
-def in_folder(work: Callable[..., Any], *arguments: Any) -> Any:
-    with tempfile.TemporaryDirectory(prefix="vbp-chaos-") as folder:
-        return work(*arguments, Path(folder))
+@contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vbp-chaos-") as made:
+        yield Path(made)
+
+
+@contextmanager
+def s3() -> Iterator[S3Server]:
+    with folder() as made:
+        server = S3Server(made)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def work(results: Results, seeds: int, ray: int) -> Iterator[object]:
+    """Everything that is not among the results yet, one after the other."""
+    while (seed := len(results.on_disk) + 1) <= seeds:
+        with folder() as made:
+            results.on_disk.append(freezes(seed, Folder(made)))
+        yield results.on_disk[-1]
+    while (seed := len(results.on_s3) + 1) <= seeds:
+        with s3() as server:
+            results.on_s3.append(freezes(seed, Folder(server.new_url(), server.storage_options)))
+        yield results.on_s3[-1]
+    for share in SHARES[len(results.recoveries) :]:
+        with folder() as made:
+            results.recoveries.append(recovery(share, made))
+        yield results.recoveries[-1]
+    if results.hostilities is None:
+        with folder() as made:
+            results.hostilities = hostility(made)
+        yield f"{results.hostilities.ok} of {results.hostilities.good} among hostile ones"
+    while (seed := len(results.outcomes) + 1) <= seeds:
+        with s3() as server:
+            results.outcomes.append(chaos(seed, server, "ray" if seed > seeds - ray else "local"))
+        yield results.outcomes[-1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("file", type=Path, help="where the tables go")
-    parser.add_argument("--seeds", type=int, default=20, help="runs on S3")
-    parser.add_argument("--ray", type=int, default=4, help="how many of these, the last, go through Ray")
-    parser.add_argument("--only-freezes", action="store_true", help="on a disk, and nothing else")
+    parser.add_argument("--seeds", type=int, default=20, help="of each chaos")
+    parser.add_argument("--ray", type=int, default=4, help="how many seeds of kills, the last, go through Ray")
+    parser.add_argument("--keep", type=Path, help="a file of what was found, to go on from")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="nothing is begun after so long")
     options = parser.parse_args()
     os.environ |= ENVIRONMENT | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    outcomes: list[Outcome] = []
-    recoveries: list[Recovery] = []
-    hostilities: Hostility | None = None
-    frozen: list[Freeze] = []
-
-    def write() -> None:
-        options.file.write_text(markdown(outcomes, recoveries, hostilities, frozen))
-
-    for seed in range(1, options.seeds + 1):
-        frozen.append(in_folder(lambda seed, folder: freezes(seed, Folder(folder)), seed))
-        print(frozen[-1], flush=True)  # noqa: T201
-        write()
-    if options.only_freezes:
-        return
-    for share in SHARES:
-        recoveries.append(in_folder(recovery, share))
-        print(recoveries[-1], flush=True)  # noqa: T201
-        write()
-    hostilities = in_folder(hostility)
-    write()
-    with tempfile.TemporaryDirectory(prefix="vbp-chaos-s3-") as folder:
-        server = S3Server(Path(folder))
-        server.start()
-        try:
-            for seed in range(1, options.seeds + 1):
-                outcomes.append(chaos(seed, server, "ray" if seed > options.seeds - options.ray else "local"))
-                print(outcomes[-1], flush=True)  # noqa: T201
-                frozen.append(freezes(seed, Folder(server.new_url(), server.storage_options)))
-                print(frozen[-1], flush=True)  # noqa: T201
-                write()
-        finally:
-            server.kill()
+    until, keep = time.monotonic() + 60 * options.minutes, options.keep
+    results = pickle.loads(keep.read_bytes()) if keep and keep.exists() else Results()
+    for found in work(results, options.seeds, options.ray):
+        print(found, flush=True)  # noqa: T201
+        options.file.write_text(markdown(results))
+        if keep:
+            keep.write_bytes(pickle.dumps(results))
+        if time.monotonic() > until:
+            break
 
 
 main()

@@ -265,6 +265,7 @@ def freezes(seed: int, folder: Folder, images: int = IMAGES) -> Freeze:
         one = _PROCESSES.Process(target=succeeded_in_silence, args=(first,))
         one.start()
         _stop_after(one, output, rng.randint(1, 2 * images + 12))
+        had = _holder(output) == one.pid
         seen.frozen += 1
         two = _PROCESSES.Process(target=succeeded_in_silence, args=(second,))
         two.start()
@@ -275,7 +276,7 @@ def freezes(seed: int, folder: Folder, images: int = IMAGES) -> Freeze:
         if rng.random() < 0.2 and two.is_alive():
             two.kill()
             seen.killed += 1
-        lost = _is_lost(output, one.pid)
+        lost = had and _holder(output) not in (None, one.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(one.pid, signal.SIGCONT)
         one.join(300)
@@ -289,11 +290,11 @@ def freezes(seed: int, folder: Folder, images: int = IMAGES) -> Freeze:
 
 
 def _stop_after(process: Any, output: Folder, files: int) -> None:
-    """SIGSTOP, once so many files have come or a little later than that."""
-    before = _written(output)
+    """SIGSTOP, once so many files have come or a little later than that, or the promise."""
+    before, promised = _written(output), output.exists(SUCCESS)
     while process.is_alive() and _written(output) - before < files:
         time.sleep(0.01)
-        if not process.is_alive() or output.exists(SUCCESS):
+        if not promised and output.exists(SUCCESS):
             break
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGSTOP)
@@ -304,10 +305,10 @@ def _written(output: Folder) -> int:
     return sum(len(output.list(name)) for name in ("masks", "overlays", "_run/parts", "index"))
 
 
-def _is_lost(output: Folder, pid: int | None) -> bool:
-    """Whether another process has the output now."""
+def _holder(output: Folder) -> int | None:
+    """The process that has the output now."""
     found = holder(output)
-    return found is not None and found.pid != pid
+    return found and found.pid
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 import dataclasses
 import io
+import shutil
 from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.frozen import Aside, Freezer
 from tests.protocol.model import Bucket, Turns
@@ -14,9 +16,11 @@ from vbp.errors import InterruptedRunError
 from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, run
 from vbp.pipeline import attempt as attempts
+from vbp.pipeline.sweep.sweep import sweep
+from vbp.pipeline.sweep.sweepfile import parse_sweep
 from vbp.storage import files
 from vbp.storage.files import Folder
-from vbp.storage.record import is_complete
+from vbp.storage.record import SWEEP, is_complete
 from vbp.storage.results.read import read_result
 
 
@@ -134,6 +138,52 @@ def test_in_the_clearing_of_another_start(output, asked, monkeypatch, point):
         audit(output, 22)
     else:
         assert len(before.keys() - contents(output).keys()) <= 16
+
+
+QUICK = pytest.mark.parametrize("output", ["disk", "memory"], indirect=True)
+
+
+@QUICK
+@pytest.mark.parametrize(
+    "point", ["remove .*/masks/", "remove .*/parts/", "replace .*/manifest/", "replace .*/run.json"]
+)
+def test_in_a_refresh(output, asked, photos, tmp_path, monkeypatch, point):
+    tree = shutil.copytree(photos, tmp_path / "tree")
+    asked = dataclasses.replace(asked, input=str(tree))
+    run(asked)
+    Image.radial_gradient("L").resize((97, 71)).convert("RGB").save(tree / "cat" / "01.png")
+    refreshed = dataclasses.replace(asked, refresh=True)
+    freezer = Freezer(monkeypatch, point)
+    first = frozen(freezer, refreshed)
+    assert run(refreshed).computed == 1
+    before = contents(output)
+    thawed_too_late(freezer, first)
+    if output.is_local:
+        assert contents(output) == before
+    gone = {f"{place}/cat/01.png{suffix}" for place, suffix in (("masks", ".png"), ("overlays", ".jpg"))}
+    after = contents(output)
+    assert before.keys() - after.keys() <= gone  # in an object store, one deletion a thread may come late
+    assert after == {path: data for path, data in before.items() if path in after}
+    if before == after:
+        audit(output, 22)
+
+
+@QUICK
+@pytest.mark.parametrize("point", ["/index/part", "/_SUCCESS", "/_run/sweep.json"])
+def test_in_the_making_of_the_index_of_a_sweep(output, photos, network_file, monkeypatch, point):
+    common = f"{{weights: {network_file}, size: 32, precision: float32, runner: local, limit: 4}}"
+    grid = "{preset: [paper, reference]}"
+    asked = parse_sweep(f"output: {output.url}\ninputs: {photos}\ngrid: {grid}\ncommon: {common}")
+    freezer = Freezer(monkeypatch, f"replace (?!.*/runs/).*{point}", 2 if point.endswith("json") else 1)
+    first = Aside(sweep, asked)
+    assert freezer.reached.wait(120), first.error
+    assert sweep(asked).exit_code == 0
+    before = contents(output)
+    thawed_too_late(freezer, first)
+    assert contents(output) == before
+    assert is_complete(output, SWEEP)
+    rows = pq.read_table(io.BytesIO(output.read("index/part-00000.parquet")), columns=["run", "key"]).to_pylist()
+    assert len({tuple(row.values()) for row in rows}) == len(rows) == 8
 
 
 def test_before_the_removal_of_orphans(output, asked, monkeypatch):

@@ -136,7 +136,7 @@ def test_the_example_of_the_section_sweep(photos, network_file, tmp_path, monkey
         [("trained", "paper"), ("trained", "reference"), ("random", "paper")], 22
     )
     whole = CliRunner().invoke(main, ["status", "sweep"])
-    assert (whole.exit_code, "a sweep's, of 3 runs; give " in whole.stderr) == (2, True)
+    assert (whole.exit_code, "a sweep's, of 3 runs, its index complete; give " in whole.stderr) == (2, True)
     again = CliRunner().invoke(main, [*sweep, "--json"])
     told = json.loads(again.stdout)
     assert [run["summary"]["computed"] for run in told["runs"]] == [0, 0, 0]

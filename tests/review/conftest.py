@@ -12,6 +12,7 @@ from PIL import Image
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import compact, write_part
 from vbp.storage.manifest.manifest import ManifestRow, write_manifest
+from vbp.storage.record import mark_complete, save_record
 
 NOON = datetime.datetime(2026, 11, 15, 12, tzinfo=datetime.UTC)
 FIRST, SECOND = "20261115T115900Z-aaaaaaaa", "20261115T121500Z-bbbbbbbb"
@@ -75,6 +76,14 @@ class Made:
         self.begin(self.attempt, summary=summary)
         if success:
             self.folder.write("_SUCCESS", b"")
+        return self
+
+    def promise(self, attempt=FIRST):
+        """As `finish`, with the promise of today: it names its attempt and the files of the index."""
+        self.finish(success=False)
+        totals = compact(self.folder, self.manifest, self.config["limit"])
+        save_record(self.folder, self.record | {"attempt": attempt})
+        mark_complete(self.folder, attempt, totals.files, {"images": totals.images})
         return self
 
     @property

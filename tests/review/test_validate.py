@@ -23,6 +23,7 @@ from vbp.storage import sorting
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import compact
 from vbp.storage.ledger.lease import LEASE, Lease
+from vbp.storage.record import save_record
 
 
 def look(made, **options):
@@ -184,6 +185,43 @@ def test_damage_is_found_mended_and_gone(finished, damage):
     for number in range(10):
         finished.commit([number], seconds=200)
     assert look(finished.finish()).is_sound
+
+
+def another_came_in_between(made):
+    save_record(made.folder, made.record | {"attempt": "another"})
+
+
+def write_nonsense_into_the_promise(made):
+    path(made, "_SUCCESS").write_bytes(b"[]")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut_an_index_file, lose_an_index_file, double_an_index_file, another_came_in_between,
+     write_nonsense_into_the_promise],
+)  # fmt: skip
+def test_a_promise_that_does_not_fit_is_found_and_withdrawn(finished, damage):
+    assert look(finished.promise()).is_sound
+    damage(finished)
+    found = look(finished)
+    assert (kinds(found), found.is_complete) == ({"promise broken": 1}, False)
+    assert f"vbp validate {finished.url} --repair" in found.next_step
+    assert look(finished, repair=True).repaired
+    assert not path(finished, "_SUCCESS").exists()
+    assert look(finished).is_sound
+    assert look(finished.promise()).is_sound
+
+
+def test_a_file_of_the_index_of_other_bytes_is_found(finished):
+    """Of the same size, and with the same rows."""
+    index = path(finished.promise(), "index/part-00000.parquet")
+    data = index.read_bytes()
+    index.write_bytes(data.replace(b"parquet-cpp", b"PARQUET-CPP"))
+    assert index.stat().st_size == len(data)
+    found = look(finished)
+    assert (kinds(found), found.is_sound) == ({"index file differs": 1}, False)
+    assert look(finished, repair=True).repaired
+    assert look(finished.promise()).is_sound
 
 
 OWN_LITTER = ["inputs/cat/00001.jpg.png", "masks/cat/00001.jpg.npy", "overlays/cat/.vbp-0123456789abcdef.tmp",

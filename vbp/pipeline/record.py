@@ -196,7 +196,7 @@ class Record:
         save_record(self._output, self.facts | {"summary": summary.as_json()})
         if summary.succeeded:
             totals = {"images": summary.images, "ok": summary.ok, "error": summary.error}
-            mark_complete(self._output, summary.run_id, files, **totals)
+            mark_complete(self._output, summary.run_id, files, totals)
 
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vbp.errors import StorageError, UsageError
-from vbp.pipeline.sweep.sweepfile import RUNS
 from vbp.storage.addresses import check_place
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import newest_rows, read_index
 from vbp.storage.manifest.manifest import Manifest
+from vbp.storage.naming import RUNS
 from vbp.storage.record import RUN, SWEEP, is_complete, load_record, load_run
 
 _NEWEST_NEEDS = ["position", "status", "finished_at", "run_id"]
@@ -51,7 +51,8 @@ class Output:
             record = load_run(folder)
             if record is None:
                 runs = list((load_record(folder, SWEEP) or {}).get("runs", ()))
-                why = f"it is a sweep's, of {len(runs)} runs" if runs else f"there is no {RUN}"
+                index = "complete" if runs and is_complete(folder, SWEEP) else "not complete: run vbp sweep again"
+                why = f"it is a sweep's, of {len(runs)} runs, its index {index}" if runs else f"there is no {RUN}"
                 which = folder.uri(f"{RUNS}/{runs[0]}") if runs else "the output of a run"
                 raise UsageError(f"OUTPUT (={folder.url}) holds no run: {why}; give {which}.")
             return cls(folder, record, Manifest.load(folder), is_complete(folder))

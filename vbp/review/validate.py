@@ -37,7 +37,7 @@ from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.ledger.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
 from vbp.storage.ledger.parts import PART_SCHEMA, Part, newest, read_parts
 from vbp.storage.manifest.manifest import MANIFEST
-from vbp.storage.record import mark_complete, mark_incomplete, save_record
+from vbp.storage.record import broken_promise, changed_files, mark_complete, mark_incomplete, save_record
 from vbp.storage.results.layouts import INDEXED
 from vbp.storage.results.places import elsewhere
 from vbp.storage.sorting import Sorter
@@ -50,6 +50,8 @@ FAULTS = {
     "manifest damaged": "shards of the list of images that cannot be read, so that nobody knows what is in them",
     "part damaged": "parts of the ledger that cannot be read, hold other rows than their names say, or are of no shard",
     "row misplaced": "rows whose results lie where no run can have put them",
+    "promise broken": "a _SUCCESS that does not fit the record and the index, as of another run that came in between",
+    "index file differs": "files of the index that are not, byte for byte, those that _SUCCESS promises",
     "index damaged": "files of the index that cannot be read",
     "index row lost": "rows that the index lacks",
     "index row doubled": "images with more than one row in the index",
@@ -184,6 +186,7 @@ def validate(
     Raises:
         UsageError: a repair is asked for while a run is at work; or the layout is none that is known here.
         StorageError: a store does not answer.
+        LeaseLostError: another run has taken the output over meanwhile.
     """
     if not (repair or remove_orphans or rebase):
         current = lease.holder(output.folder)
@@ -203,6 +206,7 @@ def validate(
         if rebase and not wrong and check.is_moved:
             check.rebase()
             found = dataclasses.replace(found, rebased=True)
+        held.look()  # else what is said of it may not be so any more
     return found
 
 
@@ -285,6 +289,8 @@ class _Check:
                     chosen.offer(masked)
             if self._output.is_complete:
                 self._compare_index(rows)
+            elif not self._is_live and (why := broken_promise(self._output.folder)) is not None:
+                self._found("promise broken", why)
             files = self._compare_files(expected)
         self._sort_strays()
         self._find_parts_of_no_shard()
@@ -339,7 +345,7 @@ class _Check:
         changes = {"attempt": folder.attempt, "summary": {**(summary or {}), "output": folder.url}}
         save_record(folder, {**self._output.record, **changes})
         counts = {"images": totals.images, "ok": totals.ok, "error": totals.error}
-        mark_complete(folder, folder.attempt, totals.files, **counts)
+        mark_complete(folder, folder.attempt, totals.files, counts)
 
     def _found(self, kind: str, example: str, shard: int = -1, position: int = -1) -> None:
         self._counts[kind] += 1
@@ -427,6 +433,8 @@ class _Check:
                     index.add(_Row(row["key"], _content(row), -1, -1))
             for path in damaged:
                 self._found("index damaged", path)
+            for path in changed_files(self._output.folder):
+                self._found("index file differs", path)
             for key, group in groupby(heapq.merge(rows, index), key=lambda row: row.key):
                 found = list(group)
                 recorded, indexed = ([r for r in found if (r.shard < 0) is in_index] for in_index in (False, True))

@@ -3,20 +3,25 @@
 ``run.json`` names the attempt that changed the output last, before its first change; ``_SUCCESS`` names the attempt
 that made it, and the files of the index that it speaks of.
 
-Of a sweep the first is ``_run/sweep.json``.
+Of a sweep the first is ``_run/sweep.json``, and the second names the promises of its runs, too.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vbp.errors import StorageError
 from vbp.storage.files import Folder
+from vbp.storage.naming import RUNS
 from vbp.storage.parquet import Written
 
 RUN = "_run/run.json"
 SWEEP = "_run/sweep.json"
 SUCCESS = "_SUCCESS"
+_THREADS = 16
+_PIECE = 1 << 20
 _WITHDRAWN = b'{"withdrawn": true}\n'
 
 
@@ -124,9 +129,6 @@ def withdraw(output: Folder, path: str) -> None:
 def is_complete(output: Folder, path: str = RUN) -> bool:
     """Whether every listed image has its row, so that ``index/`` can be relied on.
 
-    A promise counts only while it fits what is there: the record must be of the attempt that made it, and the index
-    of the very files, by name and size. Else another attempt has come in between, and the next run makes both anew.
-
     Args:
         output: OUTPUT.
         path: of the record that the promise stands beside.
@@ -135,27 +137,92 @@ def is_complete(output: Folder, path: str = RUN) -> bool:
         StorageError: the record is damaged.
     """
     promise = load_promise(output)
+    return promise is not None and _misfit(output, promise, path) is None
+
+
+def broken_promise(output: Folder, path: str = RUN) -> str | None:
+    """Why a ``_SUCCESS`` that is there does not count; None where it does, or there is none; else as `is_complete`."""
+    promise = load_promise(output)
     if promise is None:
-        return False
-    record = load_record(output, path) or {}
-    if not promise:  # of an older vbp, which wrote no more than the file
-        return "attempt" not in record
-    sizes = {path: file["bytes"] for path, file in promise["index"].items()}
-    return promise["attempt"] == record.get("attempt") and _sizes(output) == sizes
+        return "it is not what was written" if output.exists(SUCCESS) else None
+    return _misfit(output, promise, path)
+
+
+def _misfit(output: Folder, promise: Mapping[str, Any], path: str) -> str | None:
+    """In what a promise does not fit what is there.
+
+    The record must be of the attempt that made it, the index of the very files, by name and size (`changed_files` looks
+    into them), and the runs of a sweep must promise what they did. Else another attempt has come in between, and the
+    next run makes both anew.
+    """
+    attempt = (load_record(output, path) or {}).get("attempt")
+    if attempt != promise.get("attempt"):  # an older vbp wrote neither
+        return f"{path} is of attempt {attempt}, not of {promise.get('attempt')}"
+    promised = {path: file["bytes"] for path, file in promise.get("index", {}).items()}
+    sizes = _sizes(output) if promise else {}
+    for name in sorted(promised.keys() | sizes):
+        if promised.get(name) != sizes.get(name):
+            return f"{name} has {_bytes(sizes.get(name))}, not {_bytes(promised.get(name))}"
+    runs = promise.get("runs", {})
+    changed = [name for name, digest in promises_of(output, runs).items() if digest != runs[name]]
+    return f"{RUNS}/{changed[0]} has changed since" if changed else None
+
+
+def _bytes(size: int | None) -> str:
+    return "none" if size is None else f"{size} bytes"
+
+
+def changed_files(output: Folder) -> Iterator[str]:
+    """Files of the index that are not, byte for byte, what ``_SUCCESS`` promises; reads all of them."""
+    for path, file in (load_promise(output) or {}).get("index", {}).items():
+        digest = hashlib.sha256()
+        with output.open(path) as stream:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+        if digest.hexdigest() != file["sha256"]:
+            yield path
+
+
+def promises_of(output: Folder, runs: Iterable[str]) -> dict[str, str | None]:
+    """By the name of a run of a sweep the SHA-256 of what it promises; None where it promises nothing."""
+
+    def digest(name: str) -> str | None:
+        try:
+            return hashlib.sha256(output.read(f"{RUNS}/{name}/{SUCCESS}")).hexdigest()
+        except FileNotFoundError:
+            return None
+
+    names = list(runs)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
 
 
 def load_promise(output: Folder) -> dict[str, Any] | None:
     """What ``_SUCCESS`` says; nothing where an older vbp wrote it, None where there is none that can be read."""
     try:
         data = output.read(SUCCESS)
-        promise = dict(json.loads(data)) if data.strip() else {}
-        wellformed = not promise or {"attempt", "index"} <= promise.keys()
-        return promise if wellformed else None
-    except (FileNotFoundError, ValueError, TypeError):
+        promise = json.loads(data) if data.strip() else {}
+    except (FileNotFoundError, ValueError):
         return None
+    return promise if not data.strip() or _is_wellformed(promise) else None
 
 
-def mark_complete(output: Folder, attempt: str, files: Mapping[str, Written], **totals: int) -> None:
+def _is_wellformed(promise: Any) -> bool:
+    if type(promise) is not dict:
+        return False
+    index, runs = promise.get("index"), promise.get("runs", {})
+    if type(promise.get("attempt")) is not str or type(index) is not dict or type(runs) is not dict:
+        return False
+    return all(type(file) is dict and set(Written._fields) <= file.keys() for file in index.values())
+
+
+def mark_complete(
+    output: Folder,
+    attempt: str,
+    files: Mapping[str, Written],
+    totals: Mapping[str, int],
+    runs: Mapping[str, str | None] | None = None,
+) -> None:
     """Promise that all is done; the last write of a run.
 
     Args:
@@ -163,9 +230,11 @@ def mark_complete(output: Folder, attempt: str, files: Mapping[str, Written], **
         attempt: that has made the record and the index.
         files: of the index, by path.
         totals: of the index, for people.
+        runs: of a sweep, what they promised before their rows were read.
     """
     index = {path: written._asdict() for path, written in sorted(files.items())}
-    save_record(output, {"attempt": attempt, **totals, "index": index}, SUCCESS)
+    of_runs = {} if runs is None else {"runs": runs}
+    save_record(output, {"attempt": attempt, **totals, "index": index, **of_runs}, SUCCESS)
 
 
 def mark_incomplete(output: Folder) -> None:
@@ -173,7 +242,7 @@ def mark_incomplete(output: Folder) -> None:
 
     Where the output is of a sweep, the index of all runs holds rows that are about to change: its promise goes first.
     """
-    sweep, runs, name = output.url.rpartition("/runs/")
+    sweep, runs, name = output.url.rpartition(f"/{RUNS}/")
     if runs and "/" not in name:
         above = Folder(sweep, output.options)
         if above.exists(SWEEP):

@@ -1,5 +1,6 @@
 """Many runs as one, held against each run made by itself."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -16,6 +17,9 @@ from vbp.networks import models
 from vbp.pipeline import Observer, run
 from vbp.pipeline.sweep.sweep import sweep
 from vbp.pipeline.sweep.sweepfile import parse_sweep
+from vbp.review.output import Output
+from vbp.storage.files import Folder
+from vbp.storage.record import SWEEP, is_complete
 
 GRID = "grid: {{weights: {{small: {weights}, random: random}}, preset: [paper, reference]}}"
 NAMES = [f"weights-{weights}--preset-{preset}" for weights in ("small", "random") for preset in ("paper", "reference")]
@@ -221,6 +225,33 @@ def test_an_input_is_listed_once_also_for_runs_that_come_later(asked, photos, tm
     )
     summary = sweep(more)
     assert [(o.summary.images, o.summary.computed) for o in summary.outcomes] == [(22, 0), (22, 22)]
+
+
+@pytest.mark.parametrize("by_another_name", [False, True])
+def test_a_run_that_changed_by_itself(asked, photos, tmp_path, by_another_name):
+    """By its own name it takes the promise of the whole back; by another, its own promise is not the promised one."""
+    tree, sweep_folder = tmp_path / "tree", Folder(tmp_path / "out")
+    shutil.copytree(photos / "cat", tree)
+    made = asked("grid: {{preset: [paper, reference]}}\nvariants: {{a: {{weights: {weights}}}}}", inputs=tree)
+    sweep(made)
+    assert is_complete(sweep_folder, SWEEP)
+    shutil.copy(photos / "dog" / "02.bmp", tree)
+    config = dataclasses.replace(made.runs[0].config, refresh=True)
+    if by_another_name:
+        (tmp_path / "alias").symlink_to(config.output)
+        config = dataclasses.replace(config, output=str(tmp_path / "alias"))
+    assert run(config).computed == 1
+    assert Path(sweep_folder.url, "_SUCCESS").exists() == by_another_name
+    assert not is_complete(sweep_folder, SWEEP)
+    with pytest.raises(UsageError, match=r"a sweep's, of 2 runs, its index not complete: run vbp sweep again"):
+        Output.at(sweep_folder)
+    assert sweep(made).exit_code == 0
+    assert is_complete(sweep_folder, SWEEP)
+    with pytest.raises(UsageError, match="a sweep's, of 2 runs, its index complete; give"):
+        Output.at(sweep_folder)
+    rows = pads.dataset(tmp_path / "out" / "index").to_table(columns=["run", "key"]).to_pylist()
+    images = [sum(row["run"] == one.name for row in rows) for one in made.runs]
+    assert images == [8, 7]
 
 
 def test_the_budget_ends_the_sweep_and_counts_all_attempts(asked, tmp_path, monkeypatch):

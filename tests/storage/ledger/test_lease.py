@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from vbp.errors import LeaseLostError
@@ -131,6 +132,28 @@ def test_a_used_again_process_id_is_another_process(tmp_path):
     mine.acquire()
     assert time.monotonic() - begin < 2
     mine.release()
+
+
+class Enough(Exception):
+    """Waited long enough."""
+
+
+@pytest.mark.parametrize("seconds", [10, -10, 3600])
+def test_a_clock_that_is_set_succeeds_nobody(tmp_path, other, monkeypatch, seconds):
+    """Neither what tells processes apart nor silence is measured by it. psutil adds the machine's start to ticks."""
+    now, boot, waits = time.time, psutil._pslinux.boot_time, []
+    monkeypatch.setattr(time, "time", lambda: now() + seconds)
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot() + seconds)
+
+    def waiting(holder, left):
+        waits.append(holder.attempt)
+        if len(waits) == 5:
+            raise Enough
+
+    with pytest.raises(Enough):
+        lease(Folder(tmp_path), "mine").acquire(waiting)
+    assert set(waits) == {"other"}
+    check(Folder(tmp_path), "other")
 
 
 @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"machine": "another container"}])

@@ -20,9 +20,9 @@ from PIL import Image
 from vbp.errors import InterruptedRunError, StorageError
 from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, run
-from vbp.storage.results.layouts import WebDataset
 from vbp.storage.files import Folder
 from vbp.storage.ledger.parts import write_part
+from vbp.storage.results.layouts import WebDataset
 from vbp.storage.results.read import read_result
 
 PLACES = {f"{kind}_{name}" for kind in ("mask", "overlay") for name in ("uri", "offset", "length")}

@@ -37,7 +37,16 @@ from vbp.storage.files import Folder
 from vbp.storage.ledger.combined import RUN, combine
 from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.manifest.manifest import Manifest
-from vbp.storage.record import SWEEP, is_complete, load_record, mark_complete, mark_incomplete, save_record
+from vbp.storage.record import (
+    SWEEP,
+    is_complete,
+    load_promise,
+    load_record,
+    mark_complete,
+    mark_incomplete,
+    promises_of,
+    save_record,
+)
 
 if TYPE_CHECKING:
     from vbp.pipeline.resources import Resources
@@ -344,6 +353,7 @@ class _Sweep:
         summary = self._summary()
         if not summary.is_combined:
             return
+        promises = promises_of(self._output, self._configs)
         indexes = (
             (Folder(config.output, config.storage_options), _constants(run))
             for run in self._asked.runs
@@ -351,18 +361,15 @@ class _Sweep:
         )
         combined = combine(self._output, indexes, columns_of(self._asked))
         if summary.exit_code == 0:
-            self._spent.save(index=self._run_ids())
-            mark_complete(self._output, self._id, combined.files, rows=combined.rows)
+            mark_complete(self._output, self._id, combined.files, {"rows": combined.rows}, promises)
             self._output.look()
 
     def _is_combined(self) -> bool:
         """Whether the index of all runs is of the very results that are there now."""
         if len(self._outcomes) < len(self._asked.runs):
             return False
-        return self._spent.index == self._run_ids() and is_complete(self._output, SWEEP)
-
-    def _run_ids(self) -> dict[str, str]:
-        return {name: outcome.summary.run_id for name, outcome in self._outcomes.items() if outcome.summary}
+        promise = load_promise(self._output) or {}
+        return promise.get("runs", {}).keys() == self._configs.keys() and is_complete(self._output, SWEEP)
 
 
 def hours_spent(asked: Sweep) -> float:
@@ -384,11 +391,6 @@ class _Spent:
         self._before = float(self._record.get("seconds", 0.0))
         self._started: float | None = None
         self._saved = 0.0
-
-    @property
-    def index(self) -> Mapping[str, str] | None:
-        """The run ids of the rows in the index of all runs, if there is one."""
-        return self._record.get("index")
 
     @property
     def hours(self) -> float:
@@ -419,14 +421,12 @@ class _Spent:
                 "is kept. Raise it, and run the same command again to continue."
             )
 
-    def save(self, runs: Mapping[str, Any] | None = None, index: Mapping[str, str] | None = None) -> None:
-        """Put down what is spent, the runs, and those whose rows the index holds; work begins with the first call."""
+    def save(self, runs: Mapping[str, Any] | None = None) -> None:
+        """Put down what is spent, and the runs; work begins with the first call."""
         if self._started is None:
             self._started = time.monotonic()
         if runs is not None:
             self._record["runs"] = runs
-        if index is not None:
-            self._record["index"] = index
         self._record |= {"attempt": self._output.attempt, "seconds": round(self.hours * 3600, 1)}
         save_record(self._output, self._record, SWEEP)
         self._saved = time.monotonic()

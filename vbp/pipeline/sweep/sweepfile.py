@@ -30,9 +30,8 @@ from typing import Any
 from vbp.errors import UsageError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
+from vbp.storage.naming import RUNS
 
-RUNS = "runs"
-"""The folder of the runs' outputs, in the sweep's."""
 OF_ALL = ("device", "runner", "workers", "node_labels", "storage_options")
 """Settings of the workers that all runs share: they cannot vary."""
 ELSEWHERE = {

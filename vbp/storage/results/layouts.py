@@ -17,8 +17,8 @@ import pyarrow as pa
 from vbp.storage.files import Folder
 from vbp.storage.naming import sample_name
 from vbp.storage.results.places import FOLDERS, INDEXED
-from vbp.storage.results.tars import SHARDS, write_tar
 from vbp.storage.results.tar import TarBuilder
+from vbp.storage.results.tars import SHARDS, write_tar
 
 __all__ = ["FOLDERS", "INDEXED", "RESULT_FOLDERS", "Layout", "MirroredTree", "WebDataset", "make_layout"]
 
