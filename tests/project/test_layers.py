@@ -21,7 +21,7 @@ HEAVY = {
     "rich",
     "click",
 }
-LEAVES = {"vbp.errors", "vbp.storage.addresses", "vbp.storage.leftout"}
+LEAVES = {"vbp.errors", "vbp.storage.addresses", "vbp.storage.leftout", "vbp.storage.outline"}
 STORAGE = LEAVES | {f"vbp.storage{room}" for room in ("", ".collections", ".manifest", ".results", ".ledger")}
 NETWORKS = {"vbp.networks", "vbp.networks.classfile", "vbp.networks.preprocessing"}
 PIPELINE = {"vbp.pipeline", "vbp.pipeline.on_ray", "vbp.pipeline.sweep"}
@@ -44,6 +44,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     ),
     "vbp.storage.addresses": ({"vbp.errors"}, set()),
     "vbp.storage.leftout": (set(), set()),
+    "vbp.storage.outline": (set(), set()),
     "vbp.storage.stores": (LEAVES, {"fsspec", "pyarrow"}),
     "vbp.storage": (LEAVES | {"vbp.storage.stores"}, {"fsspec", "pyarrow"}),
     "vbp.storage.collections": (LEAVES | {"vbp.storage"}, {"pyarrow"}),

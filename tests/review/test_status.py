@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from tests.review.conftest import FIRST, SECOND, Made
 from vbp.cli import main
 from vbp.errors import UsageError
-from vbp.review import status as module
 from vbp.review.status import status
 from vbp.storage.files import Folder
+from vbp.storage.ledger import pace
 from vbp.storage.ledger.lease import LEASE, Lease
 
 
@@ -89,7 +89,7 @@ def test_retries_count_once_and_attempts_tell_what_each_did(make):
 @pytest.mark.parametrize("sampled", [16, 64])
 def test_the_rate_is_that_of_now_whatever_the_number_of_workers(make, monkeypatch, sampled):
     """Two workers, each on shards of its own: first 1 image a second together, then 4; read from a sample."""
-    monkeypatch.setattr(module, "_SAMPLE", sampled)
+    monkeypatch.setattr(pace, "SAMPLE", sampled)
     made = make(640)
     for shard in range(160):
         order = shard // 2
@@ -100,7 +100,7 @@ def test_the_rate_is_that_of_now_whatever_the_number_of_workers(make, monkeypatc
 
 
 def test_few_parts_are_read_however_many_there_are(make, monkeypatch):
-    monkeypatch.setattr(module, "_SAMPLE", 16)
+    monkeypatch.setattr(pace, "SAMPLE", 16)
     made = make(400)
     for shard in range(100):
         made.commit(range(4 * shard, 4 * shard + 4), files=False, seconds=shard)

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from vbp.errors import StorageError, UsageError
 from vbp.storage.files import Folder
-from vbp.storage.ledger.index import INDEX
 from vbp.storage.ledger.marks import is_mark
 from vbp.storage.ledger.parts import PARTS, parse_parts, read_parts
 from vbp.storage.manifest.manifest import MANIFEST, MANIFEST_PARTS, Manifest
+from vbp.storage.outline import INDEX
 from vbp.storage.record import RUN, load_record, mark_incomplete, save_record, withdraw
 from vbp.storage.results.layouts import FOLDERS, RESULT_FOLDERS
 from vbp.storage.results.places import names_of

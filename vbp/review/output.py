@@ -16,7 +16,7 @@ from vbp.storage.addresses import check_place
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import newest_rows, read_index
 from vbp.storage.manifest.manifest import Manifest
-from vbp.storage.naming import RUNS
+from vbp.storage.outline import RUNS
 from vbp.storage.record import RUN, SWEEP, is_complete, load_record, load_run
 
 _NEWEST_NEEDS = ["position", "status", "finished_at", "run_id"]

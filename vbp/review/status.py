@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import pyarrow.compute as pc
-
 from vbp.review.output import Output, begun_at
-from vbp.storage.files import Folder
 from vbp.storage.ledger.index import counts, parts_by_shard
 from vbp.storage.ledger.lease import Holder, holder
-from vbp.storage.ledger.parts import Part, read_parts
+from vbp.storage.ledger.pace import EvenSample, pace
 from vbp.storage.leftout import in_words
 
 State = Literal["listing", "running", "finished", "failed", "interrupted", "dead"]
 
 _SILENT_SECONDS = 60.0
 """After so long without a renewal the next run takes the output over."""
-_SAMPLE = 64
-_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +97,7 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     at_work = current is not None and is_at_work(current)
     ok = error = 0
     attempts: dict[str, list[int]] = {}
-    sample = _EvenSample(_SAMPLE)
+    sample = EvenSample()
     if output.manifest is not None:
         for shard, parts in parts_by_shard(output.folder, output.manifest):
             shard_ok, shard_error = counts(parts, output.manifest.shard_images(shard))
@@ -115,7 +109,7 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
                 if part.attempt == output.record.get("run_id"):
                     sample.add(part)
     images = output.images(ok + error)
-    rate, newest = _pace(output.folder, sample)
+    rate, newest = pace(output.folder, sample)
     return Status(
         output=output.folder.url,
         state=_state(output, current, at_work, images - ok - error),
@@ -148,54 +142,6 @@ def _state(output: Output, current: Holder | None, at_work: bool, left: int) -> 
     if output.is_complete:
         return "finished"
     return "failed" if left <= 0 and "summary" in output.record else "interrupted"
-
-
-class _EvenSample:
-    """Every so manieth part of a stream, each with the rows that it stands for."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._step, self._seen = most, 1, 0
-        self.parts: list[tuple[Part, int]] = []
-        self.last: Part | None = None
-
-    def add(self, part: Part) -> None:
-        rows = part.ok + part.error
-        if self._seen % self._step:
-            kept, before = self.parts[-1]
-            self.parts[-1] = kept, before + rows
-        else:
-            self.parts.append((part, rows))
-        self._seen += 1
-        self.last = part
-        if len(self.parts) > self._most:
-            pairs = zip(self.parts[::2], [*self.parts[1::2], (part, 0)], strict=False)
-            self.parts = [(one, rows + others) for (one, rows), (_, others) in pairs]
-            self._step *= 2
-
-
-def _pace(output: Folder, sample: _EvenSample) -> tuple[float | None, datetime | None]:
-    """Images a second over the newer half of the sample, and when the newest row of it was finished."""
-    if sample.last is None:
-        return None, None
-    with ThreadPoolExecutor(_THREADS) as pool:
-        times = list(pool.map(lambda part: _finished_at(output, part), [part for part, _ in sample.parts]))
-        newest = _finished_at(output, sample.last)
-    events = sorted((time, rows) for time, (_, rows) in zip(times, sample.parts, strict=True) if time is not None)
-    newest = max(filter(None, [newest, *(time for time, _ in events)]), default=None)
-    newer = events[len(events) // 2 :] if len(events) >= 8 else events
-    if len(newer) < 2:
-        return None, newest
-    seconds = (newer[-1][0] - newer[0][0]).total_seconds()
-    return (sum(rows for _, rows in newer[1:]) / seconds if seconds > 0 else None), newest
-
-
-def _finished_at(output: Folder, part: Part) -> datetime | None:
-    """When the part's last row was finished; None where it has just been replaced."""
-    try:
-        newest = pc.max(read_parts(output, [part], ["finished_at"])["finished_at"]).as_py()
-    except FileNotFoundError:
-        return None
-    return newest if newest is None else newest.astimezone(UTC)
 
 
 def _seconds_since(time: str) -> float | None:

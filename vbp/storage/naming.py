@@ -11,8 +11,6 @@ from urllib.parse import quote
 from vbp.storage.addresses import without_secrets
 
 OUTPUT_SUFFIXES = (".png", ".jpg", ".npy")
-RUNS = "runs"
-"""The folder of a sweep that holds the outputs of its runs."""
 
 _NAME_BYTES = 255  # of one part of a path, on all common disks
 _FILE_NAME_BYTES = _NAME_BYTES - max(map(len, OUTPUT_SUFFIXES))

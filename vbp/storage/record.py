@@ -14,7 +14,7 @@ from typing import Any
 
 from vbp.errors import StorageError
 from vbp.storage.files import Folder
-from vbp.storage.naming import RUNS
+from vbp.storage.outline import INDEX, RUNS
 from vbp.storage.parquet import Written
 
 RUN = "_run/run.json"
@@ -252,8 +252,8 @@ def mark_incomplete(output: Folder) -> None:
 
 
 def _sizes(output: Folder) -> dict[str, int | None]:
-    index = output.child("index")
+    index = output.child(INDEX)
     try:
-        return {f"index/{file.path}": file.size for file in index.walk() if file.path.endswith(".parquet")}
+        return {f"{INDEX}/{file.path}": file.size for file in index.walk() if file.path.endswith(".parquet")}
     except FileNotFoundError:
         return {}

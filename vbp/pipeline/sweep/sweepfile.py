@@ -30,7 +30,7 @@ from typing import Any
 from vbp.errors import UsageError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
-from vbp.storage.naming import RUNS
+from vbp.storage.outline import RUNS
 
 OF_ALL = ("device", "runner", "workers", "node_labels", "storage_options")
 """Settings of the workers that all runs share: they cannot vary."""

@@ -39,6 +39,7 @@ from vbp.storage.ledger.parts import (
     write_part,
 )
 from vbp.storage.manifest.manifest import Manifest
+from vbp.storage.outline import INDEX
 from vbp.storage.parquet import RollingParquet, Written
 from vbp.storage.results.places import made_absolute, misplaced
 
@@ -60,7 +61,6 @@ __all__ = [
     "write_part",
 ]
 
-INDEX = "index"
 _INDEX_FILE = re.compile(rf"{INDEX}/part-\d{{5,}}\.parquet", re.ASCII)
 _THREADS = 16
 _ROWS_AT_ONCE = 65_536
