@@ -126,7 +126,7 @@ def plan(
 ) -> None:
     """What vbp explain would do with the same arguments: images, time, cost, bytes. Writes nothing."""
     with _translated():
-        from vbp.review.plan import plan as look
+        from vbp.pipeline.dryrun import plan as look
         from vbp.tables import print_plan
 
         config = config_of(ctx, input, output, directory, options)
@@ -175,7 +175,7 @@ def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
         asked = read_sweep(sweep_file)
         if not only_plan:
             sys.exit(_sweep(asked, as_json))
-        from vbp.review.sweepplan import plan_sweep
+        from vbp.pipeline.sweep.dryrun import plan_sweep
         from vbp.tables import print_sweep_plan
 
         found = plan_sweep(asked, lambda name: _say(f"Planning {name}.", err=True))

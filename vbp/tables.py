@@ -12,11 +12,11 @@ from vbp.review.validate import FAULTS
 from vbp.terminal import Rows, duration, shown
 
 if TYPE_CHECKING:
+    from vbp.pipeline.dryrun import Plan
+    from vbp.pipeline.sweep.dryrun import SweepPlan
     from vbp.review.compare import Comparison
     from vbp.review.failures import Failures
-    from vbp.review.plan import Plan
     from vbp.review.status import Status
-    from vbp.review.sweepplan import SweepPlan
     from vbp.review.validate import Validation
 
 _PAIRS = 30

@@ -12,11 +12,11 @@ from PIL import Image
 from vbp.errors import UsageError
 from vbp.pipeline import Observer, RunConfig, run
 from vbp.pipeline.calibrate import Choice, _pixels
+from vbp.pipeline.dryrun import plan
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
 from vbp.pipeline.sweep.sweep import sweep
 from vbp.pipeline.sweep.sweepfile import parse_sweep
-from vbp.review.plan import plan
 from vbp.saliency.prepared import calibration
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder

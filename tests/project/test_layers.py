@@ -58,7 +58,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.pipeline.on_ray": (WORK | {"vbp.storage.stores", "vbp.pipeline"}, {"numpy", "pyarrow", "ray"}),
     "vbp.pipeline.sweep": (WORK | {"vbp.pipeline", "vbp.pipeline.on_ray"}, {"numpy", "pyarrow"}),
     "vbp.review": (
-        {"vbp", "vbp.plain", "vbp.images", "vbp.networks.preprocessing"} | STORAGE | PIPELINE,
+        {"vbp", "vbp.plain", "vbp.images", "vbp.networks.preprocessing"} | STORAGE,
         {"numpy", "pyarrow", "PIL"},
     ),
     "vbp.demo": (
@@ -70,7 +70,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
     "vbp.terminal": ({"vbp.plain"} | PIPELINE, {"rich"}),
-    "vbp.tables": ({"vbp.plain", "vbp.review", "vbp.terminal"}, {"rich"}),
+    "vbp.tables": ({"vbp.plain", "vbp.review", "vbp.terminal"} | PIPELINE, {"rich"}),
     "vbp.version": ({"vbp"}, set()),
     "vbp.flags": ({"vbp.errors", "vbp.networks"} | PIPELINE, {"click"}),
     "vbp.cli": (
@@ -152,7 +152,7 @@ def test_imports_point_down(module):
         ("vbp.review.status", {"torch", "ray", "PIL"}),
         ("vbp.review.failures", {"torch", "ray", "PIL"}),
         ("vbp.review.validate", {"torch", "ray"}),
-        ("vbp.review.plan", {"torch", "ray", "PIL"}),
+        ("vbp.pipeline.dryrun", {"torch", "ray", "PIL"}),
         ("vbp.review.report", {"torch", "ray"}),
     ],
 )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vbp.errors import UsageError
+from vbp.pipeline.dryrun import Known, Plan, plan
 from vbp.pipeline.shared import network_key
 from vbp.pipeline.sweep.sweep import hours_spent
 from vbp.pipeline.sweep.sweepfile import Budget, Sweep, SweepRun
-from vbp.review.plan import Known, Plan, plan
 
 
 @dataclass(frozen=True, kw_only=True)

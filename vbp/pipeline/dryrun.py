@@ -26,10 +26,10 @@ from vbp.pipeline.recipe import PASSES, Recipe, rows_together
 from vbp.pipeline.record import Record
 from vbp.pipeline.shared import Networks
 from vbp.pipeline.steps import Batch, batch_of, good_rows
-from vbp.review.status import status
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import pending_shards
+from vbp.storage.ledger.pace import pace_of
 from vbp.storage.leftout import LeftOut, in_words
 from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
 
@@ -147,6 +147,7 @@ def plan(
         manifest = record.manifest(config.input)
         seen = _seen(config, manifest)
         left = _left(config, output, manifest, seen)
+        known_rate = pace_of(output, manifest, record.facts.get("run_id")) if manifest else None
     except (StorageError, OSError) as error:
         raise UsageError(str(error)) from error
     known = known or Known()
@@ -162,8 +163,8 @@ def plan(
         known.measured[kind] = sample.measure(left)
     measured = known.measured[kind] if left else _Measured()
     rate, rate_of = images_per_second, "given"
-    if rate is None and record.facts.get("fingerprint"):
-        rate, rate_of = status(config.output, config.storage_options).images_per_second, "of the newest run in OUTPUT"
+    if rate is None:
+        rate, rate_of = known_rate, "of the newest run in OUTPUT"
     if rate is None and measured.images_per_second is not None:
         times = workers if runner == "ray" and sample.recipe.device == "cuda" else 1
         rate = times * measured.images_per_second

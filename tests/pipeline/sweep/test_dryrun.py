@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from vbp.cli import main
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
+from vbp.pipeline.dryrun import Plan
+from vbp.pipeline.sweep import dryrun as module
+from vbp.pipeline.sweep.dryrun import SweepPlan, plan_sweep
 from vbp.pipeline.sweep.sweepfile import Budget, SweepRun, parse_sweep
-from vbp.review import sweepplan
-from vbp.review.plan import Plan
-from vbp.review.sweepplan import SweepPlan, plan_sweep
 from vbp.storage.record import SWEEP
 
 
@@ -49,7 +49,7 @@ def test_against_the_budget(spent, budget, exceeds):
 
 
 def test_runs_of_one_network_are_planned_together_and_told_in_the_files_order(monkeypatch):
-    monkeypatch.setattr(sweepplan, "plan", lambda config, **_: planned(config.size, 0, 1.0))
+    monkeypatch.setattr(module, "plan", lambda config, **_: planned(config.size, 0, 1.0))
     text = "{output: o, inputs: p, grid: {preset: [paper, reference]}, variants: {a: {model: vgg16, size: 1}, "
     text += "b: {model: vgg11, size: 2}, c: {model: vgg16, size: 3}}}"
     told = []

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from vbp.cli import main
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig, run
-from vbp.review.plan import Known, plan
+from vbp.pipeline.dryrun import Known, plan
 from vbp.storage.files import Folder
 from vbp.tables import print_plan
 
