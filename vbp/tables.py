@@ -160,21 +160,37 @@ def print_comparison(found: Comparison) -> None:
     table = Rows("runs", "differ in", "images", "correlation", "by rank", "overlap", "peaks apart", "other class",
                   "least alike", box=None, pad_edge=False)  # fmt: skip
     for pair in found.pairs[:_PAIRS]:
-        shares = (pair.overlap, pair.peak_distance, pair.predictions_changed)
         table.add_row(
             f"{pair.run}\n{pair.other}",
             ", ".join(pair.differ),
             str(pair.images),
-            *("" if value is None else f"{value:.3f}" for value in (pair.correlation, pair.rank_correlation)),
-            *("" if share is None else f"{100 * share:.1f} %" for share in shares),
+            _beside_chance(_number(pair.correlation), _number(pair.correlation_by_chance)),
+            _beside_chance(_number(pair.rank_correlation), _number(pair.rank_correlation_by_chance)),
+            _beside_chance(_percent(pair.overlap), _percent(pair.overlap_by_chance)),
+            _beside_chance(_percent(pair.peak_distance), _percent(pair.peak_distance_by_chance)),
+            _percent(pair.predictions_changed),
             pair.least_alike or "",
         )
     _print("", table)
     more = f"; {len(found.pairs)} pairs in all" if len(found.pairs) > _PAIRS else ""
     _print(
-        f"\nMeans over at most {found.sample} images of each input. Overlap: of the brightest twentieth of the pixels. "
+        f"\nMeans over at most {found.sample} images of each input; in brackets: what masks of two different images "
+        "score, the level of chance. Overlap: of the brightest twentieth of the pixels. "
         f"Peaks apart: of the diagonal. All in {found.output}/comparison.parquet{more}."
     )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _beside_chance(value: str, by_chance: str) -> str:
+    """Two lines, as the two runs of a pair have."""
+    return f"{value}\n({by_chance})" if value and by_chance else value
 
 
 def _facts() -> Rows:

@@ -110,6 +110,49 @@ def test_the_brightest_twentieth_of_distinct_values():
     assert 0.3 < found["overlap"][0, 2] < 0.4  # 21 brightest each, 11 in common: 11 / 31
 
 
+def test_what_chance_gives_is_what_masks_of_different_images_score(made):
+    """All pairs of different images, by plain loops; each image meets one other, so only the spread is known."""
+    masks = {f"{n:02d}": smooth(n) for n in range(16)}
+    (pair,) = compare(made({"x": ({}, masks), "y": ({}, masks)}, [])).pairs
+    assert (pair.correlation, pair.overlap, pair.peak_distance) == (pytest.approx(1), 1, 0)
+    others = [
+        np.corrcoef(masks[a].ravel(), masks[b].ravel())[0, 1] for a in masks for b in masks if a != b
+    ]  # fmt: skip
+    assert pair.correlation_by_chance == pytest.approx(np.mean(others), abs=3 * np.std(others) / 16**0.5)
+    assert 0 < pair.overlap_by_chance < 0.5
+    assert 0.1 < pair.peak_distance_by_chance < 0.6
+    assert abs(pair.rank_correlation_by_chance) < 0.5
+
+
+def test_two_images_are_held_against_each_other(made):
+    masks = {"a": smooth(1), "b": smooth(2)}
+    (pair,) = compare(made({"x": ({}, masks), "y": ({}, masks)}, [])).pairs
+    expected = np.corrcoef(masks["a"].ravel(), masks["b"].ravel())[0, 1]
+    assert pair.correlation_by_chance == pytest.approx(expected)
+
+
+def test_by_chance_masks_of_other_sizes_are_compared_too(made):
+    masks = {"a": smooth(1, 32), "b": smooth(2, 16)}
+    (pair,) = compare(made({"x": ({}, masks), "y": ({}, masks)}, [])).pairs
+    small = smooth(1, 32).reshape(16, 2, 16, 2).mean((1, 3))
+    expected = np.corrcoef(small.ravel(), masks["b"].ravel())[0, 1]
+    assert pair.correlation_by_chance == pytest.approx(expected, abs=0.05)
+
+
+def test_chance_needs_a_second_image(made):
+    (pair,) = compare(made({"x": ({}, {"a": smooth(1)}), "y": ({}, {"a": smooth(1)})}, [])).pairs
+    assert (pair.correlation_by_chance, pair.peak_distance_by_chance) == (None, None)
+
+
+def test_chance_is_measured_on_some_images_alone(made, monkeypatch):
+    asked = []
+    real = module._unrelated
+    monkeypatch.setattr(module, "_unrelated", lambda *arguments: asked.append(1) or real(*arguments))
+    masks = {f"{n:03d}": smooth(n) for n in range(80)}
+    (pair,) = compare(made({"x": ({}, masks), "y": ({}, masks)}, [])).pairs
+    assert (pair.images, len(asked)) == (80, 48)
+
+
 def test_flat_masks_count_for_nothing(made):
     flat = np.zeros((SIZE, SIZE), np.float32)
     one = {"a": smooth(1), "b": flat}
@@ -204,6 +247,7 @@ def test_it_is_written_as_a_table(made):
     (row,) = pq.read_table(f"{found.output}/comparison.parquet").to_pylist()
     assert (row["run"], row["other"], row["images"], row["differ"]) == ("x", "y", 1, [])
     assert row["correlation"] == found.pairs[0].correlation
+    assert row["correlation_by_chance"] is None
     assert found.as_json()["pairs"][0]["overlap"] == row["overlap"]
 
 

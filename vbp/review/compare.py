@@ -3,6 +3,8 @@
 Runs may differ in size, fit and frame.  So all masks of an image are brought to the part of the picture that every
 one of them covers, at the smallest of their sizes, and compared there.
 
+What chance would give is measured too: the same, of the one run's mask of one image and the other's of another image.
+
 Shape legend: R = runs, P = pixels of that part.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -34,6 +36,10 @@ TOP = 0.05
 MEASURES = ("correlation", "rank_correlation", "overlap", "peak_distance")
 
 _THREADS = 8
+_AT_ONCE = 16
+"""Images whose masks are held together."""
+_CHANCE = 48
+"""Images that are also held against others."""
 _BOX = ("frame_left", "frame_top", "frame_right", "frame_bottom")
 _PLACE = tuple(f"{INDEXED[0]}_{name}" for name in ("uri", "offset", "length"))
 _COLUMNS = ("key", "width", "height", "mask_mean", "prediction", *_PLACE, *_BOX)
@@ -57,6 +63,11 @@ class Pair:
     """Of the brightest twentieth of the pixels of each: intersection over union, in [0, 1]."""
     peak_distance: float | None
     """Between the maxima, as a share of the diagonal: in [0, 1]."""
+    correlation_by_chance: float | None
+    """The four measures of masks of different images, one of each run: what two unrelated masks score."""
+    rank_correlation_by_chance: float | None
+    overlap_by_chance: float | None
+    peak_distance_by_chance: float | None
     predictions_changed: float | None
     """Share of the images that have a prediction of both."""
     least_alike: str | None
@@ -98,10 +109,11 @@ def compare(
             if len(names) < 2:
                 continue
             keys = sorted(set().union(*runs.values()))
+            np.random.default_rng(seed).shuffle(keys)  # neighbours are held against each other, and share no folder
             images = [[runs[name].get(key) for name in names] for key in keys]
-            agreements = list(pool.map(lambda image: _agreement(image, options), images))
+            agreements, by_chance = _measured(images, pool, options)
             for one, other in combinations(range(len(names)), 2):
-                facts = _facts(keys, images, agreements, one, other)
+                facts = _facts(keys, images, agreements, one, other) | _chance(by_chance, one, other)
                 differ = tuple(
                     name for name in varied[names[one]] if varied[names[one]][name] != varied[names[other]].get(name)
                 )
@@ -118,13 +130,14 @@ def save(found: Comparison, options: Mapping[str, Any] | None = None) -> None:
     Folder(found.output, options).write(COMPARISON, sink.getvalue())
 
 
+_BY_CHANCE = "{}_by_chance"
 _SCHEMA = pa.schema(
     [
         ("run", pa.string()),
         ("other", pa.string()),
         ("differ", pa.list_(pa.string())),
         ("images", pa.int64()),
-        *((name, pa.float64()) for name in (*MEASURES, "predictions_changed")),
+        *((name, pa.float64()) for name in (*MEASURES, *map(_BY_CHANCE.format, MEASURES), "predictions_changed")),
         ("least_alike", pa.string()),
     ]
 )
@@ -192,19 +205,68 @@ class _Agreement:
     measures: Mapping[str, np.ndarray]
 
 
-def _agreement(image: Sequence[_Row | None], options: Mapping[str, Any] | None) -> _Agreement:
-    """Of one image's masks, one row a run."""
+@dataclass(frozen=True)
+class _Image:
+    """The masks of one image, as far as they can be had and have something in common."""
+
+    present: Sequence[int]
+    """The runs that have a mask, by number."""
+    views_RHW: np.ndarray | None
+    """Of these runs; None where there is nothing to compare."""
+
+
+def _measured(
+    images: Sequence[Sequence[_Row | None]], pool: Executor, options: Mapping[str, Any] | None
+) -> tuple[list[_Agreement], list[Mapping[str, np.ndarray]]]:
+    """How the masks of each image agree, and how they agree with those of another image, for some of them."""
+    runs = len(images[0]) if images else 0
+    agreements: list[_Agreement] = []
+    by_chance: list[Mapping[str, np.ndarray]] = []
+    for first in range(0, len(images), _AT_ONCE):
+        opened = list(pool.map(lambda image: _opened(image, options), images[first : first + _AT_ONCE]))
+        agreements += pool.map(lambda image: _agreement(image, runs), opened)
+        if len(opened) > 1 and first < _CHANCE:
+            by_chance += pool.map(lambda one, other: _unrelated(one, other, runs), opened, opened[1:] + opened[:1])
+    return agreements, by_chance
+
+
+def _opened(image: Sequence[_Row | None], options: Mapping[str, Any] | None) -> _Image:
+    """One image's masks, one row a run."""
     masks = [None if row is None else _mask(row, options) for row in image]
     present = [number for number, mask in enumerate(masks) if mask is not None]
-    measures = {name: np.full((len(image), len(image)), np.nan) for name in MEASURES}
     views = _views(
         [(mask, _box(row, mask)) for row, mask in zip(image, masks, strict=True) if row and mask is not None]
     )
-    if views:
-        place = np.ix_(present, present)
-        for name, values_RR in measures_of(np.stack(views)).items():
-            measures[name][place] = values_RR
-    return _Agreement(np.isin(np.arange(len(image)), present), measures)
+    return _Image(present, np.stack(views) if views else None)
+
+
+def _agreement(image: _Image, runs: int) -> _Agreement:
+    measures = {name: np.full((runs, runs), np.nan) for name in MEASURES}
+    if image.views_RHW is not None:
+        for name, values_RR in measures_of(image.views_RHW).items():
+            measures[name][np.ix_(image.present, image.present)] = values_RR
+    return _Agreement(np.isin(np.arange(runs), image.present), measures)
+
+
+def _unrelated(image: _Image, other: _Image, runs: int) -> dict[str, np.ndarray]:
+    """Each run's mask of the first image held against each run's of the other: R x R for each measure."""
+    measures = {name: np.full((runs, runs), np.nan) for name in MEASURES}
+    if image.views_RHW is not None and other.views_RHW is not None:
+        height, width = image.views_RHW.shape[1:]
+        resized_RHW = np.stack([_resized(mask_HW, width, height) for mask_HW in other.views_RHW])
+        both = measures_of(np.concatenate([image.views_RHW, resized_RHW]))
+        own = len(image.present)
+        for name, values in both.items():
+            measures[name][np.ix_(image.present, other.present)] = values[:own, own:]
+    return measures
+
+
+def _resized(mask_HW: np.ndarray, width: int, height: int) -> np.ndarray:
+    from PIL import Image
+
+    if mask_HW.shape == (height, width):
+        return mask_HW
+    return np.asarray(Image.fromarray(mask_HW).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def measures_of(masks_RHW: np.ndarray) -> dict[str, np.ndarray]:
@@ -310,3 +372,12 @@ def _facts(
         "predictions_changed": sum(changed) / len(changed) if changed else None,
         "least_alike": None if least is None else keys[both[least]],
     }
+
+
+def _chance(by_chance: Sequence[Mapping[str, np.ndarray]], one: int, other: int) -> dict[str, float | None]:
+    """The means by chance of two runs, in both directions."""
+    means = {}
+    for name in MEASURES:
+        values = np.array([found[name][pair] for found in by_chance for pair in ((one, other), (other, one))])
+        means[_BY_CHANCE.format(name)] = float(np.nanmean(values)) if np.isfinite(values).any() else None
+    return means
