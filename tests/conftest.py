@@ -5,6 +5,7 @@ import os
 import pytest
 
 from tests.servers import (
+    ENVIRONMENT,
     any_store,
     azure_server,
     careless_server,
@@ -34,6 +35,25 @@ __all__ = [
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # before gcsfs is imported: it asks Google about buckets
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: else it writes a token file into the home folder
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """Four logical CPUs, whatever the machine has; its workers may use the S3 server."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        for tries_left in (2, 1, 0):
+            try:
+                ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+                break
+            except Exception as error:  # Ray has no other class for it
+                if not tries_left or "timed out during startup" not in str(error):
+                    raise
+    yield
+    ray.shutdown()
 
 
 CLUSTERS = ("tests/jobs/", "tests/cluster/test_rehearsal.py", "tests/pipeline/test_gpu_head.py")
