@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -299,3 +300,27 @@ def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return Folder(f"az://{BUCKET}/{name}")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)
     return Folder(f"az://{BUCKET}/{name}", {"az://": {"endpoint_url": f"{server.endpoint}/{AZURE_ACCOUNT}"}})
+
+
+def main() -> None:
+    """Start the S3 server for people, until Ctrl-C: ``make s3``."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = S3Server(Path(folder))
+        os.environ.update(ENVIRONMENT)
+        server.start()
+        options = json.dumps(server.storage_options)
+        sys.stdout.write(
+            f"An S3 server is at {server.endpoint}; what it holds goes with it. In another terminal:\n"
+            f"  export AWS_ACCESS_KEY_ID={ENVIRONMENT['AWS_ACCESS_KEY_ID']} "
+            f"AWS_SECRET_ACCESS_KEY={ENVIRONMENT['AWS_SECRET_ACCESS_KEY']} AWS_REGION={ENVIRONMENT['AWS_REGION']}\n"
+            f"  vbp explain photos s3://{BUCKET}/out --weights demo --storage-options '{options}'\n"
+        )
+        sys.stdout.flush()
+        try:
+            server.process.wait()
+        except KeyboardInterrupt:
+            server.kill()
+
+
+if __name__ == "__main__":
+    main()
