@@ -5,7 +5,7 @@ TEST_PROCESSES ?= 3
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check bench rehearsal zoo chaos format lock clean
+.PHONY: help demo test slow check docs bench rehearsal zoo chaos format lock s3 clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,7 +19,7 @@ test: .venv/ready .venv/azurite/ready ## the tests; needs no network, no GPU
 slow: .venv/ready .venv/azurite/ready ## tests of over a minute whose ground a shorter one covers too
 	$(BIN)/python -m pytest -q -m slow $(TESTS)
 
-check: .venv/ready ## format, lint, types
+check: .venv/ready docs ## format, lint, types, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -46,8 +46,14 @@ lock: .venv/ready ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --constraint constraints.txt --upgrade --quiet --output-file requirements.lock
 
+docs: .venv/ready ## the documentation site, in site/; warnings are errors
+	$(BIN)/python -m docs.generate
+
+s3: .venv/ready ## an S3 server on this machine to try things on; ends with Ctrl-C
+	$(BIN)/python -m tests.servers
+
 clean: ## remove the virtual environment and caches
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The Azure server of the tests; where there is no npm, they are skipped. The date fixes what it depends on.
 .venv/azurite/ready: .venv/ready

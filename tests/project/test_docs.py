@@ -1,22 +1,17 @@
-"""README, changelog and lock say what is true."""
+"""README, the pages of the site, changelog and lock say what is true."""
 
-import dataclasses
-import json
+import ast
 import re
-import shlex
-import shutil
 import tomllib
-from collections import Counter
 from pathlib import Path
 
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from click.testing import CliRunner
 
 import vbp
-from vbp.cli import explain, main
-from vbp.flags import ALIASES
-from vbp.pipeline import RunConfig
+from vbp import cli, errors
+from vbp.cli import main
+from vbp.errors import ImageError
+from vbp.storage.ledger.parts import INDEX_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -26,52 +21,79 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("vbp", "jobs", "cluster", "docs", "benchmarks", "tests")
 STRANGER = re.compile(r"install\b[^`\n]*\s['\"]vbp\b|pip install vbp\b|\bvbp\\?\[[a-z{]")
 """What would install it: ``pip install vbp``, ``'vbp[s3]'``."""
+SHELL_SAYS = "vbp: command not found"
+OPTIONS_OF_OTHERS = {"--head", "--working-dir", "--directory"}
+"""Of Ray and of ``python -m http.server``."""
 
 
-def table_rows():
-    """Option name -> default, from README's table of options."""
-    rows = re.findall(r"^\| (`--[^|]*) \|([^|]*)\|", README, re.MULTILINE)
-    return {names: default.strip().strip("`") for names, default in rows}
+def pages():
+    """README, llms.txt and all pages of the site, by their paths."""
+    paths = [ROOT / "README.md", ROOT / "llms.txt", ROOT / "cluster" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    return {path: path.read_text() for path in paths}
 
 
-def test_every_option_stands_in_the_readme_with_its_default():
-    defaults = {name: default for names, default in table_rows().items() for name in re.findall(r"--[\w-]+", names)}
-    for field in dataclasses.fields(RunConfig):
-        if field.name in ("input", "output"):
-            continue
-        flag = "--" + field.name.replace("_", "-")
-        assert flag in defaults, f"{flag} is missing in README"
-        if isinstance(field.default, (str, int)) and not isinstance(field.default, bool):
-            assert defaults[flag] == str(field.default), flag
-        for alias in ALIASES.get(field.name, ()):
-            assert alias in defaults, f"{alias} is missing in README"
+def strings():
+    """Every text in the program's code, with what is filled in left out."""
+    for path in (ROOT / "vbp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "\0".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
-def test_readme_names_no_option_that_does_not_exist():
-    commands = [explain, *main.commands.values()]
-    known = {name for command in commands for parameter in command.params for name in parameter.opts}
-    known |= {"--address", "--working-dir"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
+def test_readme_is_short():
+    assert len(README.encode()) <= 8_000
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", README)
+    assert (ROOT / picture).stat().st_size < 150_000
 
 
-def test_the_commands_of_the_section_operate(photos, network_file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(photos, "photos")
-    Path("photos", "cat", "broken.jpg").write_bytes(b"no image")
-    shutil.copy(network_file, "model.safetensors")
-    block = re.search(r"^## Operate\n.*?^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
-    plan, *others = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
-    assert plan[0] == "plan"
-    assert {"status", "failures", "validate", "report"} == {arguments[0] for arguments in others}
-    assert CliRunner().invoke(main, plan).exit_code == 0
-    assert not Path("out").exists()
-    done = ["explain", "photos", "out", "--weights", "model.safetensors", "--max-failures", "1"]
-    assert CliRunner().invoke(main, done).exit_code == 0
-    for arguments in others:
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, (arguments, result.output)
-    assert "broken.jpg" in Path("failed.csv").read_text()
-    assert "broken.jpg" in Path("report.html").read_text()
+def test_pages_name_no_option_that_does_not_exist():
+    known = {name for command in main.commands.values() for parameter in command.params for name in parameter.opts}
+    known |= {f"--no-{name[2:]}" for name in known} | {"--help", "--version"} | OPTIONS_OF_OTHERS
+    found = {
+        str(path): unknown
+        for path, text in pages().items()
+        if path.parent.name not in ("cluster", "decisions")
+        and (unknown := set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known)
+    }
+    assert found == {}
+
+
+def test_no_link_of_a_page_is_dead():
+    dead = []
+    for path, text in pages().items():
+        for target in re.findall(r"\]\(([^)#\s]+)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)):
+            if "://" not in target and not (path.parent / target).exists():
+                dead.append(f"{path.relative_to(ROOT)}: {target}")
+    assert dead == []
+
+
+def test_the_page_of_the_columns_has_each_with_its_type_and_a_meaning():
+    page = (ROOT / "docs" / "reference" / "columns.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (\S[^|]+) \|$", page, re.MULTILINE)
+    assert {name: kind for name, kind, _ in rows} == {field.name: str(field.type) for field in INDEX_SCHEMA}
+
+
+def test_the_page_of_the_exit_codes_has_each():
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
+    codes = [0, cli.EXIT_CRASHED, cli.EXIT_USAGE, cli.EXIT_WRONG, cli.EXIT_INTERRUPTED]
+    assert [int(code) for code in re.findall(r"^\| (\d) \|", page, re.MULTILINE)] == codes
+
+
+def test_troubleshooting_quotes_what_the_program_says():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = [heading for heading in re.findall(r"^### `(.+)`$", page, re.MULTILINE) if heading != SHELL_SAYS]
+    said = "\n".join(strings())
+    unsaid = {heading: piece for heading in quoted for piece in heading.split("...") if piece.strip() not in said}
+    assert len(quoted) > 20
+    assert unsaid == {}
+
+
+def test_troubleshooting_knows_every_kind_of_bad_image():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ImageError)}
+    assert kinds - {"ImageError"} <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_every_command_has_help():
@@ -85,6 +107,7 @@ def test_versions_agree():
     newest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == vbp.__version__ == PYPROJECT["project"]["version"]
+    assert f"\nversion: {vbp.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_lock_holds_every_dependency_with_hashes_and_no_address():
@@ -110,35 +133,3 @@ def test_constraints_are_what_the_lock_pins():
     lock = (ROOT / "requirements.lock").read_text()
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert re.search(rf"^{re.escape(line)} ", lock, re.MULTILINE), line
-
-
-def test_the_example_of_the_section_sweep(photos, network_file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(photos, "photos")
-    shutil.copy(network_file, "model.safetensors")
-    section = re.search(r"^## Sweep\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)[1]
-    file, commands = re.findall(r"^```\w*\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    Path("sweep.yaml").write_text(file.replace("size: 224", "size: 32"))
-    plan, sweep, status = [shlex.split(line, comments=True)[1:] for line in commands.splitlines()]
-    planned = CliRunner().invoke(main, plan)
-    assert planned.exit_code == 0, planned.output
-    assert re.search(r"all together +66 +0 +66", planned.stdout)
-    assert "The budget is 6.66667 h of work: it suffices." in planned.stdout
-    assert not Path("sweep").exists()
-    done = CliRunner().invoke(main, sweep)
-    assert done.exit_code == 0, done.output
-    for text in ("weights-random--preset-paper       finished  22", "preset  ", "correlation", "comparison.parquet"):
-        assert text in done.stdout
-    seen = CliRunner().invoke(main, status)
-    assert "finished: every image has its row" in seen.stdout
-    rows = pads.dataset("sweep/index").to_table(columns=["run_weights", "run_preset"]).to_pylist()
-    assert Counter(map(tuple, map(dict.values, rows))) == dict.fromkeys(
-        [("trained", "paper"), ("trained", "reference"), ("random", "paper")], 22
-    )
-    whole = CliRunner().invoke(main, ["status", "sweep"])
-    assert (whole.exit_code, "a sweep's, of 3 runs, its index complete; give " in whole.stderr) == (2, True)
-    again = CliRunner().invoke(main, [*sweep, "--json"])
-    told = json.loads(again.stdout)
-    assert [run["summary"]["computed"] for run in told["runs"]] == [0, 0, 0]
-    assert len(told["comparison"]["pairs"]) == 3
-    assert pq.read_table("sweep/comparison.parquet").num_rows == 3

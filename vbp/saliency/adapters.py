@@ -36,7 +36,7 @@ def _with_inner(method: Method) -> Method:
 class CaptumAttribution:
     """Captum's convention: ``attribute(inputs, target)`` gives a tensor of the inputs' shape.
 
-    Example:
+    Examples:
         >>> attribution = CaptumAttribution(VisualBackProp(model)).attribute(images_BCHW, target=281)
 
     Args:
@@ -83,7 +83,7 @@ class CaptumAttribution:
 class GradCamStyle:
     """The convention of pytorch-grad-cam: a context manager, called with a batch and its targets.
 
-    Example:
+    Examples:
         >>> with GradCamStyle(VisualBackProp(model)) as cam:
         ...     grayscale_cam = cam(input_tensor=images_BCHW, targets=[ClassifierOutputTarget(281)])
 

@@ -230,7 +230,7 @@ class VisualBackProp:
     `vbp.saliency.trace`; negative activations count as 0. Where branches were added or concatenated, the mask is led
     down each with its own geometry, and the results are averaged.
 
-    Example:
+    Examples:
         >>> vbp = VisualBackProp(torchvision.models.vgg16(weights="DEFAULT"))
         >>> mask_B1HW = vbp(images_BCHW)
         >>> cat_B1HW = vbp(images_BCHW, target=281)
