@@ -21,14 +21,19 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("vbp", "jobs", "cluster", "docs", "benchmarks", "tests")
 STRANGER = re.compile(r"install\b[^`\n]*\s['\"]vbp\b|pip install vbp\b|\bvbp\\?\[[a-z{]")
 """What would install it: ``pip install vbp``, ``'vbp[s3]'``."""
+HISTORY = {"CHANGELOG.md", "DECISIONS.md"}
 SHELL_SAYS = "vbp: command not found"
 OPTIONS_OF_OTHERS = {"--head", "--working-dir", "--directory"}
 """Of Ray and of ``python -m http.server``."""
 
 
 def pages():
-    """README, llms.txt and all pages of the site, by their paths."""
-    paths = [ROOT / "README.md", ROOT / "llms.txt", ROOT / "cluster" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    """Everything that people read, by its path."""
+    rooms = [
+        *ROOT.glob("*.md"),
+        *(path for room in ("docs", "cluster", "benchmarks") for path in (ROOT / room).rglob("*.md")),
+    ]
+    paths = [*rooms, ROOT / "llms.txt"]
     return {path: path.read_text() for path in paths}
 
 
@@ -54,7 +59,8 @@ def test_pages_name_no_option_that_does_not_exist():
     found = {
         str(path): unknown
         for path, text in pages().items()
-        if path.parent.name not in ("cluster", "decisions")
+        if path.parent.name not in ("cluster", "decisions", "benchmarks")
+        and path.name not in HISTORY
         and (unknown := set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known)
     }
     assert found == {}
@@ -67,6 +73,19 @@ def test_no_link_of_a_page_is_dead():
             if "://" not in target and not (path.parent / target).exists():
                 dead.append(f"{path.relative_to(ROOT)}: {target}")
     assert dead == []
+
+
+def test_every_decision_has_a_date_and_a_status_and_stands_in_the_list():
+    listed = (ROOT / "DECISIONS.md").read_text()
+    for path in (ROOT / "docs" / "decisions").glob("*.md"):
+        titles = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
+        stated = re.findall(
+            r"^## (.+)\n\n\*\d{4}-\d\d-\d\d, (?:in force|superseded by \[.+\]\(.*#.+\))\*\n\n\S",
+            path.read_text(),
+            re.MULTILINE,
+        )
+        assert titles == stated, path.name
+        assert [title for title in titles if f"- [{title}](docs/decisions/{path.name}#" not in listed] == []
 
 
 def test_the_page_of_the_columns_has_each_with_its_type_and_a_meaning():
