@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vbp.choices import Channels
 from vbp.errors import ImageError, UsageError
 from vbp.networks.models import Model, check_channels, load_model
-from vbp.networks.preprocessing import Channels, Preprocessing
+from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency.prepared.calibration import IMAGES
 from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp

@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 import click
 from click.core import ParameterSource
 
+from vbp.choices import choices_of
 from vbp.errors import UsageError
-from vbp.pipeline.config import RunConfig, choices_of
+from vbp.pipeline.config import RunConfig
 
 ALIASES = {
     "weights": ("--cp", "--checkpoint"),

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from vbp.choices import choices_of
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
-from vbp.pipeline.config import choices_of
 from vbp.pipeline.runfile import _FIELDS, parse_run, save_run, text_of_run
 
 

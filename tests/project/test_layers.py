@@ -21,25 +21,26 @@ HEAVY = {
     "rich",
     "click",
 }
-LEAVES = {"vbp.errors", "vbp.storage.addresses", "vbp.storage.leftout", "vbp.storage.outline"}
+LEAVES = {"vbp.errors", "vbp.choices", "vbp.storage.addresses", "vbp.storage.leftout", "vbp.storage.outline"}
 STORAGE = LEAVES | {f"vbp.storage{room}" for room in ("", ".collections", ".manifest", ".results", ".ledger")}
 NETWORKS = {"vbp.networks", "vbp.networks.classfile", "vbp.networks.preprocessing"}
 PIPELINE = {"vbp.pipeline", "vbp.pipeline.on_ray", "vbp.pipeline.sweep"}
 WORK = {"vbp", "vbp.explainer", "vbp.images", "vbp.saliency"} | STORAGE | NETWORKS
 ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.errors": (set(), set()),
+    "vbp.choices": (set(), set()),
     "vbp.plain": (set(), set()),
     "vbp.light_torchvision": (set(), {"torch", "torchvision"}),
-    "vbp.networks.preprocessing": ({"vbp.errors"}, set()),
+    "vbp.networks.preprocessing": ({"vbp.errors", "vbp.choices"}, set()),
     "vbp.networks.classfile": ({"vbp.errors"}, set()),
     "vbp.networks": (
-        {"vbp.errors", "vbp.light_torchvision", "vbp.networks.preprocessing"},
+        {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.networks.preprocessing"},
         {"torch", "torchvision", "numpy", "safetensors"},
     ),
-    "vbp.saliency": ({"vbp.errors", "vbp.light_torchvision"}, {"torch", "torchvision", "numpy"}),
-    "vbp.explainer": ({"vbp.errors", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
+    "vbp.saliency": ({"vbp.errors", "vbp.choices", "vbp.light_torchvision"}, {"torch", "torchvision", "numpy"}),
+    "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
     "vbp.images": (
-        {"vbp.errors", "vbp.networks.preprocessing"},
+        {"vbp.errors", "vbp.choices", "vbp.networks.preprocessing"},
         {"PIL", "torch", "torchvision", "numpy", "matplotlib"},
     ),
     "vbp.storage.addresses": ({"vbp.errors"}, set()),
@@ -72,7 +73,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.terminal": ({"vbp.plain"} | PIPELINE, {"rich"}),
     "vbp.tables": ({"vbp.plain", "vbp.review", "vbp.terminal"} | PIPELINE, {"rich"}),
     "vbp.version": ({"vbp"}, set()),
-    "vbp.flags": ({"vbp.errors", "vbp.networks"} | PIPELINE, {"click"}),
+    "vbp.flags": ({"vbp.errors", "vbp.choices", "vbp.networks"} | PIPELINE, {"click"}),
     "vbp.cli": (
         {
             "vbp.flags",
@@ -143,6 +144,7 @@ def test_imports_point_down(module):
         ("vbp", HEAVY),
         ("vbp.cli", HEAVY - {"click"}),
         ("vbp.pipeline", HEAVY),
+        ("vbp.choices", HEAVY),
         ("vbp.networks.preprocessing", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),

@@ -42,6 +42,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from vbp.choices import Fit, choices_of
 from vbp.errors import (
     CorruptImageError,
     EmptyFileError,
@@ -50,7 +51,7 @@ from vbp.errors import (
     NotAnImageError,
     UnsupportedLayoutError,
 )
-from vbp.images.fit import FITS, Fit, fit_frame, resized
+from vbp.images.fit import fit_frame, resized
 from vbp.images.frame import Frame
 from vbp.images.png import bare_png, check_png
 from vbp.images.tiff import check_blocks, layout_of, pillow_reads, read_tiff, with_its_palette
@@ -137,8 +138,8 @@ def decode(
     """
     if size < 1:
         raise ValueError(f"size (={size}) must be at least 1 pixel")
-    if fit not in FITS:
-        raise ValueError(f"fit (={fit!r}) must be one of {', '.join(FITS)}")
+    if fit not in choices_of(Fit):
+        raise ValueError(f"fit (={fit!r}) must be one of {', '.join(choices_of(Fit))}")
     kind = _kind(data)
     frame_size = (size, fit) if fast else None
     with _image_errors(), _pillow_warnings_ignored():

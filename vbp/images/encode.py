@@ -8,17 +8,13 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vbp.choices import MASK_FORMATS, MaskFormat
 from vbp.errors import CorruptImageError, EmptyFileError, NotAnImageError
-
-MaskFormat = Literal["png8", "png16", "npy"]
-MASK_FORMATS: tuple[str, ...] = get_args(MaskFormat)
-MASK_SUFFIX: dict[str, str] = {"png8": ".png", "png16": ".png", "npy": ".npy"}
 
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _GAP = 2

@@ -5,17 +5,13 @@ Shapes: H, W = height and width in pixels, C = 3 colour channels.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vbp.choices import Fit, Interpolation
 from vbp.images.frame import Frame
-from vbp.networks.preprocessing import IMAGENET, Interpolation, Preprocessing
-
-Fit = Literal["crop", "pad", "stretch", "original"]
-FITS: tuple[str, ...] = get_args(Fit)
+from vbp.networks.preprocessing import IMAGENET, Preprocessing
 
 _STRIP = 8
 """Aspect ratio from which a crop is cut out before resizing: 1 x 5000 pixels would grow to 224 x 1,120,000."""

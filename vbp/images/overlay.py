@@ -9,20 +9,17 @@ Shapes: H, W = height and width in pixels, C = 3 colour channels, L = 256 mask l
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vbp.choices import OverlayStyle, choices_of
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
-
-Style = Literal["heat", "reference", "red"]
-STYLES: tuple[str, ...] = get_args(Style)
 
 
 def overlay(
-    style: Style,
+    style: OverlayStyle,
     pixels_HWC: NDArray[np.uint8],
     mask_HW: NDArray[np.float32],
     preprocessing: Preprocessing = IMAGENET,
@@ -41,8 +38,8 @@ def overlay(
     Raises:
         ValueError: unknown style, sizes that differ, or mask values outside [0, 1].
     """
-    if style not in STYLES:
-        raise ValueError(f"overlay style (={style!r}) must be one of {', '.join(STYLES)}")
+    if style not in choices_of(OverlayStyle):
+        raise ValueError(f"overlay style (={style!r}) must be one of {', '.join(choices_of(OverlayStyle))}")
     if style == "reference":
         return reference(pixels_HWC, mask_HW, preprocessing)
     return {"heat": heat, "red": red}[style](pixels_HWC, mask_HW)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import ModelError, UsageError, WeightsError
 from vbp.light_torchvision import torchvision
 from vbp.networks.fitting import AUXILIARY, AmbiguousError, KindError, MisfitError, Wanted, fit, input_channels, matches
@@ -101,7 +102,7 @@ def fitting_model(weights: str, storage_options: Mapping[str, Any] | None = None
         WeightsError: the checkpoint cannot be had or read, or belongs to several alike.
         StorageError: the store does not answer, after retries.
     """
-    if weights in ("imagenet", "demo", "random"):
+    if weights in NAMED_WEIGHTS:
         return None
     fitting = _most_alike(read_checkpoint(weights, "", storage_options).tensors)
     if len(fitting) > 1:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from vbp.choices import Channels, Interpolation
 from vbp.errors import UsageError
-
-Interpolation = Literal["bilinear", "bicubic"]
-Channels = Literal["rgb", "bgr", "grey"]
 
 _COLOURS = {"rgb": 3, "bgr": 3, "grey": 1}
 

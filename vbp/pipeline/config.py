@@ -14,11 +14,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
+from vbp.choices import (
+    Channels,
+    Device,
+    Fit,
+    Frame,
+    Interpolation,
+    Layout,
+    MaskFormat,
+    Output,
+    OverlayStyle,
+    Pooling,
+    Precision,
+    Preset,
+    ResumeMode,
+    Runner,
+    Select,
+    TargetChoice,
+    choices_of,
+)  # fmt: skip
 from vbp.errors import UsageError
-from vbp.networks.preprocessing import IMAGENET, Channels, Interpolation, Preprocessing, check_mean, check_std
+from vbp.networks.preprocessing import IMAGENET, Preprocessing, check_mean, check_std
 from vbp.pipeline.apart import check_places
 from vbp.pipeline.resources import parse_labels
 from vbp.storage.addresses import check_place, without_secrets
@@ -29,21 +47,6 @@ BY_ORDER = "by-order"
 
 LARGEST_SIZE, LARGEST = 10_000, 2**53
 """No network gets a square of more pixels a side; larger numbers than the second no file format keeps as they are."""
-
-Preset = Literal["paper", "reference"]
-PoolingChoice = Literal["exact", "merged", "unpool"]
-TargetChoice = Literal["none", "predicted"]
-Fit = Literal["crop", "pad", "stretch", "original"]
-FrameChoice = Literal["network", "image"]
-Select = Literal["all", "misclassified", "correct"]
-Output = Literal["mask", "overlay", "input", "maps"]
-MaskFormat = Literal["png8", "png16", "npy"]
-OverlayStyle = Literal["heat", "reference", "red"]
-Layout = Literal["files", "webdataset", "none"]
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bfloat16", "int8"]
-ResumeMode = Literal["resume", "overwrite", "fail"]
-Runner = Literal["auto", "ray", "local"]
 
 
 def option(default: Any, help: str, *, fingerprint: bool = False) -> Any:
@@ -75,7 +78,7 @@ class RunConfig:
         "Maps to multiply: all; last, of each resolution; or names, comma-separated (a wrong name lists them).",
         fingerprint=True,
     )
-    pooling: PoolingChoice = option(
+    pooling: Pooling = option(
         "exact",
         "Way down through pooling. exact: layer by layer; merged: one kernel of ones with the convolution; "
         "unpool: back to where the maximum was.",
@@ -95,7 +98,7 @@ class RunConfig:
     noise: float = option(0.1, "With --smooth: the noise's standard deviation, as a share of the image's range.")
     size: int = option(224, "Side of the network's square input, in pixels.", fingerprint=True)
     fit: Fit = option("crop", "How an image meets that square; original: the image's own size.", fingerprint=True)
-    frame: FrameChoice = option(
+    frame: Frame = option(
         "network",
         "network: masks as the network saw the image; image: at the original size, zero outside the frame.",
         fingerprint=True,
@@ -175,7 +178,7 @@ class RunConfig:
             raise UsageError(f"INPUT (={source!r}) and OUTPUT (={output!r}) must both name a place.")
         # one order, and each kind once: results do not depend on how they were asked for
         asked = {kind.strip() for kind in self.outputs}
-        order = [*get_args(Output), *sorted(asked - set(get_args(Output)))]
+        order = [*choices_of(Output), *sorted(asked - set(choices_of(Output)))]
         object.__setattr__(self, "outputs", tuple(kind for kind in order if kind in asked and kind))
         if self.suffixes is not None:
             object.__setattr__(self, "suffixes", _suffixes(self.suffixes))
@@ -208,7 +211,7 @@ class RunConfig:
         """A value of a Literal type is one of its choices."""
         value = getattr(self, name)
         if name == "outputs":
-            values, choices = value, get_args(Output)
+            values, choices = value, choices_of(Output)
         else:
             values, choices = (value,), choices_of(hint)
         if choices and value is not None:
@@ -290,13 +293,6 @@ def _suffixes(asked: Iterable[str]) -> tuple[str, ...]:
             f"--suffixes (={','.join(asked)}) must name ends of files like .jpg,.heic, or none for names without one; "
             f"{error} is neither."
         ) from error
-
-
-def choices_of(hint: Any) -> tuple[str, ...]:
-    """The choices of a Literal of texts, or of one that may be None; empty for other types."""
-    hints = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
-    literals = [each for each in hints if get_origin(each) is Literal]
-    return get_args(literals[0]) if literals else ()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.attempt import Attempt, failures_as_sentences, open_record, wants_more
@@ -97,7 +98,7 @@ def finished_earlier(config: RunConfig, digests: dict[str, str] | None = None) -
 
 
 def _finished_earlier(config: RunConfig, digests: dict[str, str]) -> Summary | None:
-    if config.resume_mode != "resume" or config.refresh or config.weights in prepare.NAMED_WEIGHTS:
+    if config.resume_mode != "resume" or config.refresh or config.weights in NAMED_WEIGHTS:
         return None
     output = Folder(config.output, config.storage_options)
     record = open_record(config, output)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import ImageError, StorageError, UsageError, WeightsError
 from vbp.networks.classfile import ClassNames, parse_class_file
 from vbp.pipeline.classes import ClassMap, map_classes
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
 """``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
-NAMED_WEIGHTS = ("imagenet", "demo", "random")
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for programs that are submitted as jobs, and for these alone."""
 BATCH_SIZE = {"cpu": 2, "cuda": 128}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vbp.choices import MASK_FORMATS
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
@@ -135,9 +136,12 @@ class Recipe:
     @property
     def suffixes(self) -> Mapping[str, str]:
         """Of the files of each kind."""
-        from vbp.images.encode import MASK_SUFFIX
-
-        return {"mask": MASK_SUFFIX[self.config.mask_format], "overlay": ".jpg", "input": ".png", "maps": ".png"}
+        return {
+            "mask": MASK_FORMATS[self.config.mask_format].suffix,
+            "overlay": ".jpg",
+            "input": ".png",
+            "maps": ".png",
+        }
 
     def files_of(self, key: str) -> list[str]:
         """Paths in OUTPUT of what is written for one image, where it gets files of its own."""

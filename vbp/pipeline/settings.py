@@ -10,8 +10,9 @@ from difflib import get_close_matches
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
+from vbp.choices import choices_of
 from vbp.errors import StorageError, UsageError
-from vbp.pipeline.config import RunConfig, choices_of
+from vbp.pipeline.config import RunConfig
 
 _HINTS = get_type_hints(RunConfig)
 _LISTS = {"outputs": "[mask, overlay]", "suffixes": "[.jpg, .png, none]"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from vbp.choices import MASK_FORMATS
 from vbp.errors import StorageError, UsageError
-from vbp.images.encode import MASK_SUFFIX
 from vbp.review.output import Output
 from vbp.storage.results.layouts import FOLDERS, INDEXED
 from vbp.storage.results.places import key_of_result, place_of
@@ -25,7 +25,7 @@ class OwnFiles:
         config = output.config
         self.kinds: tuple[str, ...] = tuple(config.get("outputs", ())) if config.get("layout") == "files" else ()
         self.folders = tuple(FOLDERS.values())
-        self._suffixes = {"mask": MASK_SUFFIX[config.get("mask_format", "png8")], "overlay": ".jpg"}
+        self._suffixes = {"mask": MASK_FORMATS[config.get("mask_format", "png8")].suffix, "overlay": ".jpg"}
         self._folder = output.folder
 
     def expected(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -132,7 +132,7 @@ def files_of(output: Output) -> OwnFiles | Tars:
     """
     name, kind = output.config.get("layout"), output.config.get("mask_format", "png8")
     strange = [kind for kind in output.config.get("outputs", ()) if kind not in FOLDERS]
-    if kind not in MASK_SUFFIX or strange:
+    if kind not in MASK_FORMATS or strange:
         what = f"the result {strange[0]}" if strange else f"the mask format (={kind})"
         raise UsageError(f"{what} of {output.folder.url} is unknown to this version of vbp.")
     if name not in _LAYOUTS:

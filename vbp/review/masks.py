@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vbp.choices import MASK_FORMATS
 from vbp.errors import ImageError
 
 _NEEDED = ("width", "height", "mask_mean", "mask_area", "peak_x", "peak_y")
-_HALF_A_LEVEL = {"png8": 0.5 / 255, "png16": 0.5 / 65535, "npy": 0.0}
 _ROUNDING = 2e-6
 """Of a mean in float32."""
 _AREA = 2e-3
@@ -39,7 +39,7 @@ def fault_of(data: bytes, row: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if (width, height) != wanted:
         return f"{width} x {height} pixels, not {wanted[0]} x {wanted[1]}"
     mean = float(mask_HW.mean(dtype=np.float64))
-    if abs(mean - row["mask_mean"]) > _HALF_A_LEVEL[config["mask_format"]] + _ROUNDING:
+    if abs(mean - row["mask_mean"]) > MASK_FORMATS[config["mask_format"]].half_a_level + _ROUNDING:
         return f"a mean of {mean:.5f}, not {row['mask_mean']:.5f}"
     area = float((mask_HW > 0.5).mean())
     if abs(area - row["mask_area"]) > _AREA:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.dlpack import from_dlpack
 
+from vbp.choices import Pooling, choices_of
 from vbp.errors import ImageError, ModelError, UsageError
 from vbp.saliency.forward import ForwardPass, averaged, channel_mean, evaluating
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
@@ -166,14 +167,10 @@ PRESETS: dict[str, Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]
 """`paper` is the published method; `reference` gives the masks of devansh20la/VisualBackprop."""
 
 
-POOLINGS = ("exact", "merged", "unpool")
-"""How the mask is led down through pooling, see `VisualBackProp`."""
-
-
 def _check_choices(preset: str, pooling: str, smooth: int, noise: float) -> None:
     _preset(preset)
-    if pooling not in POOLINGS:
-        raise UsageError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}.")
+    if pooling not in choices_of(Pooling):
+        raise UsageError(f"pooling {pooling!r} is none of {', '.join(choices_of(Pooling))}.")
     if preset == "reference" and pooling != "exact":
         raise UsageError(
             f"preset 'reference' leads through pooling with a kernel of its own, so pooling (={pooling}) has no effect "

@@ -12,10 +12,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import UsageError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.preflight import PROBE, preflight
-from vbp.pipeline.prepare import NAMED_WEIGHTS
 from vbp.storage.files import Folder
 
 LOOK_SECONDS = 30

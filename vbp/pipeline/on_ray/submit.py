@@ -26,9 +26,9 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import vbp
+from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import InterruptedRunError, UsageError, VBPError
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.prepare import NAMED_WEIGHTS
 from vbp.storage.stores.options import check_options
 
 ANSWER_SECONDS = 15

@@ -1,0 +1,63 @@
+"""Every closed list that a user may choose from, each in this one place; imports nothing of ours.
+
+A list is a type, so that a wrong name shows before anything runs. `choices_of` gives its values: for flags, checks and
+sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+NAMED_WEIGHTS = ("imagenet", "demo", "random")
+"""Weights that are no file."""
+
+Interpolation = Literal["bilinear", "bicubic"]
+Channels = Literal["rgb", "bgr", "grey"]
+Fit = Literal["crop", "pad", "stretch", "original"]
+
+Preset = Literal["paper", "reference"]
+Pooling = Literal["exact", "merged", "unpool"]
+TargetChoice = Literal["none", "predicted"]
+
+Select = Literal["all", "misclassified", "correct"]
+Output = Literal["mask", "overlay", "input", "maps"]
+"""Kinds of result files."""
+Frame = Literal["network", "image"]
+MaskFormat = Literal["png8", "png16", "npy"]
+OverlayStyle = Literal["heat", "reference", "red"]
+Layout = Literal["files", "webdataset", "none"]
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+Runner = Literal["auto", "ray", "local"]
+ResumeMode = Literal["resume", "overwrite", "fail"]
+
+
+class StoredMask(NamedTuple):
+    """How a mask format stores a mask."""
+
+    suffix: str
+    """Of its files."""
+    levels: int | None
+    """Grey steps from 0 to 1; None: float32 as it is."""
+
+    @property
+    def half_a_level(self) -> float:
+        """How far a stored value may lie from the mask's own."""
+        return 0.5 / self.levels if self.levels else 0.0
+
+
+MASK_FORMATS: Mapping[MaskFormat, StoredMask] = {
+    "png8": StoredMask(".png", levels=255),
+    "png16": StoredMask(".png", levels=65_535),
+    "npy": StoredMask(".npy", levels=None),
+}
+
+
+def choices_of(choice: Any) -> tuple[str, ...]:
+    """The values of a list above, or of one that may be None; empty for other types."""
+    kinds = get_args(choice) if isinstance(choice, UnionType) or get_origin(choice) is Union else (choice,)
+    literals = [kind for kind in kinds if get_origin(kind) is Literal]
+    return get_args(literals[0]) if literals else ()
