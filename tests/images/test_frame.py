@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vbp.images.decode import decode
-from vbp.images.frame import Frame, place
+from vbp.images.frame import Frame, place, point_in_image
 
 
 def ramp(width: int, height: int) -> np.ndarray:
@@ -111,3 +111,9 @@ def test_wrong_arguments():
         place(np.ones((1, 2, 2), np.float32), Frame(0, 0, 1, 1), 1, 1)
     with pytest.raises(ValueError, match="empty"):
         place(np.ones((2, 2), np.float32), Frame(1, 0, 1, 1), 1, 1)
+
+
+def test_a_point_of_the_mask_in_the_original():
+    assert point_in_image(0, 0, (4, 2), Frame(0, 0, 4, 2)) == (0.5, 0.5)
+    assert point_in_image(3, 1, (4, 2), Frame(10, 20, 18, 28)) == (17, 26)
+    assert point_in_image(0, 0, (2, 2), Frame(-4, 0, 4, 8)) == (-2, 2)  # on padding

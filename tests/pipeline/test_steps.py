@@ -1,12 +1,19 @@
-"""Fetch alone: what it makes of an input that is lost while it reads."""
+"""The steps, each alone: what it makes of good rows, of failed ones, and of what is your own."""
 
+import io
 import os
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from vbp.errors import InterruptedRunError
+from vbp.errors import InterruptedRunError, UsageError
+from vbp.images.encode import decode_mask
+from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline import breaker
-from vbp.pipeline.steps import Fetch, objects
+from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, objects
+from vbp.saliency import VisualBackProp
 
 
 @pytest.fixture
@@ -53,3 +60,107 @@ def test_what_an_address_may_hold_in_secret_is_read_with_and_not_kept(tmp_path):
     assert list(found["uri"]) == [f"{tmp_path}/a", "http://127.0.0.1:9/x"]
     assert list(found["error_type"]) == ["FileTooLargeError", "UsageError"]
     assert "word" not in str(found).replace("password", "")
+
+
+def columns(**values):
+    return {name: objects(list(each)) for name, each in values.items()}
+
+
+def with_peak(x, y, width=4, height=4):
+    mask = np.zeros((height, width), np.float32)
+    mask[y, x], mask[y - 1, x] = 1.0, 0.25
+    return mask
+
+
+def test_a_step_keeps_what_failed_before_and_says_how_long_it_took():
+    failed = columns(key=["a", "b"], data=[None, b"no image"], error_stage=["fetch", None]) | columns(
+        error_type=["E", float("nan")],
+        error_message=["gone", None],  # null, as Ray hands it on
+    )
+    found = Decode(8)(failed)
+    assert list(found["error_stage"]) == ["fetch", "decode"]
+    assert list(found["error_type"]) == ["E", "NotAnImageError"]
+    assert (found["error_message"][0], found["width"][0], found["pixels"].shape) == ("gone", None, (2, 8, 8, 3))
+    assert "data" not in found
+    assert len(found["seconds_decode"]) == 2
+    assert list(failed["error_stage"]) == ["fetch", None]
+
+
+def test_encode_takes_masks_of_your_own():
+    masks = np.stack([with_peak(3, 1), with_peak(0, 2)])
+    found = Encode(("mask",), "npy")({"key": objects(["a", "b"]), "mask": masks})
+    for row, mask in enumerate(masks):
+        assert np.array_equal(decode_mask(found["file_mask"][row]), mask)
+    assert list(zip(found["peak_x"], found["peak_y"], strict=True)) == [(3, 1), (0, 2)]
+    assert (found["mask_mean"][0], found["mask_area"][0]) == (1.25 / 16, 1 / 16)
+    assert (found["mask_width"][0], found["mask_height"][0], found["image_peak_x"][0]) == (4, 4, None)
+    with pytest.raises(UsageError, match="The output overlay needs a column pixels"):
+        Encode()({"key": objects(["a"]), "mask": masks[:1]})
+
+
+def test_the_peak_is_placed_in_the_photograph():
+    frame = columns(frame_left=[10.0, 0.0], frame_top=[20.0, -2.0], frame_right=[50.0, 4.0], frame_bottom=[60.0, 6.0])
+    masks = objects([with_peak(3, 1), with_peak(1, 1, width=2, height=2)])
+    found = Encode(())({"key": objects(["a", "b"]), "mask": masks} | frame)
+    assert (found["image_peak_x"][0], found["image_peak_y"][0]) == (10 + 3.5 * 10, 20 + 1.5 * 10)
+    assert (found["image_peak_x"][1], found["image_peak_y"][1]) == (3.0, 4.0)
+    assert [found["mask_width"][1], found["mask_height"][1]] == [2, 2]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch", "original"])
+@pytest.mark.parametrize("frame", ["network", "image"])
+def test_the_peak_lies_where_the_mask_is_brightest_in_the_photograph(fit, frame):
+    """A bright square in a dark picture; as a mask, the network's own view of it."""
+    photo = np.zeros((60, 90, 3), np.uint8)
+    photo[20:32, 50:62] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(photo).save(buffer, "PNG")
+    seen = Decode(30, fit, keep_data=True)(columns(key=["a"], data=[buffer.getvalue()]))
+    seen["mask"] = objects([pixels[..., 0].astype(np.float32) / 255 for pixels in seen["pixels"]])
+    row = {name: values[0] for name, values in Encode(("mask",), "npy", frame=frame)(seen).items()}
+    assert 50 <= row["image_peak_x"] <= 62
+    assert 20 <= row["image_peak_y"] <= 32
+    mask = decode_mask(row["file_mask"])
+    assert (row["mask_height"], row["mask_width"]) == mask.shape
+    if frame == "image":
+        assert (row["image_peak_x"], row["image_peak_y"]) == (row["peak_x"] + 0.5, row["peak_y"] + 0.5)
+
+
+def test_without_a_mask_there_is_nothing_to_say_of_one():
+    batch = {"key": objects(["a", "b"]), "mask": np.stack([with_peak(3, 1)] * 2), "selected": np.array([False, True])}
+    found = Encode(("mask",))(batch)
+    told = ("file_mask", "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height", "image_peak_x")
+    assert all(found[name][0] is None for name in told)
+    assert found["mask_width"][1] == 4
+
+
+class Small(torch.nn.Sequential):
+    def __init__(self):
+        torch.manual_seed(3)
+        convolutions = [torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, stride=2, padding=1)]
+        super().__init__(convolutions[0], torch.nn.ReLU(), convolutions[1], torch.nn.ReLU())
+
+
+@pytest.mark.parametrize("own", [Small(), Small], ids=["module", "factory"])
+def test_explain_takes_a_network_of_your_own(own):
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    preprocessing = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    explain = Explain({"model": own, "preprocessing": preprocessing, "precision": "float32"})
+    found = Encode(("mask", "overlay"), "npy")(explain({"key": objects(list("abc")), "pixels": pixels}))
+    assert list(found["error_stage"]) == [None] * 3
+    normalised = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor(preprocessing.mean)[:, None, None]) / (
+        torch.tensor(preprocessing.std)[:, None, None]
+    )
+    expected = VisualBackProp(Small().eval())(normalised)[:, 0]
+    for row in range(3):
+        assert np.abs(decode_mask(found["file_mask"][row]) - expected[row].numpy()).max() < 1e-4
+    again = Explain(own, preprocessing=preprocessing)({"key": objects(list("abc")), "pixels": pixels})
+    assert np.abs(again["mask"] - expected.numpy()).max() < 0.05  # bfloat16 where the processor has it
+    if own is not Small:
+        assert own.training
+        assert all(each.requires_grad for each in own.parameters())
+
+
+def test_what_a_network_of_your_own_wants_to_see_is_never_guessed():
+    with pytest.raises(UsageError, match=r"A network of your own needs preprocessing: .*Preprocessing\(mean, std\)"):
+        Explain(Small())

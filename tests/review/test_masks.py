@@ -42,6 +42,11 @@ def test_a_mask_that_is_as_its_row_says(mask):
     assert fault_of(png(mask, 65535, np.uint16), row(), CONFIG | {"mask_format": "png16"}) is None
 
 
+def test_a_row_that_knows_the_mask_s_size(mask):
+    assert fault_of(png(mask), row(mask_width=8, mask_height=8), CONFIG) is None
+    assert fault_of(png(mask), row(mask_width=None, mask_height=None), CONFIG) is None
+
+
 def test_a_flat_mask():
     flat = row(mask_mean=0.0, mask_area=0.0, peak_x=0, peak_y=0, flat=True)
     assert fault_of(png(np.zeros((8, 8), np.float32)), flat, CONFIG) is None
@@ -53,6 +58,7 @@ def test_a_flat_mask():
         ({"mask_mean": 0.1}, "a mean of 0.02"),
         ({"mask_area": 0.5}, "area above 0.5 of 0.03"),
         ({"peak_x": 4}, r"no maximum at \(4, 2\)"),
+        ({"mask_width": 9, "mask_height": 8}, r"8 x 8 pixels, but its row says 9 x 8"),
     ],
 )
 def test_a_mask_that_is_not(mask, changes, words):

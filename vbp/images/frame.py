@@ -30,6 +30,26 @@ class Frame:
     bottom: float
 
 
+def point_in_image(x: int, y: int, mask_size: tuple[int, int], frame: Frame) -> tuple[float, float]:
+    """Where the centre of a mask's pixel lies in the upright original.
+
+    Args:
+        x: column of the mask's pixel.
+        y: its row.
+        mask_size: width and height of the mask, in pixels.
+        frame: what the mask covers.
+
+    Returns:
+        x and y in pixels of the original, measured from its upper left corner as `Frame` is: the centre of the first
+        pixel is (0.5, 0.5). On padding they lie outside the image.
+    """
+    width, height = mask_size
+    return (
+        frame.left + (x + 0.5) * (frame.right - frame.left) / width,
+        frame.top + (y + 0.5) * (frame.bottom - frame.top) / height,
+    )
+
+
 def place(mask_HW: NDArray[np.float32], frame: Frame, width: int, height: int) -> NDArray[np.float32]:
     """Carries a mask from the network's frame back onto the original image.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -93,6 +94,18 @@ def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Ma
     network, notes = _fit(model, checkpoint, weights)
     names = _class_names(model, network, checkpoint, weights)
     return _model(model, network, weights, checkpoint.sha256, names, notes)
+
+
+def own_model(network: nn.Module, preprocessing: Preprocessing) -> Model:
+    """A network that nobody has to load, as a `Model`; it is copied, not changed, and predicts nothing.
+
+    Args:
+        network: any CNN.
+        preprocessing: what it was trained to see.
+    """
+    copied = deepcopy(network).cpu().float().eval().requires_grad_(False)
+    name, sha256 = type(network).__name__, tensors_sha256(copied.state_dict())
+    return Model(name, copied, preprocessing, None, None, "own", sha256)
 
 
 def fitting_model(weights: str, storage_options: Mapping[str, Any] | None = None) -> str | None:

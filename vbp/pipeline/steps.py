@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,7 +39,10 @@ from vbp.storage.ledger.parts import PART_SCHEMA, write_part
 from vbp.storage.results.layouts import FOLDERS, make_layout
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vbp.images.frame import Frame
+    from vbp.networks.models import Model
     from vbp.pipeline.classes import ClassMap
 
 Batch = dict[str, Any]
@@ -217,7 +220,9 @@ class Explain(Step):
     intermediate masks, deepest last.
 
     Args:
-        engine: keyword arguments of ``vbp.saliency.Explainer``, which is built here, once an actor.
+        engine: keyword arguments of ``vbp.saliency.Explainer``, which is built here, once an actor; or a network of
+            your own, or a function that makes it. Either may also stand for ``model`` among the arguments.
+        preprocessing: what a network of your own wants to see.
         weights_sha256: the checkpoint that this must turn out to be; None accepts any.
         classes: how folders and outputs match; None without a classifier.
         select: all, misclassified or correct: which rows get a mask.
@@ -225,15 +230,17 @@ class Explain(Step):
         threads: CPU threads of the network in this process; 0 leaves the default.
 
     Raises:
-        UsageError: this worker found another checkpoint than the driver did.
+        UsageError: this worker found another checkpoint than the driver did, or a network of your own comes without
+            its preprocessing.
     """
 
     stage = "explain"
 
     def __init__(
         self,
-        engine: Mapping[str, Any],
+        engine: Mapping[str, Any] | nn.Module | Callable[[], nn.Module],
         *,
+        preprocessing: Preprocessing | None = None,
         weights_sha256: str | None = None,
         classes: ClassMap | None = None,
         select: str = "all",
@@ -246,6 +253,9 @@ class Explain(Step):
             import torch
 
             torch.set_num_threads(threads)
+        engine = dict(engine) if isinstance(engine, Mapping) else {"model": engine, "preprocessing": preprocessing}
+        if callable(engine.get("model")):
+            engine["model"] = _own_network(engine["model"], engine.get("preprocessing"))
         self._explainer = Explainer(**engine, classify=classes is not None, keep_maps=maps)
         found = self._explainer.model.sha256
         if weights_sha256 not in (None, found):
@@ -312,6 +322,19 @@ class Explain(Step):
             columns["correct"][row] = classes.index[label] == number
 
 
+def _own_network(network: nn.Module | Callable[[], nn.Module], preprocessing: Preprocessing | None) -> Model:
+    from torch import nn
+
+    from vbp.networks.models import own_model
+
+    if preprocessing is None:
+        raise UsageError(
+            "A network of your own needs preprocessing: Explain(network, preprocessing=Preprocessing(mean, std)) of "
+            "vbp.networks.preprocessing, with the values that it was trained with."
+        )
+    return own_model(network if isinstance(network, nn.Module) else network(), preprocessing)
+
+
 _EXPLAIN_COLUMNS = ("flat", "log10_max", "device", "prediction", "predicted_label", "probability", "correct")
 
 
@@ -325,7 +348,10 @@ def _stack(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
 
 
 class Encode(Step):
-    """``mask`` and ``pixels`` -> ``file_<kind>`` (bytes), ``mask_mean``, ``mask_area``, ``peak_x``, ``peak_y``.
+    """``mask`` and ``pixels`` -> ``file_<kind>`` (bytes) and what the index says of a mask (`_MASK_COLUMNS`).
+
+    It takes masks of your own too: float32 in [0, 1], with ``pixels`` where an overlay is drawn.  Without a column
+    ``selected`` all images count; without ``frame_*`` it is unknown where the mask lies in the photograph.
 
     Args:
         outputs: of mask, overlay, input, maps.
@@ -356,10 +382,11 @@ class Encode(Step):
     @override
     def run(self, batch: Batch) -> Batch:
         rows = len(batch["key"])
-        columns = {name: objects([None] * rows) for name in ("mask_mean", "mask_area", "peak_x", "peak_y")}
+        columns = {name: objects([None] * rows) for name in _MASK_COLUMNS}
+        selected = batch.get("selected", np.ones(rows, bool))
         files = {f"file_{kind}": objects([None] * rows) for kind in self._outputs}
         for row in good_rows(batch):
-            if not batch["selected"][row]:
+            if not selected[row]:
                 continue
             try:
                 mask_HW, pixels_HWC = self._in_frame(batch, row)
@@ -368,17 +395,23 @@ class Encode(Step):
             except (ImageError, OSError, ValueError) as error:  # encoders refuse sizes that their format cannot hold
                 self.fail(batch, row, error)
                 continue
-            peak_y, peak_x = np.unravel_index(int(mask_HW.argmax()), mask_HW.shape)
-            columns["mask_mean"][row] = float(mask_HW.mean(dtype=np.float64))
-            columns["mask_area"][row] = float((mask_HW > 0.5).mean())
-            columns["peak_x"][row], columns["peak_y"][row] = int(peak_x), int(peak_y)
+            for name, value in _facts_of(mask_HW, self._covered(batch, row, mask_HW)).items():
+                columns[name][row] = value
         dropped = ("pixels", "mask", "data", *[n for n in batch if n.startswith(("map_", "submask_"))])
         return {n: v for n, v in batch.items() if n not in dropped} | columns | files
 
-    def _in_frame(self, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
+    def _covered(self, batch: Batch, row: int, mask_HW: np.ndarray) -> Frame | None:
+        """What the written mask covers of the photograph; None where that is unknown."""
+        from vbp.images.frame import Frame
+
+        if self._frame == "image":
+            return Frame(0, 0, mask_HW.shape[1], mask_HW.shape[0])
+        return _frame_of(batch, row) if "frame_left" in batch else None
+
+    def _in_frame(self, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Mask and picture of one row, in the frame that was asked for."""
         if self._frame == "network":
-            return batch["mask"][row], batch["pixels"][row]
+            return batch["mask"][row], batch["pixels"][row] if "pixels" in batch else None
         from vbp.images.decode import decode_upright
         from vbp.images.frame import place
 
@@ -386,18 +419,38 @@ class Encode(Step):
         height, width = pixels_HWC.shape[:2]
         return place(batch["mask"][row], _frame_of(batch, row), width, height), pixels_HWC
 
-    def _encode(self, kind: str, batch: Batch, row: int, mask_HW: np.ndarray, pixels_HWC: np.ndarray) -> bytes:
+    def _encode(self, kind: str, batch: Batch, row: int, mask_HW: np.ndarray, pixels_HWC: np.ndarray | None) -> bytes:
         from vbp.images import encode
         from vbp.images.overlay import overlay
 
         if kind == "mask":
             return encode.encode_mask(mask_HW, self._mask_format)
+        if pixels_HWC is None:
+            raise UsageError(f"The output {kind} needs a column pixels (uint8, B x H x W x 3) beside the mask.")
         if kind == "overlay":
             return encode.encode_jpeg(overlay(self._style, pixels_HWC, mask_HW, self._preprocessing))
         if kind == "input":
             return encode.encode_png(pixels_HWC)
         maps, masks = ([batch[n][row] for n in sorted(batch) if n.startswith(p)] for p in ("map_", "submask_"))
         return encode.encode_strip(maps, masks)
+
+
+_MASK_COLUMNS = (
+    "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height", "image_peak_x", "image_peak_y",
+)  # fmt: skip
+
+
+def _facts_of(mask_HW: np.ndarray, covered: Frame | None) -> dict[str, Any]:
+    """What the index says of one mask, by `_MASK_COLUMNS`; `covered`: what it covers of the photograph."""
+    from vbp.images.frame import point_in_image
+
+    height, width = mask_HW.shape
+    peak_y, peak_x = divmod(int(mask_HW.argmax()), width)
+    place = (None, None) if covered is None else point_in_image(peak_x, peak_y, (width, height), covered)
+    values = (
+        float(mask_HW.mean(dtype=np.float64)), float((mask_HW > 0.5).mean()), peak_x, peak_y, width, height, *place,
+    )  # fmt: skip
+    return dict(zip(_MASK_COLUMNS, values, strict=True))
 
 
 def _frame_of(batch: Batch, row: int) -> Frame:

@@ -20,7 +20,8 @@ def fault_of(data: bytes, row: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
     Args:
         data: the file.
-        row: of the index: ``width``, ``height``, ``mask_mean``, ``mask_area``, ``peak_x``, ``peak_y``, ``flat``.
+        row: of the index: ``width``, ``height``, ``mask_mean``, ``mask_area``, ``peak_x``, ``peak_y``, ``flat``;
+            in an older one without ``mask_width`` and ``mask_height``.
         config: of the run: ``size``, ``fit``, ``frame``, ``mask_format``.
     """
     import numpy as np
@@ -48,6 +49,9 @@ def fault_of(data: bytes, row: Mapping[str, Any], config: Mapping[str, Any]) -> 
         return f"no pixel at ({row['peak_x']}, {row['peak_y']})"
     if mask_HW[row["peak_y"], row["peak_x"]] != mask_HW.max():
         return f"no maximum at ({row['peak_x']}, {row['peak_y']})"
+    size = (row.get("mask_width"), row.get("mask_height"))
+    if size not in ((None, None), (width, height)):  # rows of an older vbp have none
+        return f"{width} x {height} pixels, but its row says {size[0]} x {size[1]}"
     return None
 
 

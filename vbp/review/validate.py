@@ -73,7 +73,8 @@ _SHARDS_AT_ONCE = 64
 _POSITION_BITS = 32
 _INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
 _INDEX_PLACES = [f"{kind}_uri" for kind in INDEXED]
-_MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "flat", "mask_uri"]
+_MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height"]
+_MASK_COLUMNS += ["flat", "mask_uri"]
 _PLACE_COLUMNS = [f"{kind}_{name}" for kind in INDEXED for name in ("uri", "offset", "length")]
 _COLUMNS = [*dict.fromkeys(["position", "shard", *_INDEX_COLUMNS, *_MASK_COLUMNS, *_PLACE_COLUMNS])]
 

@@ -22,6 +22,7 @@ from vbp.storage.ledger.index import (
     forget,
     pending_shards,
     progress,
+    read_index,
     rows_left,
     write_part,
 )
@@ -32,7 +33,7 @@ NOON = datetime.datetime(2026, 11, 15, 12, 0, 0, 123456, tzinfo=datetime.UTC)
 COLUMNS = (
     "key uri label status error_stage error_type error_message width height format bytes sha256 version mask_uri "
     "mask_offset mask_length overlay_uri overlay_offset overlay_length frame_left frame_top frame_right frame_bottom "
-    "log10_max mask_mean mask_area peak_x peak_y flat "
+    "log10_max mask_mean mask_area peak_x peak_y mask_width mask_height image_peak_x image_peak_y flat "
     "prediction predicted_label probability correct model weights preset device seconds finished_at run_id"
 )
 
@@ -423,3 +424,23 @@ def test_compaction_killed_half_way_is_made_again(tmp_path, monkeypatch):
         wanted = wanted or files
         assert files == wanted
         assert [row["key"] for row in index_of(folder)] == [f"k{n:05d}.jpg" for n in range(40)]
+
+
+def test_what_an_older_vbp_wrote_is_read_with_nulls_for_later_columns(tmp_path):
+    folder = Folder(tmp_path / "out")
+    manifest = write_manifest(folder, listing(4), 4)
+    later = ["mask_width", "mask_height", "image_peak_x", "image_peak_y"]
+    path = write_part(folder, rows(0, ok(0, 1, 2, 3)), 0, "a")
+
+    def take_out(path):
+        table = pq.read_table(pa.BufferReader(folder.read(path)))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.drop_columns(later), sink, write_page_checksum=True)
+        folder.write(path, sink.getvalue().to_pybytes())
+
+    take_out(path)
+    assert compact(folder, manifest) == Totals(4, 4, 0, {})
+    assert pa.dataset.dataset(tmp_path / "out" / "index").schema.names == COLUMNS.split()
+    take_out("index/part-00000.parquet")
+    (table,) = read_index(folder, ["key", *later])
+    assert [set(table[name].to_pylist()) for name in later] == [{None}] * 4

@@ -122,10 +122,12 @@ def make_layout(name: str, output: Folder, suffixes: Mapping[str, str], threads:
 
 _OF_THE_RUN = {"status", "error_stage", "error_type", "error_message", "device", "seconds", "finished_at", "run_id"}
 _OF_THE_PLACE = {f"{kind}_{name}" for kind in INDEXED for name in ("uri", "offset", "length")} | {"position"}
+_LATER = {"mask_width", "mask_height", "image_peak_x", "image_peak_y"}
+"""Columns that the first tars were made without: equal results stay equal bytes, also after an update of vbp."""
 
 
 def _description(facts: Mapping[str, Any]) -> bytes:
     """What a training loader may want to know of an image; JSON knows no infinity."""
-    kept = {name: value for name, value in facts.items() if name not in _OF_THE_RUN | _OF_THE_PLACE}
+    kept = {name: value for name, value in facts.items() if name not in _OF_THE_RUN | _OF_THE_PLACE | _LATER}
     finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in kept.items()}
     return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode()
