@@ -26,7 +26,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "DECISIONS.md": "decisions/index.md",
     "cluster/README.md": "cluster.md",
-    "benchmarks/README.md": "benchmarks/index.md",
+    "benchmarks/README.md": "benchmarks.md",
     "benchmarks/epyc-2-cores.md": "benchmarks/epyc-2-cores.md",
     "benchmarks/scale.md": "benchmarks/scale.md",
 }

@@ -37,9 +37,9 @@ def test_tables_have_the_headings_of_the_help_the_defaults_and_the_choices():
     [
         ("CHANGELOG.md", "changelog.md", "[g](docs/guarantees.md)", "[g](guarantees.md)"),
         ("docs/how-to/cluster.md", "how-to/cluster.md", "[c](../../cluster/README.md#x)", "[c](../cluster.md#x)"),
-        ("benchmarks/README.md", "benchmarks/index.md", "[e](epyc-2-cores.md)", "[e](epyc-2-cores.md)"),
+        ("benchmarks/README.md", "benchmarks.md", "[e](epyc-2-cores.md)", "[e](benchmarks/epyc-2-cores.md)"),
         ("cluster/README.md", "cluster.md", "[`iam/`](iam)", "`iam/`"),
-        ("cluster/README.md", "cluster.md", "[b](../benchmarks/README.md)", "[b](benchmarks/index.md)"),
+        ("cluster/README.md", "cluster.md", "[b](../benchmarks/README.md)", "[b](benchmarks.md)"),
         ("docs/method.md", "method.md", "[paper](https://arxiv.org/abs/1)", "[paper](https://arxiv.org/abs/1)"),
         ("docs/index.md", "index.md", "![p](pictures/a.jpg)", "![p](pictures/a.jpg)"),
         ("docs/index.md", "index.md", "[s](#here)", "[s](#here)"),
