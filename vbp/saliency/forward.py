@@ -55,8 +55,18 @@ def positive_mean(map_NCHW: Tensor) -> Tensor:
 
     Without a look at the map itself, minus infinity would count as 0 too.
     """
-    whole_N1HW = channel_mean(map_NCHW)
-    return channel_mean(map_NCHW.clamp(min=0)) + (whole_N1HW - whole_N1HW)
+    return channel_mean(map_NCHW.clamp(min=0)) + _nothing(map_NCHW)
+
+
+def _nothing(map_NCHW: Tensor) -> Tensor:
+    """0 where all channels are finite, else NaN, as (N, 1, H, W)."""
+    if not map_NCHW.is_contiguous(memory_format=torch.channels_last):
+        whole_N1HW = channel_mean(map_NCHW)
+        return whole_N1HW - whole_N1HW
+    # a product with 0 is cheaper than another mean
+    images, channels, rows, columns = map_NCHW.shape
+    pixels = map_NCHW.permute(0, 2, 3, 1).reshape(-1, channels)
+    return torch.mv(pixels, pixels.new_zeros(channels)).float().view(images, 1, rows, columns)
 
 
 class Pass(NamedTuple):
