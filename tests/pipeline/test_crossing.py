@@ -1,0 +1,86 @@
+"""Runs that are begun on one processor and resumed on an older one, for which variables make this processor act.
+
+A processor that has no more than AVX2 is its own older one: nothing is skipped.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vbp.pipeline import RunConfig, attempt, run
+from vbp.saliency.prepared import calibration
+
+ROOT = Path(__file__).parents[2]
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+LARGEST_DIFFERENCE = {"bfloat16": 0.02, "int8": 0.005}
+"""Sums in another order may round another way: to bfloat16, or to a byte. Seen: 8e-7 and 3e-7."""
+PROGRAM = """
+import json, sys
+from vbp.pipeline import Observer, RunConfig, attempt, run
+
+class Told(Observer):
+    def note(self, text):
+        print(text)
+
+def never(*arguments):
+    raise AssertionError("calibrated anew")
+
+attempt.calibrated = never
+for fields in json.loads(sys.argv[1]):
+    summary = run(RunConfig(**fields), Told())
+    print(f"{summary.precision}: {summary.computed} of {summary.images}, {summary.error} with an error")
+"""
+
+
+def masks(output):
+    return {path.stem: np.load(path) for path in sorted(Path(output, "masks").rglob("*.npy"))}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 acts as another")
+def test_an_older_processor_goes_on_with_what_was_begun(photos, network_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
+    common = {"input": str(photos), "weights": network_file, "size": 32, "batch_size": 2, "mask_format": "npy"}
+    common |= {"runner": "local", "device": "cpu", "outputs": ("mask",)}
+    begun = {name: RunConfig(output=str(tmp_path / name), precision=name, **common) for name in ("bfloat16", "int8")}
+    whole, first = {}, {}
+    for name, config in begun.items():
+        run(dataclasses.replace(config, limit=6))
+        first[name] = masks(config.output)
+        facts = json.loads(Path(config.output, "_run/run.json").read_text())
+        if scales := facts["scales"]:
+            monkeypatch.setattr(attempt, "calibrated", lambda *_, scales=scales: scales)
+        other = dataclasses.replace(config, output=str(tmp_path / f"{name}-whole"))
+        assert run(other).error == 0
+        whole[name] = masks(other.output)
+
+    resumes = [common | {"output": config.output} for config in begun.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(resumes)],
+        cwd=ROOT, env=os.environ | AVX2, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    slower, *rest = done.stdout.splitlines()
+    acting = "CPU with AVX2"
+    assert (
+        slower == f"No hardware for bfloat16 on this machine ({acting}): the network is slower there than in float32."
+    )
+    assert rest == [
+        f"Running in this process (--runner ray for Ray); bfloat16 on {acting}.",
+        "bfloat16: 16 of 22, 0 with an error",
+        f"Running in this process (--runner ray for Ray); int8 on {acting}.",
+        "int8: 16 of 22, 0 with an error",
+    ]
+    for name, config in begun.items():
+        found = masks(config.output)
+        assert found.keys() == whole[name].keys()
+        for key, mask_HW in found.items():
+            if key in first[name]:
+                np.testing.assert_array_equal(mask_HW, first[name][key])
+            np.testing.assert_allclose(mask_HW, whole[name][key], rtol=0, atol=LARGEST_DIFFERENCE[name], err_msg=key)
