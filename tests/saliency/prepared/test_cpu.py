@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from vbp.saliency import VisualBackProp
 from vbp.saliency.forward import last_tap
-from vbp.saliency.prepared.cpu import LAYOUTS, PackedConvolution, can_pack, packed
+from vbp.saliency.prepared.cpu import PackedConvolution, can_pack, packed
+from vbp.saliency.prepared.layouts import LAYOUTS
 
 from ..conftest import randomise, small_vgg
 
@@ -139,7 +140,7 @@ def test_a_layout_for_every_size_and_few_are_kept(monkeypatch):
     # each time once by the pass that keeps its layouts, and by the fresh one beside it
     first = [size[2] for size in sizes if size[1] == 3]
     assert first == [32, 32, 48, 48, 32, 48, 64, 64, 32, 32]
-    assert all(len(layer._weight_by_size) <= LAYOUTS for layer in packed_layers(fast))
+    assert all(len(layer._weight_for._made) <= LAYOUTS for layer in packed_layers(fast))
 
 
 def test_nodes_that_are_read_stay():

@@ -76,6 +76,21 @@ def test_bytes_that_would_overflow_16_bits_do_not():
     assert (found == 255 * 63 * 64).all()
 
 
+def test_weights_are_laid_out_once_for_each_size(monkeypatch):
+    """Told no size, oneDNN would take another order and lay them out again in every call."""
+    prepack, sizes = torch.ops.onednn.qconv_prepack, []
+
+    def watched(*settings):
+        sizes.append(settings[-1])
+        return prepack(*settings)
+
+    monkeypatch.setattr(torch.ops.onednn, "qconv_prepack", watched)
+    layer, mean = QuantisedConvolution(nn.Conv2d(8, 8, 3), None, True, Step(1.0, 0), Step(1.0, 0)), ByteMean(8, 1.0)
+    for side in (9, 12, 9, 12):
+        mean(layer(drawn_bytes(2, 8, side, side)))
+    assert sizes == [[2, 8, side, side] for side in (9, 7, 12, 10)]
+
+
 def test_the_average_is_that_of_the_whole_numbers():
     map_NCHW = drawn_bytes(3, 37, 5, 6)
     expected = map_NCHW.numpy().astype(np.int64).sum(1, keepdims=True) * (0.25 / 37)

@@ -17,9 +17,7 @@ from typing_extensions import override
 from vbp.saliency.forward import ForwardPass, last_tap
 from vbp.saliency.operations import module_of
 from vbp.saliency.prepared.chains import chain_of, folded, is_convolution, modules_of, nodes_until
-
-LAYOUTS = 2
-"""For so many sizes of its map a convolution keeps its weights laid out."""
+from vbp.saliency.prepared.layouts import BySize
 
 
 @cache
@@ -71,26 +69,19 @@ class PackedConvolution(nn.Module):
         self._bias = None if bias is None else bias.to(dtype)
         self._geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
         self._weight = weight.to(dtype, memory_format=torch.channels_last)
-        self._weight_by_size: dict[Size, Tensor] = {}
+        self._weight_for = BySize(self._laid_out)
         self._activation = "relu" if relu else "none"
 
     @override
     def forward(self, map_NCHW: Tensor) -> Tensor:
         """The next map."""
-        weight = self._weight_by_size.get(map_NCHW.shape)
-        if weight is None:
-            weight = self._laid_out(map_NCHW.shape)
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            map_NCHW, weight, self._bias, *self._geometry, self._activation, [], ""
+            map_NCHW, self._weight_for(map_NCHW.shape), self._bias, *self._geometry, self._activation, [], ""
         )
         return output
 
     def _laid_out(self, size: Size) -> Tensor:
-        """The weights as oneDNN wants them for maps of this size; of another it would lay them out in every call."""
         weight: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self._weight, *self._geometry, list(size))
-        # in one step, since batches run side by side
-        kept = self._weight_by_size if len(self._weight_by_size) < LAYOUTS else {}
-        self._weight_by_size = {**kept, size: weight}
         return weight
 
 

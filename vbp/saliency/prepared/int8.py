@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 from typing_extensions import override
@@ -26,6 +26,7 @@ from vbp.errors import UsageError
 from vbp.saliency.forward import ForwardPass, channel_mean, last_tap, positive_mean
 from vbp.saliency.operations import module_of, window_of
 from vbp.saliency.prepared.chains import chain_of, folded, is_convolution, modules_of, nodes_until
+from vbp.saliency.prepared.layouts import BySize
 
 WEIGHT_MAX = 63
 """Of 7 bits with sign: 255 * 63 * 2 fits 16 bits."""
@@ -155,17 +156,53 @@ class QuantisedConvolution(nn.Module):
         steps, scales = quantised_weight(weight)
         padding: Any = convolution.padding
         geometry = (list(convolution.stride), list(padding), list(convolution.dilation), convolution.groups)
-        laid_out = torch.ops.onednn.qconv_prepack(steps, scales, *source, *geometry, None)
-        zeros = torch.zeros(len(steps), dtype=torch.int32)
-        to = (1.0, 0, torch.float32) if output is None else (*output, torch.uint8)
-        self._before = (*source, laid_out, scales, zeros, bias)
-        self._after = (*geometry, *to, "relu" if relu else "none", [None], "")
+        self._convolve = _Convolve(steps, scales, bias, source, geometry, output, "relu" if relu else "none")
 
     @override
     def forward(self, bytes_NCHW: Tensor) -> Tensor:
         """The next map."""
-        output: Tensor = torch.ops.onednn.qconv_pointwise(bytes_NCHW, *self._before, *self._after)
+        return self._convolve(bytes_NCHW)
+
+
+class _Convolve:
+    """OneDNN's convolution of bytes.
+
+    Args:
+        steps: the weights, int8 (K, C, k, k).
+        scales: what a step of each output channel is worth, (K,).
+        bias: of float32, or None.
+        source: of the input.
+        geometry: stride, padding, dilation and groups.
+        output: of the output; None: it is float32.
+        activation: relu or none.
+    """
+
+    def __init__(
+        self,
+        steps: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        source: Step,
+        geometry: tuple[Any, ...],
+        output: Step | None,
+        activation: str,
+    ):
+        to = (1.0, 0, torch.float32) if output is None else (*output, torch.uint8)
+        self._to_lay_out = (steps, scales, *source, *geometry)
+        self._weight_for = BySize(self._laid_out)
+        self._source = source
+        self._settings = (scales, torch.zeros(len(steps), dtype=torch.int32), bias)
+        self._settings += (*geometry, *to, activation, [None], "")
+
+    def __call__(self, bytes_NCHW: Tensor) -> Tensor:
+        """The next map."""
+        weight = self._weight_for(bytes_NCHW.shape)
+        output: Tensor = torch.ops.onednn.qconv_pointwise(bytes_NCHW, *self._source, weight, *self._settings)
         return output
+
+    def _laid_out(self, size: Size) -> Tensor:
+        weight: Tensor = torch.ops.onednn.qconv_prepack(*self._to_lay_out, list(size))
+        return weight
 
 
 def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,17 +225,13 @@ class ByteMean(nn.Module):
     def __init__(self, channels: int, scale: float):
         super().__init__()
         ones = torch.ones(1, channels, 1, 1, dtype=torch.int8)
-        share, zero = torch.tensor([1 / channels]), torch.zeros(1, dtype=torch.int32)
-        geometry: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
-        laid_out = torch.ops.onednn.qconv_prepack(ones, share, scale, 0, *geometry, None)
-        self._before = (scale, 0, laid_out, share, zero, None)
-        self._after = (*geometry, 1.0, 0, torch.float32, "none", [None], "")
+        geometry = ([1, 1], [0, 0], [1, 1], 1)
+        self._convolve = _Convolve(ones, torch.tensor([1 / channels]), None, Step(scale, 0), geometry, None, "none")
 
     @override
     def forward(self, bytes_NCHW: Tensor) -> Tensor:
         """The average."""
-        output: Tensor = torch.ops.onednn.qconv_pointwise(bytes_NCHW, *self._before, *self._after)
-        return output
+        return self._convolve(bytes_NCHW)
 
 
 class BytePooling(nn.Module):
