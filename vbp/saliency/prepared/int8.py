@@ -191,8 +191,8 @@ class _Convolve:
         self._to_lay_out = (steps, scales, *source, *geometry)
         self._weight_for = BySize(self._laid_out)
         self._source = source
-        self._settings = (scales, torch.zeros(len(steps), dtype=torch.int32), bias)
-        self._settings += (*geometry, *to, activation, [None], "")
+        zeros = torch.zeros(len(steps), dtype=torch.int32)
+        self._settings = (scales, zeros, bias, *geometry, *to, activation, [None], "")
 
     def __call__(self, bytes_NCHW: Tensor) -> Tensor:
         """The next map."""
