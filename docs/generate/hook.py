@@ -4,6 +4,7 @@ In a page, these comments are replaced::
 
     <!-- options of explain -->                    the options of `vbp explain`, in groups
     <!-- python vbp.saliency.VisualBackProp -->    the documentation of this object, by the name that users import
+    <!-- fields of vbp.pipeline.RunConfig -->      the fields of this dataclass
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.generate.options import tables
+from docs.generate.options import fields, tables
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
@@ -32,7 +33,7 @@ ELSEWHERE = {
 }
 """Pages of the repository outside ``docs``, and where the site has them."""
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
-DIRECTIVE = re.compile(r"^<!-- (options of|python) ([\w.-]+) -->$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^<!-- (options of|fields of|python) ([\w.-]+) -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -52,16 +53,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def filled(match: re.Match[str]) -> str:
     """What a comment stands for."""
     kind, name = match.groups()
-    return "\n".join(tables(name)) if kind == "options of" else "\n".join(documented(name))
+    if kind == "options of":
+        return "\n".join(tables(name))
+    return "\n".join(fields(imported(name)) if kind == "fields of" else documented(name))
 
 
 def documented(public: str) -> Iterator[str]:
     """Mkdocstrings' directive for an object, under the name by which it is imported."""
-    module, _, name = public.rpartition(".")
-    found: Any = getattr(import_module(module), name)
+    found = imported(public)
     yield f"::: {found.__module__}.{found.__qualname__}"
     yield "    options:"
     yield f"      heading: {public}"
+
+
+def imported(public: str) -> Any:
+    """The object of a dotted name."""
+    module, _, name = public.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def rewritten(markdown: str, source: str, page: str) -> str:

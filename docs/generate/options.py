@@ -1,9 +1,11 @@
-"""The options of a command as Markdown tables, from the command itself."""
+"""The options of a command, and the fields of a run's configuration, as Markdown tables from the code itself."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -58,3 +60,14 @@ def default(option: click.Option) -> str:
         return "off"
     value = option.default
     return f"`{value}`" if isinstance(value, (str, int, float)) and value not in ("", "{}") else ""
+
+
+def fields(configuration: type[Any]) -> Iterator[str]:
+    """Lines of Markdown: every field of a dataclass like ``RunConfig``, its type, its default and its help."""
+    yield "| field | type | default | |"
+    yield "|---|---|---|---|"
+    for field in dataclasses.fields(configuration):
+        kind = str(field.type).replace("|", r"\|")
+        given = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        told = STATED.sub("", field.metadata.get("help", ""))
+        yield f"| `{field.name}` | {kind} | {given} | {told} |"

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from docs.generate.hook import DIRECTIVE, ELSEWHERE, ROOT, documented, rewritten
-from docs.generate.options import tables
-from vbp.cli import explain, main
+from docs.generate.hook import DIRECTIVE, ELSEWHERE, ROOT, documented, imported, rewritten
+from docs.generate.options import fields, tables
+from vbp.cli import main
+from vbp.pipeline import RunConfig
 
 PAGE = (ROOT / "docs" / "reference" / "options.md").read_text()
 
@@ -29,7 +30,6 @@ def test_tables_have_the_headings_of_the_help_the_defaults_and_the_choices():
     assert "| `--refresh` | off |" in text
     assert "| `--mean` | the network's own |" in text
     assert "Choices: `crop`, `pad`, `stretch`, `original`." in text
-    assert explain.name == "explain"
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,18 @@ def test_pages_from_elsewhere_are_there():
     assert [source for source in ELSEWHERE if not (ROOT / source).exists()] == []
 
 
+def test_every_field_of_a_configuration_stands_in_its_table():
+    text = "\n".join(fields(RunConfig))
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(RunConfig.__dataclass_fields__)
+    assert "| `size` | int | `224` | Side of the network's square input, in pixels. |" in text
+    assert "| `mean` | tuple[float, ...] \\| None | `None` |" in text
+
+
 def test_python_is_documented_under_the_name_that_is_imported():
-    lines = list(documented("vbp.pipeline.RunConfig"))
-    assert lines == ["::: vbp.pipeline.config.RunConfig", "    options:", "      heading: vbp.pipeline.RunConfig"]
+    lines = list(documented("vbp.pipeline.Summary"))
+    assert lines == ["::: vbp.pipeline.summary.Summary", "    options:", "      heading: vbp.pipeline.Summary"]
 
 
 def test_every_name_of_the_page_can_be_imported():
     page = (ROOT / "docs" / "reference" / "python.md").read_text()
-    assert all(next(documented(name)) for _, name in DIRECTIVE.findall(page))
+    assert all(imported(name) for _, name in DIRECTIVE.findall(page))
