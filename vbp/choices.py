@@ -49,7 +49,7 @@ class StoredMask(NamedTuple):
         return 0.5 / self.levels if self.levels else 0.0
 
 
-MASK_FORMATS: Mapping[MaskFormat, StoredMask] = {
+MASK_FORMATS: Mapping[str, StoredMask] = {
     "png8": StoredMask(".png", levels=255),
     "png16": StoredMask(".png", levels=65_535),
     "npy": StoredMask(".npy", levels=None),

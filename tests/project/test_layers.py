@@ -45,7 +45,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     ),
     "vbp.storage.addresses": ({"vbp.errors"}, set()),
     "vbp.storage.leftout": (set(), set()),
-    "vbp.storage.outline": (set(), set()),
+    "vbp.storage.outline": ({"vbp.choices"}, set()),
     "vbp.storage.stores": (LEAVES, {"fsspec", "pyarrow"}),
     "vbp.storage": (LEAVES | {"vbp.storage.stores"}, {"fsspec", "pyarrow"}),
     "vbp.storage.collections": (LEAVES | {"vbp.storage"}, {"pyarrow"}),

@@ -25,7 +25,7 @@ from vbp.pipeline.steps import Batch, Write, objects
 from vbp.storage.files import Folder
 from vbp.storage.ledger.lease import Lease
 from vbp.storage.ledger.parts import parts_of, read_parts
-from vbp.storage.results.layouts import RESULT_FOLDERS
+from vbp.storage.outline import RESULT_FOLDERS
 from vbp.storage.results.places import made_absolute
 from vbp.storage.results.read import read_result
 

@@ -9,11 +9,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from vbp.errors import UsageError
+from vbp.storage.outline import INDEX, OWN, RESULT_FOLDERS
 
 if TYPE_CHECKING:
     from vbp.storage.collections.tree import ManifestRow
 
-OWN_FOLDERS = ("masks", "overlays", "inputs", "maps", "shards", "index", "_run")
+OWN_FOLDERS = (*RESULT_FOLDERS, INDEX, OWN)
 """What a run writes below OUTPUT."""
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "az", "abfs": "az"}
 

@@ -37,7 +37,8 @@ from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.manifest.refresh import refresh_manifest
 from vbp.storage.manifest.rows import First, in_order
-from vbp.storage.results.layouts import INDEXED
+from vbp.storage.outline import TARS
+from vbp.storage.results.files import OwnFiles, Tars, files_of
 
 if TYPE_CHECKING:
     from vbp.networks.models import Model
@@ -372,13 +373,18 @@ class Attempt:
 
     def _drop(self, keys: Sequence[str]) -> None:
         """Remove the result files of images; those in tars go with their tars, when no row names these any more."""
+        files = self._files
         for key in keys:
-            for path in self.recipe.files_of(key):
+            for path in files.paths(key):
                 self.output.delete(path)
 
+    @property
+    def _files(self) -> OwnFiles | Tars:
+        return files_of(self.output, self.config.as_json())
+
     def _remove_orphans(self, observer: Observer) -> None:
-        """Tars of commits that were cut off; without masks and overlays no row tells which those are."""
-        if self.config.layout == "webdataset" and set(INDEXED) & set(self.config.outputs):
+        """Tars of commits that were cut off."""
+        if TARS in self._files.folders:
             removed = remove_orphans(self.output)
             if removed:
                 observer.note(f"Removed {removed} tar file(s) of commits that were cut off.")

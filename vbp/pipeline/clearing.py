@@ -22,11 +22,10 @@ from vbp.storage.files import Folder
 from vbp.storage.ledger.marks import is_mark
 from vbp.storage.ledger.parts import PARTS, parse_parts, read_parts
 from vbp.storage.manifest.manifest import MANIFEST, MANIFEST_PARTS, Manifest
-from vbp.storage.outline import INDEX
+from vbp.storage.outline import FOLDERS, INDEX, RESULT_FOLDERS, TARS
 from vbp.storage.record import RUN, load_record, mark_incomplete, save_record, withdraw
-from vbp.storage.results.layouts import FOLDERS, RESULT_FOLDERS
 from vbp.storage.results.places import names_of
-from vbp.storage.results.tars import SHARDS, shard_of
+from vbp.storage.results.tars import shard_of
 from vbp.storage.sorting import Sorter
 
 _EXAMPLES = 3
@@ -68,9 +67,9 @@ def clear(output: Folder, attempt: str) -> None:
         # no part may outlive the manifest that it counts by, nor the results that it tells of
         _delete(output, (path for path in _below(output, PARTS) if _is_of_ledger(path)))
         _delete(output, (path for path in _below(output, INDEX) if _NUMBERED.fullmatch(path)))
-        found = chain.from_iterable(_below(output, name) for name in sorted(FOLDERS.values()))
+        found = chain.from_iterable(_below(output, name) for name in sorted(FOLDERS))
         _delete(output, _common(explained, found))
-        _delete(output, (path for path in _below(output, SHARDS) if shard_of(path) in shards))
+        _delete(output, (path for path in _below(output, TARS) if shard_of(path) in shards))
     forget_listing(output)
 
 

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vbp.choices import MASK_FORMATS
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.source import Source
 from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, Write
-from vbp.storage.results.layouts import FOLDERS
+from vbp.storage.outline import suffixes_of
 
 PASSES = 4
 """Batches that each thread of the network on a CPU takes on between reading and writing."""
@@ -133,28 +132,13 @@ class Recipe:
         outputs = () if config.layout == "none" else config.outputs
         return Encode(outputs, config.mask_format, config.overlay_style, config.frame, self.preprocessing)
 
-    @property
-    def suffixes(self) -> Mapping[str, str]:
-        """Of the files of each kind."""
-        return {
-            "mask": MASK_FORMATS[self.config.mask_format].suffix,
-            "overlay": ".jpg",
-            "input": ".png",
-            "maps": ".png",
-        }
-
-    def files_of(self, key: str) -> list[str]:
-        """Paths in OUTPUT of what is written for one image, where it gets files of its own."""
-        kinds = self.config.outputs if self.config.layout == "files" else ()
-        return [f"{FOLDERS[kind]}/{key}{self.suffixes[kind]}" for kind in kinds]
-
     def write(self) -> Write:
         """The last step."""
         config = self.config
         return Write(
             config.output,
             self.run_id,
-            suffixes=self.suffixes,
+            suffixes=suffixes_of(config.mask_format),
             constants={
                 "model": config.model,
                 "weights": self.weights_sha256,

@@ -36,7 +36,8 @@ from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder, read_uri
 from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.ledger.parts import PART_SCHEMA, write_part
-from vbp.storage.results.layouts import FOLDERS, make_layout
+from vbp.storage.outline import KINDS
+from vbp.storage.results.layouts import make_layout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -504,7 +505,7 @@ class Write(Step):
         started = time.perf_counter()
         self._folder.look()
         columns = dict(batch)
-        files = {kind: columns.pop(f"file_{kind}") for kind in FOLDERS if f"file_{kind}" in columns}
+        files = {kind: columns.pop(f"file_{kind}") for kind in KINDS if f"file_{kind}" in columns}
         columns |= {name: objects([value] * len(columns["key"])) for name, value in self._constants.items()}
         stages = [name for name in columns if name.startswith("seconds_")]
         columns["seconds"] = np.sum([columns[name] for name in stages], axis=0)

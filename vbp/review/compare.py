@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from vbp.errors import ImageError, StorageError
 from vbp.storage.files import Folder
 from vbp.storage.ledger.combined import RUN, read_combined
-from vbp.storage.results.layouts import INDEXED
+from vbp.storage.outline import place_columns
 from vbp.storage.results.read import read_result
 
 COMPARISON = "comparison.parquet"
@@ -41,7 +41,7 @@ _AT_ONCE = 16
 _CHANCE = 48
 """Images that are also held against others."""
 _BOX = ("frame_left", "frame_top", "frame_right", "frame_bottom")
-_PLACE = tuple(f"{INDEXED[0]}_{name}" for name in ("uri", "offset", "length"))
+_PLACE = place_columns("mask")
 _COLUMNS = ("key", "width", "height", "mask_mean", "prediction", *_PLACE, *_BOX)
 
 

@@ -20,11 +20,11 @@ from vbp.networks.preprocessing import IMAGENET
 from vbp.plain import plain
 from vbp.review.choice import Choice
 from vbp.review.failures import Failures, failures
-from vbp.review.files import OwnFiles, Tars, files_of
 from vbp.review.output import Output
 from vbp.review.status import Status, status
 from vbp.storage.files import read_uri, write_uri
-from vbp.storage.results.layouts import INDEXED
+from vbp.storage.outline import INDEXED, place_columns
+from vbp.storage.results.files import OwnFiles, Tars, files_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +38,7 @@ _THREADS = 8
 _OTHERS = "(other folders)"
 _MOST_LABELS = 10_000
 _COLUMNS = ["key", "uri", "label", "status", "mask_mean", "mask_area", "correct", "predicted_label", "probability"]
-_PLACE = [f"{kind}_{name}" for kind in INDEXED for name in ("uri", "offset", "length")]
+_PLACE = place_columns(*INDEXED)
 _FRAME = ["frame_left", "frame_top", "frame_right", "frame_bottom"]
 
 
@@ -106,7 +106,7 @@ def report(
         sample: images to show, chosen by `seed` and key.
         seed: another one shows others.
     """
-    files = files_of(output)
+    files = files_of(output.folder, output.config)
     chosen, classes = Choice(sample if "mask" in files.kinds else 0, seed), _Classes()
     for table in output.rows([*_COLUMNS, *_PLACE, *_FRAME]):
         classes.add(table)

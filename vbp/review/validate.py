@@ -27,7 +27,6 @@ import pyarrow as pa
 
 from vbp.errors import StorageError, UsageError
 from vbp.review.choice import Choice
-from vbp.review.files import files_of
 from vbp.review.masks import fault_of
 from vbp.review.output import Output
 from vbp.review.status import is_at_work
@@ -37,8 +36,9 @@ from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.ledger.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
 from vbp.storage.ledger.parts import PART_SCHEMA, Part, newest, read_parts
 from vbp.storage.manifest.manifest import MANIFEST
+from vbp.storage.outline import INDEXED, place_columns
 from vbp.storage.record import broken_promise, changed_files, mark_complete, mark_incomplete, save_record
-from vbp.storage.results.layouts import INDEXED
+from vbp.storage.results.files import files_of
 from vbp.storage.results.places import elsewhere
 from vbp.storage.sorting import Sorter
 
@@ -75,8 +75,7 @@ _INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
 _INDEX_PLACES = [f"{kind}_uri" for kind in INDEXED]
 _MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height"]
 _MASK_COLUMNS += ["flat", "mask_uri"]
-_PLACE_COLUMNS = [f"{kind}_{name}" for kind in INDEXED for name in ("uri", "offset", "length")]
-_COLUMNS = [*dict.fromkeys(["position", "shard", *_INDEX_COLUMNS, *_MASK_COLUMNS, *_PLACE_COLUMNS])]
+_COLUMNS = [*dict.fromkeys(["position", "shard", *_INDEX_COLUMNS, *_MASK_COLUMNS, *place_columns(*INDEXED)])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +262,7 @@ class _Check:
 
     def __init__(self, output: Output, is_live: bool) -> None:
         self._output, self._is_live = output, is_live
-        self._files = files_of(output)
+        self._files = files_of(output.folder, output.config)
         self._counts, self._examples = Counter[str](), dict[str, list[str]]()
         self._redo = array("q")
         self._damaged: list[Part] = []

@@ -9,11 +9,10 @@ import re
 from urllib.parse import quote
 
 from vbp.storage.addresses import without_secrets
-
-OUTPUT_SUFFIXES = (".png", ".jpg", ".npy")
+from vbp.storage.outline import SUFFIXES
 
 _NAME_BYTES = 255  # of one part of a path, on all common disks
-_FILE_NAME_BYTES = _NAME_BYTES - max(map(len, OUTPUT_SUFFIXES))
+_FILE_NAME_BYTES = _NAME_BYTES - max(map(len, SUFFIXES))
 _SAMPLE_BYTES = _NAME_BYTES - len(".overlay.jpg")  # the longest suffix there
 _SAMPLE_UNSAFE = re.compile(r"[\x00-\x1f\x7f.%\\]|\A_(?=_)")
 _KEY_BYTES = 800  # leaves the output's own path its share of an object store's 1,024
@@ -79,7 +78,7 @@ def label_of(key: str) -> str | None:
 
 
 def _folder(name: str) -> str:
-    if _keepable(name, _NAME_BYTES) and not name.endswith(OUTPUT_SUFFIXES):
+    if _keepable(name, _NAME_BYTES) and not name.endswith(SUFFIXES):
         return name
     return _escaped(name, name).replace(".", "_")
 

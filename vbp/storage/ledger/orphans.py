@@ -8,7 +8,8 @@ from itertools import groupby
 
 from vbp.storage.files import Folder
 from vbp.storage.ledger.parts import PARTS, Part, parse_parts, read_parts
-from vbp.storage.results.tars import SHARDS, Tar, parse_tar, path_of
+from vbp.storage.outline import TARS
+from vbp.storage.results.tars import Tar, parse_tar, path_of
 
 
 def remove_orphans(output: Folder) -> int:
@@ -39,7 +40,7 @@ def _orphans(output: Folder, tars: list[Tar], parts: list[Part]) -> list[Tar]:
 
 def _shards(output: Folder) -> Iterator[tuple[list[Tar], list[Part]]]:
     """The tars and the parts of every shard that has any, in order."""
-    tars = ((path, True) for path in _paths(output.child(SHARDS)))
+    tars = ((path, True) for path in _paths(output.child(TARS)))
     parts = ((path, False) for path in _paths(output.child(PARTS)))
     for _, group in groupby(heapq.merge(tars, parts), key=lambda item: item[0].partition("/")[0]):
         found = list(group)

@@ -1,4 +1,4 @@
-"""Where a result lies: writing, reading, and what should be there."""
+"""Where a result lies: writing (`layouts`), reading (`read`), and what should be there (`files`, `places`, `tars`)."""
 
 from vbp.storage.results.read import read_result
 

@@ -16,14 +16,11 @@ import pyarrow as pa
 
 from vbp.storage.files import Folder
 from vbp.storage.naming import sample_name
-from vbp.storage.results.places import FOLDERS, INDEXED
+from vbp.storage.outline import INDEXED, place_columns
+from vbp.storage.results.places import own_path
 from vbp.storage.results.tar import TarBuilder
-from vbp.storage.results.tars import SHARDS, write_tar
+from vbp.storage.results.tars import write_tar
 
-__all__ = ["FOLDERS", "INDEXED", "RESULT_FOLDERS", "Layout", "MirroredTree", "WebDataset", "make_layout"]
-
-RESULT_FOLDERS = (*FOLDERS.values(), SHARDS)
-"""Below OUTPUT: all that holds results in one layout or another."""
 Files = Mapping[str, Sequence[bytes | None]]
 """Files by kind, one entry an image; None where an image has none."""
 Columns = dict[str, list[Any]]
@@ -64,7 +61,7 @@ class MirroredTree:
     def write(self, shard: int, rows: pa.Table, files: Files) -> Columns:
         """See ``Layout``; names depend on the keys alone."""
         keys = rows["key"].to_pylist()
-        paths = {kind: [f"{FOLDERS[kind]}/{key}{self._suffixes[kind]}" for key in keys] for kind in files}
+        paths = {kind: [own_path(kind, key, self._suffixes[kind]) for key in keys] for kind in files}
         present = [
             (paths[kind][row], data) for kind in files for row, data in enumerate(files[kind]) if data is not None
         ]
@@ -121,7 +118,7 @@ def make_layout(name: str, output: Folder, suffixes: Mapping[str, str], threads:
 
 
 _OF_THE_RUN = {"status", "error_stage", "error_type", "error_message", "device", "seconds", "finished_at", "run_id"}
-_OF_THE_PLACE = {f"{kind}_{name}" for kind in INDEXED for name in ("uri", "offset", "length")} | {"position"}
+_OF_THE_PLACE = {*place_columns(*INDEXED), "position"}
 _LATER = {"mask_width", "mask_height", "image_peak_x", "image_peak_y"}
 """Columns that the first tars were made without: equal results stay equal bytes, also after an update of vbp."""
 

@@ -5,21 +5,15 @@ places; of these only what lies below OUTPUT counts. A place that nobody of us c
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vbp.storage.files import Folder
-from vbp.storage.naming import OUTPUT_SUFFIXES
-from vbp.storage.results.tars import SHARDS
+from vbp.storage.outline import INDEXED, KINDS, TARS
 
-FOLDERS: Mapping[str, str] = {"mask": "masks", "overlay": "overlays", "input": "inputs", "maps": "maps"}
-"""Kind of result file -> its folder below OUTPUT."""
-INDEXED = ("mask", "overlay")
-"""Kinds whose place a row tells."""
-
-_TAR = re.compile(rf"(?:.*/)?({SHARDS}/(\d{{6}})/\d{{6,}}-\d{{6,}}-[0-9a-f]{{16}}\.tar)", re.DOTALL | re.ASCII)
+_TAR = re.compile(rf"(?:.*/)?({TARS}/(\d{{6}})/\d{{6,}}-\d{{6,}}-[0-9a-f]{{16}}\.tar)", re.DOTALL | re.ASCII)
 
 
 def place_of(uri: str, kind: str, key: str, shard: int) -> str | None:
@@ -34,34 +28,30 @@ def place_of(uri: str, kind: str, key: str, shard: int) -> str | None:
     Returns:
         None where no run can have put a result of this image there.
     """
-    own = f"{FOLDERS[kind]}/{key}"
-    for suffix in OUTPUT_SUFFIXES:
-        if uri.endswith(own + suffix) and uri.removesuffix(own + suffix)[-1:] in ("", "/"):
-            return own + suffix
+    for suffix in KINDS[kind].suffixes:
+        own = own_path(kind, key, suffix)
+        if uri.endswith(own) and uri.removesuffix(own)[-1:] in ("", "/"):
+            return own
     tar = _TAR.fullmatch(uri)
     return tar[1] if tar and int(tar[2]) == shard else None
 
 
-RESULT_SUFFIXES: Mapping[str, tuple[str, ...]] = {
-    "mask": (".png", ".npy"),
-    "overlay": (".jpg",),
-    "input": (".png",),
-    "maps": (".png",),
-}
-"""Kind of result file -> suffixes that its files may have, whatever was asked for."""
+def own_path(kind: str, key: str, suffix: str) -> str:
+    """The path in OUTPUT of a result that is a file of its own."""
+    return f"{KINDS[kind].folder}/{key}{suffix}"
 
 
 def names_of(key: str) -> Iterator[str]:
     """Every path that a result of an image may have in a mirrored tree."""
-    return (f"{FOLDERS[kind]}/{key}{suffix}" for kind, suffixes in RESULT_SUFFIXES.items() for suffix in suffixes)
+    return (own_path(name, key, suffix) for name, kind in KINDS.items() for suffix in kind.suffixes)
 
 
 def key_of_result(path: str) -> str | None:
     """The image whose result would have this path; None where none can."""
-    for kind, suffixes in RESULT_SUFFIXES.items():
-        for suffix in suffixes:
-            if path.startswith(f"{FOLDERS[kind]}/") and path.endswith(suffix):
-                return path.removeprefix(f"{FOLDERS[kind]}/").removesuffix(suffix)
+    for kind in KINDS.values():
+        for suffix in kind.suffixes:
+            if path.startswith(f"{kind.folder}/") and path.endswith(suffix):
+                return path.removeprefix(f"{kind.folder}/").removesuffix(suffix)
     return None
 
 

@@ -14,8 +14,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from vbp.storage.files import Folder
-
-SHARDS = "shards"
+from vbp.storage.outline import TARS
 
 _NAME = re.compile(r"(\d{6})/(\d{6,})-(\d{6,})-([0-9a-f]{16})\.tar")
 
@@ -33,7 +32,7 @@ class Tar(NamedTuple):
     @property
     def path(self) -> str:
         """In OUTPUT."""
-        return f"{SHARDS}/{self.shard:06d}/{self.first:06d}-{self.last:06d}-{self.digest}.tar"
+        return f"{TARS}/{self.shard:06d}/{self.first:06d}-{self.last:06d}-{self.digest}.tar"
 
 
 def write_tar(output: Folder, data: bytes, shard: int, positions: Collection[int]) -> str:
@@ -70,5 +69,5 @@ def path_of(uri: str) -> str:
 
 def shard_of(path: str) -> int | None:
     """The shard of a tar, by its path in OUTPUT; None for other files."""
-    tar = parse_tar(path.removeprefix(f"{SHARDS}/"))
+    tar = parse_tar(path.removeprefix(f"{TARS}/"))
     return tar.shard if tar else None

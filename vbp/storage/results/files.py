@@ -7,10 +7,10 @@ from typing import Any
 
 from vbp.choices import MASK_FORMATS
 from vbp.errors import StorageError, UsageError
-from vbp.review.output import Output
-from vbp.storage.results.layouts import FOLDERS, INDEXED
-from vbp.storage.results.places import key_of_result, place_of
-from vbp.storage.results.tars import SHARDS, path_of, shard_of
+from vbp.storage.files import Folder
+from vbp.storage.outline import FOLDERS, INDEXED, KINDS, TARS, suffixes_of
+from vbp.storage.results.places import key_of_result, own_path, place_of
+from vbp.storage.results.tars import path_of, shard_of
 
 
 class OwnFiles:
@@ -21,17 +21,20 @@ class OwnFiles:
         folders: all that may hold results, whatever was asked for.
     """
 
-    def __init__(self, output: Output) -> None:
-        config = output.config
+    def __init__(self, output: Folder, config: Mapping[str, Any]) -> None:
         self.kinds: tuple[str, ...] = tuple(config.get("outputs", ())) if config.get("layout") == "files" else ()
-        self.folders = tuple(FOLDERS.values())
-        self._suffixes = {"mask": MASK_FORMATS[config.get("mask_format", "png8")].suffix, "overlay": ".jpg"}
-        self._folder = output.folder
+        self.folders = FOLDERS
+        self._suffixes = suffixes_of(config.get("mask_format", "png8"))
+        self._output = output
+
+    def paths(self, key: str) -> list[str]:
+        """Those in OUTPUT of an image's files."""
+        return [own_path(kind, key, self._suffixes[kind]) for kind in self.kinds]
 
     def expected(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         """The paths of an image's files, and how many bytes each must have."""
-        for kind in self.kinds:
-            yield self._path(row, kind), 1
+        for path in self.paths(row["key"]):
+            yield path, 1
 
     def misplaced(self, row: Mapping[str, Any]) -> str | None:
         """Why the row's results cannot be of it: they lie elsewhere than its key says; None where they are."""
@@ -60,19 +63,20 @@ class OwnFiles:
             FileNotFoundError: it is not there.
             StorageError: the store does not answer.
         """
-        return self._folder.read(self._path(row, kind))
-
-    def _path(self, row: Mapping[str, Any], kind: str) -> str:
-        return f"{FOLDERS[kind]}/{row['key']}{self._suffixes.get(kind, '.png')}"
+        return self._output.read(own_path(kind, row["key"], self._suffixes[kind]))
 
 
 class Tars:
     """Layout ``webdataset``: each result is a range of a tar; attributes as of `OwnFiles`."""
 
-    def __init__(self, output: Output) -> None:
-        self.kinds = tuple(kind for kind in INDEXED if kind in output.config.get("outputs", ()))
-        self.folders = (SHARDS,) if self.kinds else ()  # without masks and overlays no row names its tar
-        self._folder = output.folder
+    def __init__(self, output: Folder, config: Mapping[str, Any]) -> None:
+        self.kinds = tuple(kind for kind in INDEXED if kind in config.get("outputs", ()))
+        self.folders = (TARS,) if self.kinds else ()  # without masks and overlays no row names its tar
+        self._output = output
+
+    def paths(self, key: str) -> list[str]:
+        """None: an image's results go with their tar, when no row names that any more."""
+        return []
 
     def expected(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         """The tar of an image's results, and how many bytes it must have; nobody knows it before there is a row."""
@@ -109,9 +113,9 @@ class Tars:
             raise FileNotFoundError(f"the image {row['key']!r} has no {kind}")
         path, start, length = path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"], row[f"{kind}_length"]
         try:
-            return self._folder.read(path, start, start + length)
+            return self._output.read(path, start, start + length)
         except StorageError:  # stores refuse a range that begins beyond the end
-            with self._folder.open(path) as file:
+            with self._output.open(path) as file:
                 file.seek(start)
                 return file.read(length)
 
@@ -124,17 +128,21 @@ _LAYOUTS: Mapping[str | None, type[OwnFiles] | type[Tars]] = {
 }
 
 
-def files_of(output: Output) -> OwnFiles | Tars:
+def files_of(output: Folder, config: Mapping[str, Any]) -> OwnFiles | Tars:
     """The files of an output, by its layout.
 
+    Args:
+        output: OUTPUT.
+        config: of the run, as on record: ``layout``, ``outputs``, ``mask_format``.
+
     Raises:
-        UsageError: the layout is none that is known here.
+        UsageError: the layout, or what is written, is none that is known here.
     """
-    name, kind = output.config.get("layout"), output.config.get("mask_format", "png8")
-    strange = [kind for kind in output.config.get("outputs", ()) if kind not in FOLDERS]
-    if kind not in MASK_FORMATS or strange:
-        what = f"the result {strange[0]}" if strange else f"the mask format (={kind})"
-        raise UsageError(f"{what} of {output.folder.url} is unknown to this version of vbp.")
+    name, mask_format = config.get("layout"), config.get("mask_format", "png8")
+    strange = [kind for kind in config.get("outputs", ()) if kind not in KINDS]
+    if mask_format not in MASK_FORMATS or strange:
+        what = f"the result {strange[0]}" if strange else f"the mask format (={mask_format})"
+        raise UsageError(f"{what} of {output.url} is unknown to this version of vbp.")
     if name not in _LAYOUTS:
-        raise UsageError(f"the layout of {output.folder.url} (={name}) is unknown to this version of vbp.")
-    return _LAYOUTS[name](output)
+        raise UsageError(f"the layout of {output.url} (={name}) is unknown to this version of vbp.")
+    return _LAYOUTS[name](output, config)
