@@ -4,15 +4,17 @@ import io
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
+from vbp.columns import ColumnError, made_by
 from vbp.errors import InterruptedRunError, UsageError
 from vbp.images.encode import decode_mask
 from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline import breaker
-from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, objects
+from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, _assembled, as_table, objects
 from vbp.saliency import VisualBackProp
 
 
@@ -94,7 +96,7 @@ def test_encode_takes_masks_of_your_own():
     assert list(zip(found["peak_x"], found["peak_y"], strict=True)) == [(3, 1), (0, 2)]
     assert (found["mask_mean"][0], found["mask_area"][0]) == (1.25 / 16, 1 / 16)
     assert (found["mask_width"][0], found["mask_height"][0], found["image_peak_x"][0]) == (4, 4, None)
-    with pytest.raises(UsageError, match="The output overlay needs a column pixels"):
+    with pytest.raises(ColumnError, match=r"encode needs the columns \['pixels'\]"):
         Encode()({"key": objects(["a"]), "mask": masks[:1]})
 
 
@@ -164,3 +166,63 @@ def test_explain_takes_a_network_of_your_own(own):
 def test_what_a_network_of_your_own_wants_to_see_is_never_guessed():
     with pytest.raises(UsageError, match=r"A network of your own needs preprocessing: .*Preprocessing\(mean, std\)"):
         Explain(Small())
+
+
+class Careless(Decode):
+    """A step with a slip: columns by name that it adds to what Decode makes, or takes away."""
+
+    def __init__(self, more=(), less=()):
+        super().__init__(16)
+        self._more, self._less = more, less
+
+    def run(self, batch):
+        made = super().run(batch)
+        return {n: v for n, v in made.items() if n not in self._less} | {n: made["key"] for n in self._more}
+
+
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        ({"more": ["widht"], "less": ["width"]}, "decode makes the columns .'widht'"),
+        ({"less": ["frame_top"]}, "decode does not make the columns .'frame_top'"),
+        ({"less": ["sha256"]}, "decode loses the columns .'sha256'"),
+        ({"more": ["data"]}, "decode leaves the columns .'data'"),
+    ],
+    ids=["misspelt", "missing", "lost", "left over"],
+)
+def test_a_step_that_makes_or_loses_another_column_is_stopped(photos, slip, said):
+    fetched = Fetch(str(photos))(batch(photos, range(2)))
+    with pytest.raises(ColumnError, match=said):
+        Careless(**slip)(fetched)
+    assert set(Careless()(fetched)) == set(fetched) - {"data"} | made_by("decode")
+
+
+def test_columns_of_ones_own_pass_through_and_end_before_the_index(photos):
+    found = Decode(16)(Fetch(str(photos))(batch(photos, range(2)) | {"camera": objects(["left", "right"])}))
+    assert list(found["camera"]) == ["left", "right"]
+    with pytest.raises(ColumnError, match="the index has no columns .'camera'"):
+        as_table({name: found[name] for name in ("key", "uri", "camera")})
+
+
+def test_what_is_missing_is_named_before_the_step(photos):
+    with pytest.raises(ColumnError, match=r"decode needs the columns \['data'\]; the batch has .'bytes_', 'key'"):
+        Decode(16)({"key": objects(["a"]), "bytes_": objects([b""])})
+
+
+def test_a_table_has_the_types_of_the_index_and_null_where_ray_makes_nan():
+    found = as_table({"peak_x": np.array([3.0, np.nan]), "key": objects(["a", "b"]), "correct": objects([True, None])})
+    assert found.schema.names == ["key", "peak_x", "correct"]
+    assert found.schema.field("peak_x").type == pa.int32()
+    assert found.to_pylist() == [
+        {"key": "a", "peak_x": 3, "correct": True},
+        {"key": "b", "peak_x": None, "correct": None},
+    ]
+
+
+def test_a_row_without_a_mask_of_its_own_gets_zeros():
+    mask = np.full((2, 4, 4), 0.5, np.float32)
+    assert _assembled([([0, 1], mask)], 2) is mask
+    assert _assembled([([0, 2], mask)], 3).sum((1, 2)).tolist() == [8, 0, 8]
+    ragged = _assembled([([2], mask[:1]), ([0], mask[:1, :3])], 3)
+    assert [(each.shape, float(each.sum())) for each in ragged] == [((3, 4), 6), ((1, 1), 0), ((4, 4), 8)]
+    assert _assembled([], 2).shape == (2, 1, 1)

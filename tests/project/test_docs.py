@@ -10,8 +10,8 @@ from click.testing import CliRunner
 import vbp
 from vbp import cli, errors
 from vbp.cli import main
+from vbp.columns import INDEX_SCHEMA
 from vbp.errors import ImageError
-from vbp.storage.ledger.parts import INDEX_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -25,11 +25,12 @@ LEAVES = {"vbp.errors", "vbp.choices", "vbp.storage.addresses", "vbp.storage.lef
 STORAGE = LEAVES | {f"vbp.storage{room}" for room in ("", ".collections", ".manifest", ".results", ".ledger")}
 NETWORKS = {"vbp.networks", "vbp.networks.classfile", "vbp.networks.preprocessing"}
 PIPELINE = {"vbp.pipeline", "vbp.pipeline.on_ray", "vbp.pipeline.sweep"}
-WORK = {"vbp", "vbp.explainer", "vbp.images", "vbp.saliency"} | STORAGE | NETWORKS
+WORK = {"vbp", "vbp.columns", "vbp.explainer", "vbp.images", "vbp.saliency"} | STORAGE | NETWORKS
 ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.errors": (set(), set()),
     "vbp.choices": (set(), set()),
     "vbp.plain": (set(), set()),
+    "vbp.columns": (set(), {"pyarrow"}),
     "vbp.light_torchvision": (set(), {"torch", "torchvision"}),
     "vbp.networks.preprocessing": ({"vbp.errors", "vbp.choices"}, set()),
     "vbp.networks.classfile": ({"vbp.errors"}, set()),
@@ -49,17 +50,17 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.storage.stores": (LEAVES, {"fsspec", "pyarrow"}),
     "vbp.storage": (LEAVES | {"vbp.storage.stores"}, {"fsspec", "pyarrow"}),
     "vbp.storage.collections": (LEAVES | {"vbp.storage"}, {"pyarrow"}),
-    "vbp.storage.manifest": (LEAVES | {"vbp.storage", "vbp.storage.collections"}, {"pyarrow"}),
+    "vbp.storage.manifest": (LEAVES | {"vbp.columns", "vbp.storage", "vbp.storage.collections"}, {"pyarrow"}),
     "vbp.storage.results": (LEAVES | {"vbp.storage"}, {"pyarrow"}),
     "vbp.storage.ledger": (
-        LEAVES | {"vbp.storage", "vbp.storage.stores", "vbp.storage.manifest", "vbp.storage.results"},
+        LEAVES | {"vbp.columns", "vbp.storage", "vbp.storage.stores", "vbp.storage.manifest", "vbp.storage.results"},
         {"pyarrow"},
     ),
     "vbp.pipeline": (WORK | {"vbp.storage.stores", "vbp.pipeline.on_ray"}, {"numpy", "pyarrow", "torch"}),
     "vbp.pipeline.on_ray": (WORK | {"vbp.storage.stores", "vbp.pipeline"}, {"numpy", "pyarrow", "ray"}),
     "vbp.pipeline.sweep": (WORK | {"vbp.pipeline", "vbp.pipeline.on_ray"}, {"numpy", "pyarrow"}),
     "vbp.review": (
-        {"vbp", "vbp.plain", "vbp.images", "vbp.networks.preprocessing"} | STORAGE,
+        {"vbp", "vbp.columns", "vbp.plain", "vbp.images", "vbp.networks.preprocessing"} | STORAGE,
         {"numpy", "pyarrow", "PIL"},
     ),
     "vbp.demo": (

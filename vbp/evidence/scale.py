@@ -37,7 +37,6 @@ from vbp.pipeline.resources import divide
 from vbp.pipeline.steps import Batch, as_table, objects
 from vbp.storage.files import Folder
 from vbp.storage.ledger import index
-from vbp.storage.ledger.parts import INDEX_SCHEMA, PART_SCHEMA
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 
 LISTED, RESUMED, FEW, MANY, SHARDS = 1_000_000, 100_000, 1_000, 20_000, 100_000
@@ -187,7 +186,7 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
             columns["status"] = objects(["ok"] * part.num_rows)
             columns["finished_at"] = objects([datetime.now(UTC)] * part.num_rows)
             columns["mask_uri"] = objects([f"{output.url}/masks/{key}.png" for key in columns["key"]])
-            index.write_part(output, as_table(columns, _COMMITTED), shard, "made")
+            index.write_part(output, as_table(columns), shard, "made")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(commit, range(manifest.shards)))
@@ -200,9 +199,6 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
         ),
         totals.files,
     )  # fmt: skip
-
-
-_COMMITTED = PART_SCHEMA.remove(len(INDEX_SCHEMA))  # without the shard, which write_part adds
 
 
 def _flags(config: RunConfig) -> list[str]:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.steps import batch_of, good_rows
+from vbp.pipeline.source import batch_of
+from vbp.pipeline.steps import good_rows
 from vbp.storage.collections.tree import ManifestRow
+from vbp.storage.manifest.rows import table_of, with_positions
 
 if TYPE_CHECKING:
     from vbp.networks.models import Model
@@ -91,7 +93,7 @@ def _pixels(recipe: Recipe, rows: Sequence[ManifestRow], count: int) -> list[np.
     fetch, decode = recipe.fetch(), recipe.decode()
     found: list[np.ndarray] = []
     for start in range(0, len(rows), TOGETHER):
-        batch = decode(fetch(batch_of(rows[start : start + TOGETHER])))
+        batch = decode(fetch(batch_of(with_positions(table_of(rows[start : start + TOGETHER])))))
         for row in good_rows(batch):
             found.append(batch["pixels"][row])
             seen = sum(pixels_HWC.shape[0] * pixels_HWC.shape[1] for pixels_HWC in found)

@@ -25,13 +25,15 @@ from vbp.pipeline.job import is_for_ray
 from vbp.pipeline.recipe import PASSES, Recipe, rows_together
 from vbp.pipeline.record import Record
 from vbp.pipeline.shared import Networks
-from vbp.pipeline.steps import Batch, batch_of, good_rows
+from vbp.pipeline.source import batch_of
+from vbp.pipeline.steps import Batch, good_rows
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import pending_shards
 from vbp.storage.ledger.pace import pace_of
 from vbp.storage.leftout import LeftOut, in_words
 from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
+from vbp.storage.manifest.rows import table_of, with_positions
 
 _BATCHES = 2
 """That are measured; another warms up."""
@@ -369,7 +371,7 @@ class _Sample:
         measured = _Measured()
         for number, some in enumerate([rows[:round_of_all], *batches]):
             started = time.perf_counter()
-            batch = batch_of(some)
+            batch = batch_of(with_positions(table_of(some)))
             for step in steps:
                 batch = step(batch)
             if number:  # the first time warms up

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 
+from vbp.columns import ERRORS
 from vbp.errors import StorageError, WorkerDiedError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.steps import Batch, objects
@@ -75,7 +76,7 @@ class Work:
     def singles(self) -> Iterator[Batch]:
         """Batches of one image, which must be done with when the next is asked for; usually none."""
         for row in range(self._singles):
-            batch = self._batch(row, 1)
+            batch = batch_of(self._rows.slice(row, 1), self._shard)
             deaths = self._marks.deaths[int(batch["position"][0])]
             if deaths >= DEATHS:
                 yield _blamed(batch, deaths)
@@ -86,14 +87,15 @@ class Work:
     def batches(self, rows: int) -> Iterator[Batch]:
         """The others, `rows` at a time."""
         for start in range(self._singles, self._rows.num_rows, rows):
-            yield self._batch(start, rows)
+            yield batch_of(self._rows.slice(start, rows), self._shard)
 
-    def _batch(self, start: int, rows: int) -> Batch:
-        part = self._rows.slice(start, rows)
-        batch: Batch = {name: objects(part[name].to_pylist()) for name in ("key", "uri", "path", "label", "version")}
-        batch["shard"] = np.full(part.num_rows, self._shard, np.int32)
-        batch["position"] = part["position"].to_numpy().astype(np.int32)
-        return batch
+
+def batch_of(rows: pa.Table, shard: int = 0) -> Batch:
+    """Rows of ``Manifest.read_shard`` as a batch for the first step."""
+    batch: Batch = {name: objects(rows[name].to_pylist()) for name in ("key", "uri", "path", "label", "version")}
+    batch["shard"] = np.full(rows.num_rows, shard, np.int32)
+    batch["position"] = rows["position"].to_numpy()
+    return batch
 
 
 def _blamed(batch: Batch, deaths: int) -> Batch:
@@ -101,5 +103,5 @@ def _blamed(batch: Batch, deaths: int) -> Batch:
         f"{deaths} workers died with this image alone in hand: killed from outside, out of memory, or by a crash in "
         "native code. --retry-failed tries it again."
     )
-    reason = {"error_stage": "worker", "error_type": type(error).__name__, "error_message": str(error)}
-    return batch | {name: objects([value]) for name, value in reason.items()}
+    reason = ("worker", type(error).__name__, str(error))
+    return batch | {name: objects([value]) for name, value in zip(ERRORS, reason, strict=True)}

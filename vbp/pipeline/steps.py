@@ -1,13 +1,17 @@
 """The five steps of the main job: Fetch, Decode, Explain, Encode, Write.
 
-Each takes a batch of columns (``dict[str, np.ndarray]``, one entry an image) and returns one; each drops the
-bulky column that it consumed.  The way of one image::
+Each takes a batch of columns (``dict[str, np.ndarray]``, one entry an image).  The first four return it with the
+columns that they make, and without the bulky ones that they have used up; the last one stores it.  The way of one
+image::
 
     key, uri -> Fetch -> data -> Decode -> pixels -> Explain -> mask -> Encode -> file_* -> Write -> index row
 
+``vbp.columns`` declares every column; a step that makes or loses another one raises a ``ColumnError``.
+
 An image that fails keeps its row: the step that failed names itself in ``error_stage``, with ``error_type`` and
 ``error_message``, and the later steps pass the row on.  The steps know nothing of Ray; any of them serves in a
-Ray Dataset of your own: ``dataset.map_batches(Decode, fn_constructor_kwargs={"size": 224}, ...)``.
+Ray Dataset of your own: ``dataset.map_batches(Decode, fn_constructor_kwargs={"size": 224}, ...)``.  The first four
+pass on columns that are yours alone.
 
 Shape legend: B = batch, H, W = height and width of the network's frame, 3 = RGB.
 """
@@ -19,7 +23,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,20 +32,21 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
+from vbp.columns import ERRORS, PART_SCHEMA, REPORT, ColumnError, Contract, kind_of
 from vbp.errors import ImageError, NonFiniteActivationError, StorageError, UsageError
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.breaker import Breaker
 from vbp.storage.addresses import without_secrets
-from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder, read_uri
 from vbp.storage.ledger.held import HeldFolder
-from vbp.storage.ledger.parts import PART_SCHEMA, write_part
+from vbp.storage.ledger.parts import write_part
 from vbp.storage.outline import KINDS
 from vbp.storage.results.layouts import make_layout
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vbp.explainer import Batch as Explained
     from vbp.images.frame import Frame
     from vbp.networks.models import Model
     from vbp.pipeline.classes import ClassMap
@@ -58,27 +63,29 @@ def objects(values: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def batch_of(rows: Iterable[ManifestRow]) -> Batch:
-    """Rows of the manifest, at least one, as a batch."""
-    columns = zip(*rows, strict=True)
-    return {name: objects(list(column)) for name, column in zip(ManifestRow._fields, columns, strict=True)}
-
-
 class Step:
-    """One stage of the way; subclasses implement `run` and name their `stage`."""
+    """One stage of the way; subclasses implement `run`, name their `stage`, and state their `columns`."""
 
     stage: ClassVar[str]
+    columns: Contract
 
     def __call__(self, batch: Batch) -> Batch:
-        """Run the step and add its share of seconds an image as the column ``seconds_<stage>``."""
+        """Run the step and add its share of seconds an image as the column ``seconds_<stage>``.
+
+        Raises:
+            ColumnError: a column is missing, or the step made or lost another than it states.
+        """
         started = time.perf_counter()
+        self.columns.check_given(batch)
         rows = len(batch["key"])
         batch = dict(batch)
-        for name in ("error_stage", "error_type", "error_message"):
+        for name in ERRORS:
             # a fresh column: batches that come through shared memory are read-only, and null comes back as NaN
             batch[name] = objects([None if is_missing(value) else value for value in batch.get(name, [None] * rows)])
+        given = frozenset(batch)
         batch = self.run(batch)
         batch[f"seconds_{self.stage}"] = np.full(rows, (time.perf_counter() - started) / max(rows, 1))
+        self.columns.check_made(given, batch)
         return batch
 
     def run(self, batch: Batch) -> Batch:
@@ -87,9 +94,9 @@ class Step:
 
     def fail(self, batch: Batch, row: int, error: BaseException) -> None:
         """Turn `error` into data: row `row` becomes an error row of this stage."""
-        batch["error_stage"][row] = self.stage
-        batch["error_type"][row] = type(error).__name__
-        batch["error_message"][row] = str(error)[:500] or type(error).__name__
+        kind = type(error).__name__
+        for name, value in zip(ERRORS, (self.stage, kind, str(error)[:500] or kind), strict=True):
+            batch[name][row] = value
 
 
 def good_rows(batch: Batch) -> list[int]:
@@ -112,6 +119,7 @@ class Fetch(Step):
     """
 
     stage = "fetch"
+    columns = Contract.of("fetch", {"key", "uri"})
 
     def __init__(
         self,
@@ -189,6 +197,7 @@ class Decode(Step):
         keep_data: bool = False,
         preprocessing: Preprocessing = IMAGENET,
     ) -> None:
+        self.columns = Contract.of("decode", {"key", "data"}, keeps={"data"} if keep_data else ())
         self._size, self._fit, self._keep_data = size, fit, keep_data
         self._how: dict[str, Any] = {"size": size, "fit": fit, "fast": fast, "preprocessing": preprocessing}
 
@@ -250,6 +259,11 @@ class Explain(Step):
     ) -> None:
         from vbp.explainer import Explainer
 
+        self.columns = Contract.of(
+            "explain",
+            {"key", "pixels"} | ({"label"} if classes else set()),
+            without=() if maps else {"map_NN", "submask_NN"},
+        )
         if threads:
             import torch
 
@@ -271,10 +285,9 @@ class Explain(Step):
     def run(self, batch: Batch) -> Batch:
         rows = len(batch["key"])
         pixels = batch["pixels"]
-        masks: list[np.ndarray | None] = [None] * rows
-        columns = {name: objects([None] * rows) for name in _EXPLAIN_COLUMNS}
-        columns["device"] = objects([self._explainer.device] * rows)
-        maps: dict[str, list[np.ndarray | None]] = {}
+        facts = {name: objects([None] * rows) for name in _FACTS}
+        facts["device"] = objects([self._explainer.device] * rows)
+        masks: dict[str, list[_Piece]] = {"mask": []}
         for group in self._groups(batch, pixels):
             try:
                 result = self._explainer(np.stack([pixels[row] for row in group]))
@@ -282,29 +295,14 @@ class Explain(Step):
                 for row in group:
                     self.fail(batch, row, error)
                 continue
-            for i, row in enumerate(group):
-                if not result.finite_B[i]:
-                    self.fail(
-                        batch,
-                        row,
-                        NonFiniteActivationError("The network gave infinity or NaN for this image."),
-                    )
-                    continue
-                masks[row] = result.mask_BHW[i]
-                columns["flat"][row] = bool(result.flat_B[i])
-                columns["log10_max"][row] = float(result.log10_max_B[i])
-                if result.logits_BK is not None and self._classes is not None:
-                    self._predict(columns, row, result.logits_BK[i], batch["label"][row], self._classes)
-                for name, kept in (("map", result.maps), ("submask", result.masks)):
-                    for n, map_Bhw in enumerate(kept or ()):
-                        maps.setdefault(f"{name}_{n:02d}", [None] * rows)[row] = map_Bhw[i]
-        batch |= columns
-        batch["mask"] = _stack(masks)
-        for name, values in maps.items():
-            batch[name] = _stack(values)
+            self._note(batch, facts, group, result)
+            masks["mask"].append((group, result.mask_BHW))
+            for name, kept in (("map", result.maps), ("submask", result.masks)):
+                for n, map_Bhw in enumerate(kept or ()):
+                    masks.setdefault(f"{name}_{n:02d}", []).append((group, map_Bhw))
         wanted = {"misclassified": False, "correct": True}.get(self._select)
-        batch["selected"] = np.array([wanted is None or correct is wanted for correct in batch["correct"]], bool)
-        return batch
+        facts["selected"] = np.array([wanted is None or correct is wanted for correct in facts["correct"]], bool)
+        return batch | facts | {name: _assembled(pieces, rows) for name, pieces in masks.items()}
 
     def _groups(self, batch: Batch, pixels: np.ndarray) -> list[list[int]]:
         """Rows that go to the engine together, which cuts them to batches: all where they have one shape."""
@@ -313,14 +311,25 @@ class Explain(Step):
             return [[row] for row in rows]
         return [rows] if rows else []
 
-    def _predict(self, columns: Batch, row: int, logits_K: np.ndarray, label: str | None, classes: ClassMap) -> None:
+    def _note(self, batch: Batch, facts: Batch, group: list[int], result: Explained) -> None:
+        """What there is to say of each row of a group."""
+        for i, row in enumerate(group):
+            if not result.finite_B[i]:
+                self.fail(batch, row, NonFiniteActivationError("The network gave infinity or NaN for this image."))
+                continue
+            facts["flat"][row] = bool(result.flat_B[i])
+            facts["log10_max"][row] = float(result.log10_max_B[i])
+            if result.logits_BK is not None and self._classes is not None:
+                self._predict(facts, row, result.logits_BK[i], batch["label"][row], self._classes)
+
+    def _predict(self, facts: Batch, row: int, logits_K: np.ndarray, label: str | None, classes: ClassMap) -> None:
         number = int(logits_K.argmax())
         shifted = np.exp(logits_K.astype(np.float64) - logits_K.max())
-        columns["prediction"][row] = number
-        columns["predicted_label"][row] = classes.name(number)
-        columns["probability"][row] = float(shifted[number] / shifted.sum())
+        facts["prediction"][row] = number
+        facts["predicted_label"][row] = classes.name(number)
+        facts["probability"][row] = float(shifted[number] / shifted.sum())
         if label is not None and label in classes.index:
-            columns["correct"][row] = classes.index[label] == number
+            facts["correct"][row] = classes.index[label] == number
 
 
 def _own_network(network: nn.Module | Callable[[], nn.Module], preprocessing: Preprocessing | None) -> Model:
@@ -336,16 +345,23 @@ def _own_network(network: nn.Module | Callable[[], nn.Module], preprocessing: Pr
     return own_model(network if isinstance(network, nn.Module) else network(), preprocessing)
 
 
-_EXPLAIN_COLUMNS = ("flat", "log10_max", "device", "prediction", "predicted_label", "probability", "correct")
+_FACTS = ("flat", "log10_max", "device", "prediction", "predicted_label", "probability", "correct")
+_Piece = tuple[list[int], np.ndarray]
+"""Some rows, and an array of as many entries."""
 
 
-def _stack(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
-    """One array where the shapes agree, else ragged; missing entries are zeros."""
-    present = [a for a in arrays if a is not None]
-    shapes = {a.shape for a in present}
-    blank = np.zeros(next(iter(shapes)) if len(shapes) == 1 else (1, 1), np.float32)
-    filled = [blank if a is None else a for a in arrays]
-    return np.stack(filled) if len(shapes) <= 1 else objects(filled)
+def _assembled(pieces: Sequence[_Piece], rows: int) -> np.ndarray:
+    """A column of so many rows out of its pieces; ragged where their shapes differ, zeros in rows without one."""
+    if len(pieces) == 1 and len(pieces[0][0]) == rows:
+        return pieces[0][1]
+    shapes = {array_Bhw.shape[1:] for _, array_Bhw in pieces}
+    is_ragged = len(shapes) > 1
+    blank_hw = np.zeros((1, 1) if is_ragged else next(iter(shapes), (1, 1)), np.float32)
+    column = objects([blank_hw] * rows) if is_ragged else np.stack([blank_hw] * rows)
+    for group, array_Bhw in pieces:
+        for row, array_hw in zip(group, array_Bhw, strict=True):
+            column[row] = array_hw
+    return column
 
 
 class Encode(Step):
@@ -379,6 +395,18 @@ class Encode(Step):
             frame,
         )
         self._preprocessing = preprocessing
+        self.columns = Contract.of(
+            "encode",
+            {"key", "mask"} | self._needs_of_pictures(),
+            without={f"file_{kind}" for kind in KINDS if kind not in outputs},
+            also_drops={"data"},
+        )
+
+    def _needs_of_pictures(self) -> set[str]:
+        """Columns that the picture beside or below a mask is made of."""
+        if self._frame == "image":
+            return {"data", *_FRAME}
+        return {"pixels"} if {"overlay", "input"} & set(self._outputs) else set()
 
     @override
     def run(self, batch: Batch) -> Batch:
@@ -398,8 +426,7 @@ class Encode(Step):
                 continue
             for name, value in _facts_of(mask_HW, self._covered(batch, row, mask_HW)).items():
                 columns[name][row] = value
-        dropped = ("pixels", "mask", "data", *[n for n in batch if n.startswith(("map_", "submask_"))])
-        return {n: v for n, v in batch.items() if n not in dropped} | columns | files
+        return {n: v for n, v in batch.items() if kind_of(n) not in self.columns.drops} | columns | files
 
     def _covered(self, batch: Batch, row: int, mask_HW: np.ndarray) -> Frame | None:
         """What the written mask covers of the photograph; None where that is unknown."""
@@ -409,8 +436,8 @@ class Encode(Step):
             return Frame(0, 0, mask_HW.shape[1], mask_HW.shape[0])
         return _frame_of(batch, row) if "frame_left" in batch else None
 
-    def _in_frame(self, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Mask and picture of one row, in the frame that was asked for."""
+    def _in_frame(self, batch: Batch, row: int) -> tuple[np.ndarray, Any]:
+        """Mask and picture of one row, in the frame that was asked for; None for a picture that nobody needs."""
         if self._frame == "network":
             return batch["mask"][row], batch["pixels"][row] if "pixels" in batch else None
         from vbp.images.decode import decode_upright
@@ -420,14 +447,12 @@ class Encode(Step):
         height, width = pixels_HWC.shape[:2]
         return place(batch["mask"][row], _frame_of(batch, row), width, height), pixels_HWC
 
-    def _encode(self, kind: str, batch: Batch, row: int, mask_HW: np.ndarray, pixels_HWC: np.ndarray | None) -> bytes:
+    def _encode(self, kind: str, batch: Batch, row: int, mask_HW: np.ndarray, pixels_HWC: Any) -> bytes:
         from vbp.images import encode
         from vbp.images.overlay import overlay
 
         if kind == "mask":
             return encode.encode_mask(mask_HW, self._mask_format)
-        if pixels_HWC is None:
-            raise UsageError(f"The output {kind} needs a column pixels (uint8, B x H x W x 3) beside the mask.")
         if kind == "overlay":
             return encode.encode_jpeg(overlay(self._style, pixels_HWC, mask_HW, self._preprocessing))
         if kind == "input":
@@ -457,14 +482,16 @@ def _facts_of(mask_HW: np.ndarray, covered: Frame | None) -> dict[str, Any]:
 def _frame_of(batch: Batch, row: int) -> Frame:
     from vbp.images.frame import Frame
 
-    return Frame(*(float(batch[f"frame_{side}"][row]) for side in ("left", "top", "right", "bottom")))
+    return Frame(*(float(batch[name][row]) for name in _FRAME))
 
 
-class Write(Step):
-    """``file_*`` -> objects in storage, then one part of the index for each shard: the only commit record.
+_FRAME = ("frame_left", "frame_top", "frame_right", "frame_bottom")
 
-    Returns one row a part: ``shard``, ``ok``, ``error``, ``reasons`` (JSON: errors by ``stage: type``) and the seconds
-    of each stage.
+
+class Write:
+    """The end of the way: ``file_*`` -> objects in storage, then one part for each shard: the only commit record.
+
+    It returns no rows of images but a report: one row a part, with the columns of ``REPORT``.
 
     Args:
         output: URL of the output.
@@ -479,9 +506,10 @@ class Write(Step):
     Raises:
         StorageError: the store refuses a write: the run stops, nothing is reported as done.
         LeaseLostError: another run has taken over the output.
+        ColumnError: a column is missing, or is none that the index has.
     """
 
-    stage = "write"
+    columns = Contract.of("write", {"key", "uri", "shard", "position", *ERRORS})
 
     def __init__(
         self,
@@ -503,38 +531,42 @@ class Write(Step):
     def __call__(self, batch: Batch) -> Batch:
         """Write files, then parts; the seconds of this step reach the report alone, after the fact."""
         started = time.perf_counter()
+        self.columns.check_given(batch)
         self._folder.look()
-        columns = dict(batch)
-        files = {kind: columns.pop(f"file_{kind}") for kind in KINDS if f"file_{kind}" in columns}
-        columns |= {name: objects([value] * len(columns["key"])) for name, value in self._constants.items()}
-        stages = [name for name in columns if name.startswith("seconds_")]
-        columns["seconds"] = np.sum([columns[name] for name in stages], axis=0)
-        columns["finished_at"] = objects([datetime.now(UTC)] * len(columns["key"]))
-        good = set(good_rows(columns))
-        columns["status"] = objects(["ok" if row in good else "error" for row in range(len(columns["key"]))])
-        parts = list(self._write_files(columns, files))
+        parts = list(self._write_files(batch))
         self._folder.look()
         reports = [self._commit(shard, part) for shard, part in parts]
-        spent = {name: float(np.sum(columns[name])) for name in stages}
+        spent = {name: float(np.sum(batch.get(name, 0.0))) for name in REPORT if name.startswith("seconds_")}
         spent["seconds_write"] = time.perf_counter() - started
         # one report carries the batch's seconds, the others none: their sum is what counts
         for i, report in enumerate(reports):
             report |= {name: value if i == 0 else 0.0 for name, value in spent.items()}
-        return {name: np.array([report[name] for report in reports]) for name in reports[0]} if reports else {}
+        return {name: np.array([report[name] for report in reports]) for name in REPORT} if reports else {}
 
-    def _write_files(self, columns: Batch, files: Batch) -> Iterator[tuple[int, pa.Table]]:
+    def _write_files(self, batch: Batch) -> Iterator[tuple[int, pa.Table]]:
         """Each shard in the batch (Ray may bring rows of two together), and its part, once its files are there."""
-        table = as_table(columns, _WRITTEN)
-        shards, positions = np.asarray(columns["shard"]), np.asarray(columns["position"])
+        files = {kind: batch[f"file_{kind}"] for kind in KINDS if f"file_{kind}" in batch}
+        table = as_table(self._facts(batch))
+        shards, positions = np.asarray(batch["shard"]), np.asarray(batch["position"])
         for shard in np.unique(shards):
             rows = np.flatnonzero(shards == shard)
             rows = rows[np.argsort(positions[rows])]
             part = table.take(pa.array(rows))
             own = {kind: [contents[row] for row in rows] for kind, contents in files.items()}
             for name, values in self._layout.write(int(shard), part, own).items():
-                field = part.schema.field(name)
-                part = part.set_column(part.schema.get_field_index(name), field, pa.array(values, field.type))
+                part = part.append_column(PART_SCHEMA.field(name), pa.array(values, PART_SCHEMA.field(name).type))
             yield int(shard), part
+
+    def _facts(self, batch: Batch) -> Batch:
+        """What the index says of each row, but for the places of its files."""
+        rows = len(batch["key"])
+        seconds = [batch[name] for name in batch if name.startswith("seconds_")]
+        facts = {name: values for name, values in batch.items() if name not in self.columns.drops and name != "shard"}
+        facts |= {name: objects([value] * rows) for name, value in self._constants.items()}
+        facts["seconds"] = np.sum(seconds, axis=0) if seconds else np.zeros(rows)
+        facts["finished_at"] = objects([datetime.now(UTC)] * rows)
+        facts["status"] = objects(["ok" if is_missing(stage) else "error" for stage in batch["error_stage"]])
+        return facts
 
     def _commit(self, shard: int, part: pa.Table) -> dict[str, Any]:
         write_part(self._folder, part, shard, self._attempt, self._generation)
@@ -544,23 +576,23 @@ class Write(Step):
         return {"shard": shard, "ok": part.num_rows - errors, "error": errors, "reasons": json.dumps(reasons)}
 
 
-_WRITTEN = PART_SCHEMA.remove(PART_SCHEMA.get_field_index("shard"))  # write_part adds the shard itself
+def as_table(batch: Batch) -> pa.Table:
+    """Columns as Arrow, in the order of the index; NaN in whole numbers, which Ray makes of null, is null again.
+
+    Raises:
+        ColumnError: a column is none of ``PART_SCHEMA``.
+    """
+    if unknown := batch.keys() - set(PART_SCHEMA.names):
+        raise ColumnError(f"the index has no columns {sorted(unknown)}: declare them in vbp/columns.py, or drop them.")
+    fields = [field for field in PART_SCHEMA if field.name in batch]
+    return pa.table([_array(batch[field.name], field.type) for field in fields], schema=pa.schema(fields))
 
 
-def as_table(columns: Batch, schema: pa.Schema) -> pa.Table:
-    """Columns as Arrow, by `schema`; absent columns are null, and so is NaN in whole numbers (Ray makes it of null)."""
-    rows = len(columns["key"])
-    arrays = []
-    for field in schema:
-        values = columns.get(field.name)
-        if values is None:
-            arrays.append(pa.nulls(rows, field.type))
-        else:
-            plain = [None if is_missing(value) else value for value in np.asarray(values).tolist()]
-            if pa.types.is_integer(field.type):
-                plain = [None if value is None else int(value) for value in plain]
-            arrays.append(pa.array(plain, field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    plain = [None if is_missing(value) else value for value in np.asarray(values).tolist()]
+    if pa.types.is_integer(kind):
+        plain = [None if value is None else int(value) for value in plain]
+    return pa.array(plain, kind)
 
 
 def is_missing(value: Any) -> bool:

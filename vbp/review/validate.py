@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from vbp.columns import PART_SCHEMA
 from vbp.errors import StorageError, UsageError
 from vbp.review.choice import Choice
 from vbp.review.masks import fault_of
@@ -34,7 +35,7 @@ from vbp.storage.files import Folder
 from vbp.storage.ledger import lease
 from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.ledger.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
-from vbp.storage.ledger.parts import PART_SCHEMA, Part, newest, read_parts
+from vbp.storage.ledger.parts import Part, newest, read_parts
 from vbp.storage.manifest.manifest import MANIFEST
 from vbp.storage.outline import INDEXED, place_columns
 from vbp.storage.record import broken_promise, changed_files, mark_complete, mark_incomplete, save_record

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.killed import Killed, dying
+from vbp.columns import INDEX_SCHEMA
 from vbp.storage.files import Folder
 from vbp.storage.ledger import index as module
 from vbp.storage.ledger.index import (
-    INDEX_SCHEMA,
     PendingShard,
     Totals,
     compact,

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vbp.columns import PART_SCHEMA
 from vbp.storage.files import Folder
-from vbp.storage.ledger.parts import PART_SCHEMA, parse_parts, parts_of, read_parts, write_part
+from vbp.storage.ledger.parts import parse_parts, parts_of, read_parts, write_part
 
 NOON = datetime.datetime(2026, 11, 15, 12, tzinfo=datetime.UTC)
 

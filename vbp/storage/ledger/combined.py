@@ -6,9 +6,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vbp.columns import INDEX_SCHEMA
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import INDEX_FILE_BYTES, read_index
-from vbp.storage.ledger.parts import INDEX_SCHEMA
 from vbp.storage.outline import INDEX
 from vbp.storage.parquet import RollingParquet, Written
 

@@ -23,11 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vbp.columns import INDEX_SCHEMA, PART_SCHEMA
 from vbp.errors import StorageError
 from vbp.storage.files import File, Folder
 from vbp.storage.ledger.parts import (
-    INDEX_SCHEMA,
-    PART_SCHEMA,
     PARTS,
     Part,
     conformed,
@@ -44,7 +43,6 @@ from vbp.storage.parquet import RollingParquet, Written
 from vbp.storage.results.places import made_absolute, misplaced
 
 __all__ = [
-    "INDEX_SCHEMA",
     "all_parts",
     "PendingShard",
     "Totals",

@@ -10,59 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vbp.columns import PART_SCHEMA, ColumnError
 from vbp.storage.files import Folder
-
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error_stage", pa.string()),
-        pa.field("error_type", pa.string()),
-        pa.field("error_message", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("format", pa.string()),
-        pa.field("bytes", pa.int64()),
-        pa.field("sha256", pa.string()),
-        pa.field("version", pa.string()),
-        pa.field("mask_uri", pa.string()),
-        pa.field("mask_offset", pa.int64()),
-        pa.field("mask_length", pa.int64()),
-        pa.field("overlay_uri", pa.string()),
-        pa.field("overlay_offset", pa.int64()),
-        pa.field("overlay_length", pa.int64()),
-        pa.field("frame_left", pa.float64()),
-        pa.field("frame_top", pa.float64()),
-        pa.field("frame_right", pa.float64()),
-        pa.field("frame_bottom", pa.float64()),
-        pa.field("log10_max", pa.float64()),
-        pa.field("mask_mean", pa.float32()),
-        pa.field("mask_area", pa.float32()),
-        pa.field("peak_x", pa.int32()),
-        pa.field("peak_y", pa.int32()),
-        pa.field("mask_width", pa.int32()),
-        pa.field("mask_height", pa.int32()),
-        pa.field("image_peak_x", pa.float64()),
-        pa.field("image_peak_y", pa.float64()),
-        pa.field("flat", pa.bool_()),
-        pa.field("prediction", pa.int32()),
-        pa.field("predicted_label", pa.string()),
-        pa.field("probability", pa.float32()),
-        pa.field("correct", pa.bool_()),
-        pa.field("model", pa.string()),
-        pa.field("weights", pa.string()),
-        pa.field("preset", pa.string()),
-        pa.field("device", pa.string()),
-        pa.field("seconds", pa.float32()),
-        pa.field("finished_at", pa.timestamp("ms", "UTC"), nullable=False),
-        pa.field("run_id", pa.string()),
-    ]
-)
-PART_SCHEMA = INDEX_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False)).append(
-    pa.field("position", pa.int32(), nullable=False)
-)
 
 PARTS = "_run/parts"
 
@@ -103,7 +52,7 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str, genera
 
     Args:
         output: OUTPUT.
-        table: columns of ``INDEX_SCHEMA`` (absent ones become null) and ``position``, each at most once.
+        table: columns of ``INDEX_SCHEMA`` and ``position``, each at most once; absent ones that may be null become so.
         shard: the shard that they belong to.
         attempt: names the run; letters, digits, ``_``, ``.`` and ``-``.
         generation: of the manifest.
@@ -113,7 +62,8 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str, genera
 
     Raises:
         StorageError: the store does not take it.
-        ValueError: the table is empty, has a position twice, or a status or column that there is not.
+        ColumnError: a column is not declared, or one that must be there is missing.
+        ValueError: the table is empty, has a position twice, or a status that there is not.
     """
     table = _conformed(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int32())))
     positions = sorted(table["position"].to_pylist())
@@ -233,8 +183,14 @@ def newest(rows: pa.Table) -> pa.Table:
 
 def _conformed(table: pa.Table) -> pa.Table:
     unknown = set(table.column_names) - set(PART_SCHEMA.names)
-    if unknown:
-        raise ValueError(f"the index has no columns {sorted(unknown)}; add them to INDEX_SCHEMA")
+    missing = {field.name for field in PART_SCHEMA if not field.nullable} - set(table.column_names)
+    if unknown or missing:
+        odd = ", ".join(
+            f"{name} is {what}"
+            for names, what in ((unknown, "not declared"), (missing, "missing"))
+            for name in sorted(names)
+        )
+        raise ColumnError(f"rows cannot be committed: {odd}; the columns of the index are in vbp/columns.py")
     return pa.table([_column(table, field) for field in PART_SCHEMA], schema=PART_SCHEMA)
 
 

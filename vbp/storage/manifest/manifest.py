@@ -22,17 +22,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from vbp.columns import MANIFEST_SCHEMA
 from vbp.errors import StorageError, UsageError
 from vbp.storage.collections.manifestfile import is_manifest, read_manifest_input
 from vbp.storage.collections.tree import ManifestRow, list_tree
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest.rows import MANIFEST_SCHEMA, First, in_order, table_of
+from vbp.storage.manifest.rows import First, in_order, table_of, with_positions
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 from vbp.storage.record import load_record, save_record, withdraw
 
 __all__ = [
-    "MANIFEST_SCHEMA",
     "Manifest",
     "ManifestRow",
     "is_manifest",
@@ -141,7 +141,7 @@ class Manifest:
                 raise pa.ArrowInvalid(f"shard {shard} is not what {MANIFEST} says")
             if table["key"].null_count or table["key"].type != pa.string():
                 raise pa.ArrowInvalid(f"shard {shard} has no keys")
-        return table.append_column("position", pa.array(range(table.num_rows), pa.int32()))
+        return with_positions(table)
 
     def rows(self) -> Iterator[ManifestRow]:
         """All rows, shard by shard."""

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from vbp.columns import MANIFEST_SCHEMA
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest.manifest import MANIFEST_PARTS, Manifest, append
-from vbp.storage.manifest.rows import MANIFEST_SCHEMA, First, in_order, order_of, table_of
+from vbp.storage.manifest.rows import First, in_order, order_of, table_of
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 
 _THREADS = 16

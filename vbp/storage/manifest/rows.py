@@ -2,27 +2,18 @@
 
 import heapq
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
 
+from vbp.columns import MANIFEST_SCHEMA
 from vbp.errors import UsageError
 from vbp.storage.addresses import without_secrets
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.leftout import REPEATED, LeftOut
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("path", pa.binary()),
-        pa.field("label", pa.string()),
-        pa.field("size", pa.int64()),
-        pa.field("version", pa.string()),
-    ]
-)
 _SORT_ROWS = 200_000
 _OWN_KEY = "each a key of its own, in a column key of a .csv or .parquet file (a .txt file has no columns)"
 
@@ -32,13 +23,18 @@ def order_of(row: ManifestRow) -> bytes:
     return row.key.encode() if row.path is None else row.path
 
 
-def table_of(rows: list[ManifestRow]) -> pa.Table:
+def table_of(rows: Sequence[ManifestRow]) -> pa.Table:
     """The rows, at least one, as a table of ``MANIFEST_SCHEMA``."""
     columns = zip(*rows, strict=True)
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, MANIFEST_SCHEMA, strict=True)],
         schema=MANIFEST_SCHEMA,
     )
+
+
+def with_positions(rows: pa.Table) -> pa.Table:
+    """The rows of a shard with ``position`` (int32), the row's number within the shard."""
+    return rows.append_column("position", pa.array(range(rows.num_rows), pa.int32()))
 
 
 class First:
