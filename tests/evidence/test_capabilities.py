@@ -3,7 +3,8 @@
 import pytest
 
 from vbp.evidence import capabilities as module
-from vbp.evidence.capabilities import AVX2, capabilities, present
+from vbp.evidence.capabilities import AVX2, AVX512_BF16, capabilities, present
+from vbp.evidence.timing import Rate
 
 
 def test_all_that_are_weaker_are_present():
@@ -23,6 +24,17 @@ def test_a_weaker_processor_is_measured_beside_its_own_bare_forward(setup, monke
     (figure,) = found.figures
     bare, ours = (rate.median for rate in found.rates)
     assert (figure.median, figure.target) == (pytest.approx(ours / bare), 0.95)
+
+
+def test_integers_are_held_against_the_best_floats():
+    def rate(name, *rates):
+        return Rate("capabilities", f"vbp without classifier, vgg16, {name}", rates=list(rates))
+
+    slow, fast, integers = rate("float32", 1, 1), rate("bfloat16", 2, 2), rate("int8", 3, 4)
+    (figure,) = module._figures(AVX512_BF16, {each.name: each for each in (slow, fast, integers)})
+    assert (figure.name, figure.values, figure.target) == ("AVX512-BF16: int8 over bfloat16, vgg16", [1.5, 2.0], 1.7)
+    (figure,) = module._figures(AVX2, {each.name: each for each in (slow, integers)})
+    assert (figure.name, figure.values, figure.target) == ("AVX2: int8 over float32, vgg16", [3.0, 4.0], 2.3)
 
 
 def test_another_processor_is_said(setup, monkeypatch):

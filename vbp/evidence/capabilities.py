@@ -1,8 +1,12 @@
 """``vbp benchmark engine --capabilities``: the engine beside the bare forward pass, as on weaker processors.
 
 Variables make torch and oneDNN use no more than an older processor has; they are read when torch is imported, so each
-capability has a process of its own. There one thread computes, as in every worker on a CPU, and all networks run with
-their classifier.
+capability has a process of its own. There one thread computes, as in every worker on a CPU. Beside the bare forward
+pass all networks run with their classifier. Integers are held against floats without it, for it stays in float32: what
+is compared is the main job with weights that have none.
+
+The variables do not reach MKL, by which torch multiplies matrices and so computes some 1x1 convolutions of the bare
+pass: on a processor that has no more than SSE4.1 these would be slower.
 """
 
 from __future__ import annotations
@@ -19,15 +23,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vbp.evidence.rivals import bare_forward
-from vbp.evidence.timing import Case, Findings, Rate, Setup, clocked, measure, ratio
+from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, ratio
 from vbp.explainer import PRECISIONS, Explainer, has_bfloat16
-from vbp.networks.models import load_model
+from vbp.networks.models import Model, load_model
+from vbp.saliency.prepared.calibration import LEAST_IMAGES
+from vbp.saliency.prepared.int8 import Scales
+from vbp.saliency.visualbackprop import VisualBackProp
 
+FLOATS = ("float32", "bfloat16")
 NETWORKS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_large", "densenet201")
+IN_INTEGERS = ("vgg16", "resnet50")
 LEAST = 0.95
 """Of the bare forward pass, in masks a second."""
+LEAST_OF_INTEGERS = {"AVX2": 2.3, "AVX512-BF16": 1.7}
+"""Of the best float precision."""
+FEATURES = "vbp without classifier"
 MODULE = "vbp.evidence.capabilities"
 
 
@@ -82,15 +95,25 @@ def capabilities(setup: Setup, networks: Sequence[str] = NETWORKS, size: int = 2
         )  # fmt: skip
         rates = {name: _rate(capability, name, rounds) for name, rounds in json.loads(done.stdout).items()}
         findings.rates += rates.values()
-        for name, ours in rates.items():
-            if name.startswith("vbp, "):
-                rest = name.removeprefix("vbp, ")
-                title = f"{capability.name}: engine over bare forward, {rest}"
-                findings.figures.append(ratio(title, ours, rates[f"bare forward, {rest}"], LEAST))
+        findings.figures += _figures(capability, rates)
         setup.report(f"capabilities: {capability.name}")
     if not findings.rates:
         findings.notes.append("--capabilities makes an x86 processor act as older ones, and this is none.")
     return findings
+
+
+def _figures(capability: Capability, rates: Mapping[str, Rate]) -> Iterator[Figure]:
+    for name, ours in rates.items():
+        title, _, rest = name.partition(", ")
+        network, _, precision = rest.partition(", ")
+        if title == "vbp":
+            figure = f"{capability.name}: engine over bare forward, {rest}"
+            yield ratio(figure, ours, rates[f"bare forward, {rest}"], LEAST)
+        elif title == FEATURES and precision == "int8":
+            floats = [rates[each] for each in (f"{FEATURES}, {network}, {other}" for other in FLOATS) if each in rates]
+            best = max(floats, key=lambda rate: rate.median)
+            figure = f"{capability.name}: int8 over {best.name.rpartition(', ')[2]}, {network}"
+            yield ratio(figure, ours, best, LEAST_OF_INTEGERS.get(capability.name))
 
 
 def _rate(capability: Capability, name: str, rounds: list[float]) -> Rate:
@@ -100,7 +123,8 @@ def _rate(capability: Capability, name: str, rounds: list[float]) -> Rate:
 def _cases(networks: Sequence[str], size: int, batch_size: int) -> Iterator[Case]:
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
     images_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float().div(255)
-    for precision in ("float32", "bfloat16") if has_bfloat16("cpu") else ("float32",):
+    floats = FLOATS if has_bfloat16("cpu") else FLOATS[:1]
+    for precision in floats:
         for name in networks:
             model = load_model(name, "random")
             network: Any = deepcopy(model.network).to(PRECISIONS[precision])
@@ -109,6 +133,22 @@ def _cases(networks: Sequence[str], size: int, batch_size: int) -> Iterator[Case
             explainer = Explainer(model, device="cpu", precision=precision, batch_size=batch_size)
             for title, work in (("bare forward", partial(bare, images)), ("vbp", partial(explainer, pixels_BHWC))):
                 yield Case("capabilities", f"{title}, {name}, {precision}", clocked(work, batch_size))
+    for name in IN_INTEGERS:
+        if name in networks:
+            model = load_model(name, "random")
+            for precision in (*floats, "int8"):
+                scales = _scales(model, images_BCHW) if precision == "int8" else None
+                explainer = Explainer(
+                    model, device="cpu", precision=precision, batch_size=batch_size, classify=False, calibration=scales
+                )
+                once = clocked(partial(explainer, pixels_BHWC), batch_size)
+                yield Case("capabilities", f"{FEATURES}, {name}, {precision}", once)
+
+
+def _scales(model: Model, images_BCHW: Tensor) -> Scales:
+    """Of random weights, whose masks are of no account; about as the pixels are normalised."""
+    images = [partial(torch.clone, images_BCHW[:1] * 4 - 2)] * LEAST_IMAGES
+    return VisualBackProp(deepcopy(model.network)).calibrate(images, least=-1)
 
 
 def _rounds(task: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -286,12 +286,13 @@ class VisualBackProp:
         """
         self._forward = prepare(self._forward, device, precision, scales)
 
-    def calibrate(self, images: Sequence[Callable[[], Tensor]]) -> Scales:
+    def calibrate(self, images: Sequence[Callable[[], Tensor]], least: float | None = None) -> Scales:
         """Scales with which `prepare` computes this network in integers; see `vbp.saliency.prepared.calibration`.
 
         Args:
             images: some 80 that are like those to come; each makes one when it is looked at, float32 (1, C, H, W) as
                 the network takes it, on the CPU.
+            least: how well each held-out mask has to correlate with that in float32 (Pearson); None: 0.999.
 
         Raises:
             UsageError: there are too few.
@@ -303,7 +304,7 @@ class VisualBackProp:
             other._forward = forward
             return other(image_1CHW)
 
-        return calibrate(self._forward, images, mask_of)
+        return calibrate(self._forward, images, mask_of, least)
 
     def __call__(self, images_BCHW: Tensor, *, target: Target | None = None) -> Tensor:
         """The masks, float32 (B, 1, H, W) in [0, 1]; without a target only the network's feature part is run.

@@ -32,7 +32,9 @@ Watcher = Callable[[list[Node], Tensor, Tensor], None]
 """Is told of a chain, its input and its output."""
 
 
-def calibrate(forward: ForwardPass, images: Sequence[Callable[[], Tensor]], mask_of: MaskOf) -> Scales:
+def calibrate(
+    forward: ForwardPass, images: Sequence[Callable[[], Tensor]], mask_of: MaskOf, least: float | None = None
+) -> Scales:
     """Ranges from most of the images; by the others' masks, layers are put back to float32 until these are right.
 
     First goes the layer that loses most, then the next, and at most half of them.
@@ -41,6 +43,7 @@ def calibrate(forward: ForwardPass, images: Sequence[Callable[[], Tensor]], mask
         forward: a float32 pass on the CPU.
         images: each makes one when it is looked at, as the network takes it: float32 (1, C, H, W).
         mask_of: the mask of an image by a pass.
+        least: what every mask that decides has to reach; None: `LEAST_CORRELATION`.
 
     Raises:
         UsageError: there are too few images.
@@ -50,6 +53,7 @@ def calibrate(forward: ForwardPass, images: Sequence[Callable[[], Tensor]], mask
         raise UsageError(
             f"calibration: {len(images)} images are too few; give at least {LEAST_IMAGES}, better {IMAGES}."
         )
+    least = LEAST_CORRELATION if least is None else least
     images = images[:IMAGES]
     held_out, seen = images[::HELD_OUT], [image for i, image in enumerate(images) if i % HELD_OUT]
     with torch.inference_mode(), evaluating(forward.model):
@@ -62,17 +66,17 @@ def calibrate(forward: ForwardPass, images: Sequence[Callable[[], Tensor]], mask
                 _correlation(mask, mask_of(integers, image())) for mask, image in zip(expected, held_out, strict=True)
             )
 
-        if (reached := correlation()) >= LEAST_CORRELATION:
+        if (reached := correlation()) >= least:
             return scales
         worst_first = _worst_first(forward, scales, seen[:RANKED_BY])
         for count in _counts(len(worst_first)):
             scales = scales.leaving(worst_first[:count])
-            if (reached := correlation()) >= LEAST_CORRELATION:
+            if (reached := correlation()) >= least:
                 return scales
     raise ModelError(
         f"precision 'int8' does not suit this network: with {len(scales.floats)} of {len(worst_first)} convolutions in "
-        f"float32, a mask still correlates by no more than {reached:.4f} with that in float32, and {LEAST_CORRELATION} "
-        "is wanted; use float32 or bfloat16."
+        f"float32, a mask still correlates by no more than {reached:.4f} with that in float32, and {least} is wanted; "
+        "use float32 or bfloat16."
     )
 
 
