@@ -266,6 +266,19 @@ def test_bad_settings_are_named(settings, reason):
         engine(**settings)
 
 
+def test_a_gpu_without_bfloat16_is_named(monkeypatch):
+    """As torch on Apple's older GPUs, for which this stands in."""
+
+    def zeros(*shape, dtype, device):
+        raise TypeError("BFloat16 is not supported on MPS")
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_precision("auto", "mps") == "float32"
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(UsageError, match="precision 'bfloat16': device 'mps' has none; give float32 or auto"):
+        resolve_precision("bfloat16", "mps")
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (1, 3, 8, 8), (1, 8, 8, 1)])
 def test_misshapen_pixels_are_named(shape):
     with pytest.raises(UsageError, match=r"uint8 \(B, H, W, 3\)"):

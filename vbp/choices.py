@@ -29,7 +29,7 @@ MaskFormat = Literal["png8", "png16", "npy"]
 OverlayStyle = Literal["heat", "reference", "red"]
 Layout = Literal["files", "webdataset", "none"]
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Runner = Literal["auto", "ray", "local"]
 ResumeMode = Literal["resume", "overwrite", "fail"]

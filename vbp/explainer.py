@@ -317,7 +317,18 @@ def resolve_precision(precision: str, device: str) -> str:
         return "bfloat16" if has_bfloat16(device) else "float32"
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}.")
+    if precision == "bfloat16" and not _takes_bfloat16(resolve_device(device)):
+        raise UsageError(f"precision 'bfloat16': device {device!r} has none; give float32 or auto.")
     return precision
+
+
+def _takes_bfloat16(device: torch.device) -> bool:
+    """Apple's older GPUs do not at all; all else does, some of it slowly."""
+    try:
+        torch.zeros(1, dtype=torch.bfloat16, device=device)
+    except TypeError:
+        return False
+    return True
 
 
 def has_bfloat16(device: str) -> bool:

@@ -1,6 +1,7 @@
 """What all machines of a run can compute, and where the network cannot be at all."""
 
 import pytest
+import torch
 
 from vbp.errors import UsageError
 from vbp.pipeline.hardware import (
@@ -64,6 +65,14 @@ def test_integers_are_for_cpus_that_have_them():
 
 def test_each_kind_of_processor_is_told_once():
     assert kinds([NEW, OLD, NEW]) == ["CPU with AVX2", "CPU with AVX512"]
+
+
+def test_an_apple_gpu_computes_floats_alone(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = look("mps")
+    assert found == Hardware(device="mps", processor="Apple GPU", bfloat16=False, int8=False)
+    with pytest.raises(UsageError, match="for CPUs, and the network would run on mps"):
+        refuse_integers("int8", [found])
 
 
 def test_this_machine_knows_its_processor():

@@ -1,10 +1,12 @@
 """What a run decides for itself before any work."""
 
 import pytest
+import torch
 
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
-from vbp.pipeline.prepare import choose_batch_size, choose_shard_size, list_input
+from vbp.pipeline.job import is_for_ray
+from vbp.pipeline.prepare import choose_batch_size, choose_device, choose_shard_size, list_input
 
 
 def config(**changes):
@@ -36,6 +38,23 @@ def test_a_shard_size_that_was_asked_for():
 )
 def test_batch_size_as_asked_else_as_before_on_such_a_device_else_by_the_device(asked, before, size):
     assert choose_batch_size(config(batch_size=asked), "cpu", before) == size
+
+
+def test_an_apple_gpu_is_for_this_process_and_for_those_who_ask(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(
+        UsageError, match="--device mps needs an Apple GPU, and torch finds none here; use --device cpu"
+    ):
+        choose_device(config(device="mps"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device(config(device="mps")) == "mps"
+    assert choose_device(config()) != "mps"
+    assert choose_batch_size(config(), "mps", {"batch_size": 8, "device": "cpu"}) == 32
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert is_for_ray(config())
+    assert not is_for_ray(config(device="mps"), images=10_000)
+    with pytest.raises(UsageError, match="--device mps is the GPU of this Mac alone, and Ray counts none such: leave"):
+        config(device="mps", runner="ray")
 
 
 def test_a_folder_without_images_names_what_it_holds(tmp_path, monkeypatch):

@@ -201,6 +201,10 @@ class RunConfig:
             raise UsageError(
                 f"--retry-failed needs --resume-mode resume, not {self.resume_mode}: it repairs what is there."
             )
+        if self.device == "mps" and self.runner == "ray":
+            raise UsageError(
+                "--device mps is the GPU of this Mac alone, and Ray counts none such: leave out --runner ray."
+            )
         self.failures_allowed(0)
         parse_labels(self.node_labels)
         check_place("INPUT", self.input)

@@ -15,7 +15,7 @@ class Hardware:
     node: str = "this machine"
     """Its address in the cluster."""
     device: str
-    """cpu or cuda."""
+    """cpu, cuda or mps."""
     processor: str
     """Name of the GPU, or the vector instructions that torch uses on the CPU."""
     bfloat16: bool
@@ -30,7 +30,7 @@ def look(device: str, node: str = "this machine") -> Hardware:
     """Look at the machine that this process runs on.
 
     Args:
-        device: cpu or cuda.
+        device: cpu, cuda or mps.
         node: what to call the machine.
     """
     import torch
@@ -42,6 +42,8 @@ def look(device: str, node: str = "this machine") -> Hardware:
         return Hardware(node=node, device=device, processor="no GPU", bfloat16=False, available=False)
     if device == "cuda":
         processor = torch.cuda.get_device_name()
+    elif device == "mps":
+        processor = "Apple GPU"
     else:
         processor = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     bfloat16 = resolve_precision("auto", device) == "bfloat16"

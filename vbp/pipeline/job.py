@@ -136,6 +136,8 @@ def is_for_ray(config: RunConfig, images: int = 0) -> bool:
     """
     if config.runner != "auto":
         return config.runner == "ray"
+    if config.device == "mps":
+        return False
     return bool(os.environ.get("RAY_ADDRESS")) or images > LOCAL_IMAGES
 
 

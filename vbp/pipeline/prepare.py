@@ -36,7 +36,7 @@ SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
 """``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for programs that are submitted as jobs, and for these alone."""
-BATCH_SIZE = {"cpu": 2, "cuda": 128}
+BATCH_SIZE = {"cpu": 2, "cuda": 128, "mps": 32}
 """``--batch-size auto``: the maps of two images stay in a CPU's cache, and of larger batches every layer's comes from
 memory that the system has to clear first (DECISIONS, 2026-11-23)."""
 
@@ -366,15 +366,19 @@ def class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
 
 
 def choose_device(config: RunConfig) -> str:
-    """Cpu or cuda, for a network in this process.
+    """Cpu, cuda or mps, for a network in this process; mps only where it was asked for.
 
     Raises:
-        UsageError: cuda was asked for and is not there.
+        UsageError: cuda or mps was asked for and is not there.
     """
     import torch
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU, and torch finds none here; use --device cpu or auto.")
+    if config.device == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("--device mps needs an Apple GPU, and torch finds none here; use --device cpu or auto.")
+        return "mps"
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 

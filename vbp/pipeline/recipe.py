@@ -29,7 +29,7 @@ class Recipe:
     run_id: str
     """Names this attempt in the lease, the parts and the index."""
     device: str
-    """cpu or cuda."""
+    """cpu, cuda or mps."""
     precision: str
     """float32, bfloat16 or int8, resolved."""
     processors: Sequence[str] = ()
@@ -156,7 +156,7 @@ def rows_together(config: RunConfig, device: str, batch_size: int, threads: int 
 
     Args:
         config: asks for a batch size, or for none.
-        device: cpu or cuda.
+        device: cpu, cuda or mps.
         batch_size: images in one forward pass, resolved.
         threads: of the network on a CPU; 0: as many as torch has.
     """
