@@ -60,14 +60,32 @@ CLUSTERS = ("tests/jobs/", "tests/cluster/test_rehearsal.py", "tests/pipeline/te
 """Tests that start a Ray of their own; each takes a minute and more."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out what needs Ray, a server or a network's weights")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Where tests run side by side: all that share a Ray in one process, else a file in one, the longest first."""
+    if config.option.quick:
+        left_out = list(filter(needs_much, items))
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     for item in items:
         group = "ray" if "ray_session" in item.fixturenames else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
     if hasattr(config, "workerinput"):
         items.sort(key=_turn)
+
+
+def needs_much(item):
+    """Whether the fixtures of a test bring a Ray, a server, or the weights of a network for whole runs."""
+    homes = {definitions[-1].func.__module__ for definitions in item._fixtureinfo.name2fixturedefs.values()}
+    return (
+        item.nodeid.startswith(CLUSTERS)
+        or "tests.servers" in homes
+        or bool({"ray_session", "network_file"} & set(item.fixturenames))
+    )
 
 
 def _turn(item):
