@@ -57,7 +57,7 @@ COLUMNS = (
     Column("status", pa.string(), "write", "`ok`, or `error` for an image that failed.", nullable=False),
     Column("error_stage", pa.string(), "fetch", f"The step that failed, or `worker` for its process; {_ERROR}."),
     Column("error_type", pa.string(), "fetch", f"Name of the exception, such as `CorruptImageError`; {_ERROR}."),
-    Column("error_message", pa.string(), "fetch", f"What the exception said; {_ERROR}."),
+    Column("error_message", pa.string(), "fetch", f"What the exception said, 500 characters at most; {_ERROR}."),
     Column("width", pa.int32(), "decode", "Width of the upright image, in pixels."),
     Column("height", pa.int32(), "decode", "Height of the upright image, in pixels."),
     Column("format", pa.string(), "decode", "Format of the image file, told by its content, such as `JPEG`."),

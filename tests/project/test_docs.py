@@ -10,7 +10,6 @@ from click.testing import CliRunner
 import vbp
 from vbp import cli, errors
 from vbp.cli import main
-from vbp.columns import INDEX_SCHEMA
 from vbp.errors import ImageError
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +85,6 @@ def test_every_decision_has_a_date_and_a_status_and_stands_in_the_list():
         )
         assert titles == stated, path.name
         assert [title for title in titles if f"- [{title}](docs/decisions/{path.name}#" not in listed] == []
-
-
-def test_the_page_of_the_columns_has_each_with_its_type_and_a_meaning():
-    page = (ROOT / "docs" / "reference" / "columns.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (\S[^|]+) \|$", page, re.MULTILINE)
-    assert {name: kind for name, kind, _ in rows} == {field.name: str(field.type) for field in INDEX_SCHEMA}
 
 
 def test_the_page_of_the_exit_codes_has_each():

@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from docs.generate import columns
 from docs.generate.hook import DIRECTIVE, ELSEWHERE, ROOT, documented, imported, rewritten
 from docs.generate.options import fields, tables
 from vbp.cli import main
+from vbp.columns import INDEX_SCHEMA
 from vbp.pipeline import RunConfig
 
 PAGE = (ROOT / "docs" / "reference" / "options.md").read_text()
@@ -30,6 +32,12 @@ def test_tables_have_the_headings_of_the_help_the_defaults_and_the_choices():
     assert "| `--refresh` | off |" in text
     assert "| `--mean` | the network's own |" in text
     assert "Choices: `crop`, `pad`, `stretch`, `original`." in text
+
+
+def test_the_page_of_the_columns_is_current_and_has_each_once():
+    page = columns.PAGE.read_text()
+    assert columns.renewed(page) == page, "run python -m docs.generate.columns"
+    assert sorted(columns.ROW.findall(page)) == sorted(INDEX_SCHEMA.names)
 
 
 @pytest.mark.parametrize(
