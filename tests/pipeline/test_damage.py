@@ -1,14 +1,20 @@
 """Files of the ledger that are damaged: what was lost is made again, or a sentence says what to do."""
 
 import json
+import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.dataset as pads
 import pytest
 
+from tests.damaged import damage
 from vbp.errors import InterruptedRunError, UsageError
+from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, run
+from vbp.review.output import Output
+from vbp.review.validate import validate
 
 
 def config(photos, out, network_file, **changes):
@@ -191,6 +197,42 @@ def test_parts_without_any_record_are_not_taken_for_rows(out, photos, network_fi
         (out / "_run" / name).unlink()
     with pytest.raises(UsageError, match=r"run\.json is gone, though _run/parts/.*overwrite"):
         run(config(photos, out, network_file))
+
+
+@pytest.mark.parametrize("seed", [14, 48, 73])
+def test_damage_at_random(out, photos, network_file, seed):
+    """Resumed, repaired or not, and started over: all images have one row each and their files, or it is refused."""
+    chance = random.Random(seed)
+    for _ in range(chance.randint(1, 3)):
+        files = [path for path in sorted(out.rglob("*")) if path.suffix in (".parquet", ".json", "") and path.is_file()]
+        damage(chance, chance.choice(files))
+    if chance.random() < 0.5:
+        with suppress(UsageError):
+            validate(Output.open(str(out)), deep=True, repair=True)
+    with suppress(UsageError):
+        assert run(config(photos, out, network_file)).succeeded
+        assert len(keys_of(out)) == len(set(keys_of(out))) == 22
+    with suppress(UsageError):
+        for tries_left in (2, 1, 0):  # what one damage hides shows when that is mended
+            found = validate(Output.open(str(out)), deep=True, repair=True)
+            assert run(config(photos, out, network_file)).succeeded
+            if found.is_sound:
+                assert_whole(out)
+                break
+            assert tries_left, found
+    assert run(config(photos, out, network_file, resume_mode="overwrite")).computed == 22
+    assert_whole(out)
+    assert validate(Output.open(str(out)), deep=True).is_sound
+
+
+def assert_whole(out):
+    rows = pads.dataset(out / "index").to_table().to_pylist()
+    assert len({row["key"] for row in rows}) == len(rows) == 22
+    for row in rows:
+        assert row["status"] == "ok"
+        mask = decode_mask(Path(row["mask_uri"]).read_bytes())
+        assert float(mask.mean()) == pytest.approx(row["mask_mean"], abs=0.01)
+        assert Path(row["overlay_uri"]).stat().st_size
 
 
 @pytest.fixture

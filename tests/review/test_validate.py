@@ -114,6 +114,12 @@ def change_an_index_row(made):
     return {"index row differs": 1}, 0
 
 
+def forget_where_a_mask_is(made):
+    made.commit([5], seconds=99, mask_uri=None)
+    compact(made.folder, made.manifest)
+    return {"row misplaced": 1, "file of no row": 2, "index row differs": 1}, 1
+
+
 def lose_files(made):
     path(made, "masks/cat/00001.jpg.png").unlink()
     path(made, "overlays/cat/00001.jpg.jpg").unlink()
@@ -159,7 +165,7 @@ def flip_bits(made):
     [
         cut_an_index_file, lose_a_row, name_another_image, cut_a_part, rename_a_part, lose_an_index_file,
         double_an_index_file, change_an_index_row, lose_files, lose_all_files, empty_a_file, swap_masks, cut_a_mask,
-        flip_bits,
+        flip_bits, forget_where_a_mask_is,
     ],
 )  # fmt: skip
 def test_damage_is_found_mended_and_gone(finished, damage):

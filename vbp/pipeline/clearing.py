@@ -104,7 +104,7 @@ def _listed(output: Folder) -> Iterator[tuple[int, list[str]]]:
         manifest = Manifest.load(output)
         for shard in range(manifest.shards if manifest else 0):
             assert manifest is not None
-            yield shard, manifest.read_shard(shard)["key"].to_pylist()
+            yield shard, manifest.read_shard(shard, ["key"])["key"].to_pylist()
 
 
 def _recorded(output: Folder) -> Iterator[tuple[int, list[str]]]:

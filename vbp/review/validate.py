@@ -372,7 +372,7 @@ class _Check:
     def _read_shard(self, shard: int, parts: list[Part]) -> _Shard:
         assert self._output.manifest is not None
         try:
-            keys = self._output.manifest.read_shard(shard)["key"].to_pylist()
+            keys = self._output.manifest.read_shard(shard, ["key"])["key"].to_pylist()
         except (UsageError, FileNotFoundError) as error:
             return _Shard(shard, [], PART_SCHEMA.empty_table().select(_COLUMNS), [], str(error))
         tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
@@ -485,7 +485,7 @@ class _Check:
         for shard in range(manifest.shards if manifest and wanted - known else 0):
             with contextlib.suppress(UsageError, FileNotFoundError):
                 assert manifest is not None
-                known |= wanted.intersection(manifest.read_shard(shard)["key"].to_pylist())
+                known |= wanted.intersection(manifest.read_shard(shard, ["key"])["key"].to_pylist())
         is_behind_link = lru_cache(maxsize=10_000)(self._output.folder.is_behind_link)
         for path in self._strays:
             shards = manifest.shards if manifest else 0

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vbp.errors import StorageError, UsageError
@@ -76,6 +77,33 @@ def test_a_damaged_manifest_is_told(tmp_path):
     Folder(tmp_path).write("_run/manifest.json", b"{")
     with pytest.raises(StorageError, match="manifest.json is damaged"):
         Manifest.load(Folder(tmp_path))
+
+
+LACKING = {
+    "a column is gone": lambda table: table.drop_columns("path"),
+    "keys of another type": lambda table: table.set_column(0, "key", pa.array(range(len(table)))),
+    "versions of another type": lambda table: table.set_column(5, "version", pa.array(range(len(table)))),
+    "no uri": lambda table: table.set_column(1, "uri", pa.nulls(len(table), pa.string())),
+    "a row too few": lambda table: table.slice(1),
+}
+
+
+@pytest.mark.parametrize("change", LACKING)
+def test_columns_that_are_not_what_was_written_are_a_sentence(tmp_path, change):
+    folder, path = Folder(tmp_path), tmp_path / "_run/manifest/part-00000.parquet"
+    manifest = write_manifest(folder, tree(*range(3)), 4)
+    pq.write_table(LACKING[change](pq.read_table(path)), path)
+    for look in (lambda: manifest.read_shard(0), lambda: refresh_manifest(folder, manifest, tree(*range(4)))):
+        with pytest.raises(UsageError, match=r"part-00000\.parquet is damaged \(.*shard 0"):
+            look()
+
+
+def test_a_manifest_of_the_first_versions_knows_neither_size_nor_version(tmp_path):
+    folder, path = Folder(tmp_path), tmp_path / "_run/manifest/part-00000.parquet"
+    manifest = write_manifest(folder, tree(*range(3)), 4)
+    pq.write_table(pq.read_table(path).drop_columns(["size", "version"]), path)
+    assert {(row.size, row.version) for row in manifest.rows()} == {(None, None)}
+    assert refresh_manifest(folder, manifest, tree(*range(4)))[1] == (1, 0, 0, 0)
 
 
 def test_nothing_to_list(folder):

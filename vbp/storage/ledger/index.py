@@ -255,7 +255,7 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
 
 def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
     """Which rows (`key`, `position`) are of other images than the manifest has there: a mask, true for such."""
-    keys = manifest.read_shard(shard)["key"].combine_chunks()
+    keys = manifest.read_shard(shard, ["key"])["key"].combine_chunks()
     known = pc.less(rows["position"], len(keys))
     theirs = keys.take(pc.if_else(known, rows["position"], 0))
     return pc.invert(pc.and_(known, pc.equal(rows["key"], theirs)))

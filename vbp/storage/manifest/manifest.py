@@ -13,7 +13,7 @@ memory does not grow with the collection: it holds one file of shards while that
 import math
 import secrets
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -47,7 +47,8 @@ MAX_LABELS = 100_000
 MANIFEST_PARTS = "_run/manifest"
 
 MANIFEST = "_run/manifest.json"
-_NEEDED = {"key", "uri", "path", "label"}
+_LATER = {"size", "version"}
+"""Columns that the first manifests had not."""
 _SHARDS_PER_PART = 256
 _ROWS_PER_PART = 1_000_000
 
@@ -126,8 +127,8 @@ class Manifest:
         listing, within = self._find(shard)
         return min(self.shard_size, self.listings[listing] - within * self.shard_size)
 
-    def read_shard(self, shard: int) -> pa.Table:
-        """The shard's rows: ``MANIFEST_SCHEMA``, and ``position`` (int32), the row's number within the shard.
+    def read_shard(self, shard: int, columns: Sequence[str] = tuple(MANIFEST_SCHEMA.names)) -> pa.Table:
+        """The shard's rows: ``columns``, and ``position`` (int32), the row's number within the shard.
 
         Raises:
             UsageError: its file is not what was written.
@@ -135,13 +136,25 @@ class Manifest:
         listing, within = self._find(shard)
         part, group = divmod(within, self.shards_per_part)
         with open_parquet(self.folder, numbered(MANIFEST_PARTS, self.first_part(listing) + part)) as file:
-            table = file.read_row_group(group)
-            table.validate(full=True)
-            if table.num_rows != self.shard_images(shard) or not set(table.column_names) >= _NEEDED:
-                raise pa.ArrowInvalid(f"shard {shard} is not what {MANIFEST} says")
-            if table["key"].null_count or table["key"].type != pa.string():
-                raise pa.ArrowInvalid(f"shard {shard} has no keys")
+            table = self.conformed(shard, file.read_row_group(group, list(columns)), columns)
         return with_positions(table)
+
+    def conformed(self, shard: int, rows: pa.Table, columns: Sequence[str] = tuple(MANIFEST_SCHEMA.names)) -> pa.Table:
+        """These columns of a shard, as ``MANIFEST_SCHEMA`` has them; those of which an older vbp knew nothing as nulls.
+
+        Raises:
+            ArrowInvalid: they are not what was written.
+        """
+        rows.validate(full=True)
+        if rows.num_rows != self.shard_images(shard):
+            raise pa.ArrowInvalid(f"shard {shard} has {rows.num_rows} rows, not {self.shard_images(shard)}")
+        for wanted in map(MANIFEST_SCHEMA.field, columns):
+            if wanted.name in _LATER and wanted.name not in rows.column_names:
+                rows = rows.append_column(wanted, pa.nulls(rows.num_rows, wanted.type))
+            found = rows[wanted.name] if wanted.name in rows.column_names else None
+            if found is None or found.type != wanted.type or (found.null_count and not wanted.nullable):
+                raise pa.ArrowInvalid(f"column {wanted.name} of shard {shard} is not what was written")
+        return rows.select(list(columns))
 
     def rows(self) -> Iterator[ManifestRow]:
         """All rows, shard by shard."""

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -222,10 +223,10 @@ def _listed(manifest: Manifest) -> Iterator[tuple[ManifestRow, _Place]]:
 
 
 def _listed_in(manifest: Manifest, listing: int) -> Iterator[tuple[ManifestRow, _Place]]:
-    first, end = manifest.first_part(listing), manifest.first_part(listing + 1)
-    for part in range(end - first):
+    first, shards = manifest.first_part(listing), range(*map(manifest.first_shard, (listing, listing + 1)))
+    for part, own in groupby(shards, lambda shard: (shard - shards.start) // manifest.shards_per_part):
         with open_parquet(manifest.folder, numbered(MANIFEST_PARTS, first + part)) as parquet:
-            for group in range(parquet.num_row_groups):
-                columns = (column.to_pylist() for column in parquet.read_row_group(group).columns)
+            for group, shard in enumerate(own):
+                columns = (column.to_pylist() for column in manifest.conformed(shard, parquet.read_row_group(group)))
                 for position, row in enumerate(map(ManifestRow._make, zip(*columns, strict=True))):
                     yield row, _Place(listing, part, group, position)

@@ -40,6 +40,8 @@ class OwnFiles:
         """Why the row's results cannot be of it: they lie elsewhere than its key says; None where they are."""
         for kind in INDEXED:
             uri = row[f"{kind}_uri"]
+            if uri is None and _is_due(row, kind, self.kinds):
+                return f"{kind}_uri is missing"
             if uri is not None and place_of(uri, kind, row["key"], -1) is None:
                 return f"{kind}_uri is {uri}"
         return None
@@ -66,6 +68,11 @@ class OwnFiles:
         return self._output.read(own_path(kind, row["key"], self._suffixes[kind]))
 
 
+def _is_due(row: Mapping[str, Any], kind: str, kinds: Collection[str]) -> bool:
+    """Whether a row must name a result: of these kinds, where a mask was made."""
+    return kind in kinds and row["status"] == "ok" and row["mask_mean"] is not None
+
+
 class Tars:
     """Layout ``webdataset``: each result is a range of a tar; attributes as of `OwnFiles`."""
 
@@ -88,6 +95,8 @@ class Tars:
         """Why the row's results cannot be of it: they are no range of a tar of its shard; None where they are."""
         for kind in INDEXED:
             uri, offset, length = (row[f"{kind}_{name}"] for name in ("uri", "offset", "length"))
+            if uri is None and _is_due(row, kind, self.kinds):
+                return f"{kind}_uri is missing"
             if uri is None:
                 continue
             if place_of(uri, kind, "", row["shard"]) is None or offset is None or length is None:
