@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vbp.choices import Channels
+from vbp.choices import Channels, Pooling, Preset
 from vbp.errors import ImageError, UsageError
 from vbp.networks.models import Model, check_channels, load_model
 from vbp.networks.preprocessing import Preprocessing
+from vbp.saliency.method import Method
 from vbp.saliency.prepared.calibration import IMAGES
 from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
@@ -95,8 +96,11 @@ class Explainer:
         preprocessing: what the network wants to see; by default as the network's source says (`Model.preprocessing`).
         calibration: for `int8`: about 80 images that are like those to come, uint8 (N, H, W, 3) or a sequence of
             (H, W, 3); or the `scales` of another `Explainer` of this network.
+        method: preset, stages, pooling, multiply_input, smooth, noise, target and the noise's seed as one value,
+            instead of them.
 
     Attributes:
+        method: what was chosen.
         scales: what calibration found, plain data; None but for `int8`.
 
     Raises:
@@ -110,7 +114,7 @@ class Explainer:
         self,
         model: str | Model = "vgg16",
         weights: str = "imagenet",
-        preset: str = "paper",
+        preset: Preset = "paper",
         device: str = "auto",
         precision: str = "auto",
         *,
@@ -118,7 +122,7 @@ class Explainer:
         side_by_side: bool = False,
         seed: int = 500,
         stages: str | Collection[str] = "all",
-        pooling: str = "exact",
+        pooling: Pooling = "exact",
         multiply_input: bool = False,
         smooth: int = 0,
         noise: float = 0.1,
@@ -128,7 +132,18 @@ class Explainer:
         storage_options: Mapping[str, Any] | None = None,
         preprocessing: Preprocessing | None = None,
         calibration: Calibration | None = None,
+        method: Method | None = None,
     ):
+        self.method = method or Method(
+            preset=preset,
+            stages=stages,
+            pooling=pooling,
+            multiply_input=multiply_input,
+            target=target,
+            smooth=smooth,
+            noise=noise,
+            seed=seed,
+        )
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size (={batch_size}) must be at least 1.")
         self._device = resolve_device(device)
@@ -145,19 +160,10 @@ class Explainer:
         self.preprocessing = preprocessing or self.model.preprocessing
         check_channels(network, self.preprocessing)
         self._classify = classify and self.model.num_classes is not None
-        if target is not None and self.model.num_classes is None:
-            raise UsageError(f"target {target!r} needs a classifier, and {self.model.name} has none.")
-        self._target = target
-        self._vbp = VisualBackProp(
-            _prepare(network, self._device, PRECISIONS[self.precision]),
-            preset,
-            stages=stages,
-            pooling=pooling,
-            multiply_input=multiply_input,
-            smooth=smooth,
-            noise=noise,
-            seed=seed,
-        )
+        if self.method.target is not None and self.model.num_classes is None:
+            raise UsageError(f"target {self.method.target!r} needs a classifier, and {self.model.name} has none.")
+        prepared = _prepare(network, self._device, PRECISIONS[self.precision])
+        self._vbp = VisualBackProp(prepared, method=self.method)
         self._mean_1C11 = torch.tensor(self.preprocessing.mean, device=self._device).view(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(self.preprocessing.std, device=self._device).view(1, -1, 1, 1)
         self.scales = self._scales(calibration) if self.precision == "int8" else None
@@ -219,7 +225,7 @@ class Explainer:
             pixels_BHWC = torch.cat([pixels_BHWC, black])
         with torch.inference_mode(), true_float32(self._device):
             images_BCHW = self._normalise(pixels_BHWC)
-            explanation = self._vbp.explain(images_BCHW, target=self._target, classify=self._classify)
+            explanation = self._vbp.explain(images_BCHW, target=self.method.target, classify=self._classify)
         return self._batch(explanation, count)
 
     def _normalise(self, pixels_BHWC: Tensor) -> Tensor:

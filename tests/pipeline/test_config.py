@@ -9,6 +9,7 @@ from vbp.cli import explain
 from vbp.errors import UsageError
 from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline import RunConfig
+from vbp.saliency.method import Method
 
 
 def config(**changes):
@@ -128,13 +129,11 @@ def test_noise_and_its_seed_count_only_where_there_is_noise():
     assert (noisy["smooth"], noisy["noise"], noisy["noise_seed"]) == (8, 0.3, 7)
 
 
-def test_method_is_what_visual_back_prop_takes():
-    assert config(stages="last").method()["stages"] == "last"
-    made = config(stages="relu, layer1.0.relu", pooling="merged", smooth=3, seed=9).method()
-    assert made == {
-        "preset": "paper", "stages": ["relu", "layer1.0.relu"], "pooling": "merged", "multiply_input": False,
-        "smooth": 3, "noise": 0.1, "seed": 9,
-    }  # fmt: skip
+def test_the_method_is_one_value():
+    assert config().method == Method()
+    assert config(stages="last", target="predicted").method == Method(stages="last", target="predicted")
+    made = config(stages="relu, layer1.0.relu", pooling="merged", smooth=3, seed=9).method
+    assert made == Method(stages=("relu", "layer1.0.relu"), pooling="merged", smooth=3, seed=9)
 
 
 def test_json_survives_a_round_trip():

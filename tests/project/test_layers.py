@@ -146,6 +146,7 @@ def test_imports_point_down(module):
         ("vbp.cli", HEAVY - {"click"}),
         ("vbp.pipeline", HEAVY),
         ("vbp.choices", HEAVY),
+        ("vbp.saliency.method", HEAVY),
         ("vbp.networks.preprocessing", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),

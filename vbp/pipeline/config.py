@@ -39,6 +39,7 @@ from vbp.errors import UsageError
 from vbp.networks.preprocessing import IMAGENET, Preprocessing, check_mean, check_std
 from vbp.pipeline.apart import check_places
 from vbp.pipeline.resources import parse_labels
+from vbp.saliency.method import Method
 from vbp.storage.addresses import check_place, without_secrets
 from vbp.storage.leftout import suffixes_in
 
@@ -251,18 +252,24 @@ class RunConfig:
         with _as_flags():
             return own.changed(mean=self.mean, std=self.std, interpolation=self.interpolation, channels=self.channels)
 
-    def method(self) -> dict[str, Any]:
-        """The arguments of ``vbp.saliency.VisualBackProp`` but for the network."""
+    @property
+    def method(self) -> Method:
+        """How masks are made.
+
+        Raises:
+            UsageError: two choices do not go together.
+        """
         named = self.stages in ("all", "last")
-        return {
-            "preset": self.preset,
-            "stages": self.stages if named else [name.strip() for name in self.stages.split(",")],
-            "pooling": self.pooling,
-            "multiply_input": self.multiply_input,
-            "smooth": self.smooth,
-            "noise": self.noise,
-            "seed": self.seed,
-        }
+        return Method(
+            preset=self.preset,
+            stages=self.stages if named else [name.strip() for name in self.stages.split(",")],
+            pooling=self.pooling,
+            multiply_input=self.multiply_input,
+            target=None if self.target == "none" else self.target,
+            smooth=self.smooth,
+            noise=self.noise,
+            seed=self.seed,
+        )
 
     def arguments(self) -> list[str]:
         """The command line that asks for the same: INPUT, OUTPUT, and a flag for all that differs from the defaults."""

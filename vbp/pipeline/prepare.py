@@ -239,7 +239,7 @@ def check_network(config: RunConfig, model: Model) -> None:
         check_channels(model.network, preprocessing)
     except UsageError as error:
         raise UsageError(f"--{error}") from error
-    vbp = VisualBackProp(model.network, **config.method())
+    vbp = VisualBackProp(model.network, method=config.method)
     if config.fit != "original":
         try:
             vbp(torch.zeros(1, preprocessing.depth, config.size, config.size))

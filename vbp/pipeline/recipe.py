@@ -96,8 +96,8 @@ class Recipe:
         engine = {
             "model": config.model if self.network is None else self.network,
             "weights": config.weights,
-            **config.method(),
-            "target": None if config.target == "none" else config.target,
+            "seed": config.seed,
+            "method": config.method,
             "device": self.device,
             "precision": self.precision,
             "batch_size": None if config.fit == "original" else self.batch_size,

@@ -47,7 +47,7 @@ class CaptumAttribution:
         self.vbp = vbp
         self.forward_func = vbp.model
 
-        self.multiplies_by_inputs = vbp.multiply_input
+        self.multiplies_by_inputs = vbp.method.multiply_input
 
     @staticmethod
     def has_convergence_delta() -> bool:

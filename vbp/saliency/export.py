@@ -26,8 +26,8 @@ class Explained(nn.Module):
 
     def __init__(self, vbp: VisualBackProp):
         super().__init__()
-        if vbp.smooth:
-            raise UsageError(f"smoothing (={vbp.smooth}) cannot be part of a graph: use a VisualBackProp without it.")
+        if samples := vbp.method.smooth:
+            raise UsageError(f"smoothing (={samples}) cannot be part of a graph: use a VisualBackProp without it.")
         self.network = vbp.model
         self._vbp = vbp
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.dlpack import from_dlpack
 
-from vbp.choices import Pooling, choices_of
+from vbp.choices import Pooling, Preset
 from vbp.errors import ImageError, ModelError, UsageError
 from vbp.saliency.forward import ForwardPass, averaged, channel_mean, evaluating
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
 from vbp.saliency.graph import unwrapped
 from vbp.saliency.inputs import blaming_images, check_images, refuse_odd
+from vbp.saliency.method import Method
 from vbp.saliency.prepared import prepare
 from vbp.saliency.prepared.calibration import calibrate
 from vbp.saliency.prepared.int8 import Scales
@@ -167,19 +168,6 @@ PRESETS: dict[str, Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]
 """`paper` is the published method; `reference` gives the masks of devansh20la/VisualBackprop."""
 
 
-def _check_choices(preset: str, pooling: str, smooth: int, noise: float) -> None:
-    _preset(preset)
-    if pooling not in choices_of(Pooling):
-        raise UsageError(f"pooling {pooling!r} is none of {', '.join(choices_of(Pooling))}.")
-    if preset == "reference" and pooling != "exact":
-        raise UsageError(
-            f"preset 'reference' leads through pooling with a kernel of its own, so pooling (={pooling}) has no effect "
-            "on it: use preset 'paper', or pooling 'exact'."
-        )
-    if smooth < 0 or noise <= 0:
-        raise UsageError(f"smooth (={smooth}) must be at least 0, and noise (={noise}) more than 0.")
-
-
 def _preset(name: str) -> Callable[[Sequence[Tensor], Sequence[Stage], Size], _Descent]:
     if name not in PRESETS:
         raise UsageError(f"preset {name!r} is none of {', '.join(PRESETS)}.")
@@ -247,6 +235,10 @@ class VisualBackProp:
             many more passes.
         noise: the standard deviation of that noise, as a share of the range of the image's values.
         seed: of that noise.
+        method: all of these settings as one value, instead of them. Its target is for the caller to give to `explain`.
+
+    Attributes:
+        method: what was chosen.
 
     Raises:
         ModelError: the network cannot be explained; the message says why.
@@ -256,27 +248,30 @@ class VisualBackProp:
     def __init__(
         self,
         model: nn.Module,
-        preset: str = "paper",
+        preset: Preset = "paper",
         *,
         stages: str | Collection[str] = "all",
-        pooling: str = "exact",
+        pooling: Pooling = "exact",
         multiply_input: bool = False,
         smooth: int = 0,
         noise: float = 0.1,
         seed: int = 500,
+        method: Method | None = None,
     ):
-        _check_choices(preset, pooling, smooth, noise)
+        self.method = method or Method(
+            preset=preset,
+            stages=stages,
+            pooling=pooling,
+            multiply_input=multiply_input,
+            smooth=smooth,
+            noise=noise,
+            seed=seed,
+        )
         self.model = unwrapped(model)
-        self.preset = preset
-        self.pooling = pooling
-        self.multiply_input = multiply_input
-        self.smooth = smooth
-        self.noise = noise
-        self.seed = seed
-        found = trace(self.model).chosen(stages)
-        self.stages = merged_pooling(found.stages) if pooling == "merged" else found.stages
+        found = trace(self.model).chosen(self.method.stages)
+        self.stages = merged_pooling(found.stages) if self.method.pooling == "merged" else found.stages
         signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
-        poolings = max_poolings(found.stages) if pooling == "unpool" else {}
+        poolings = max_poolings(found.stages) if self.method.pooling == "unpool" else {}
         self._forward = ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings))
 
     def prepare(self, device: torch.device, precision: str, scales: Scales | None = None) -> None:
@@ -333,9 +328,9 @@ class VisualBackProp:
         """
         check_images(images_BCHW)
         # The network may change its input in place, and smoothing needs it again.
-        kept_BCHW = images_BCHW.clone() if self.smooth else images_BCHW
+        kept_BCHW = images_BCHW.clone() if self.method.smooth else images_BCHW
         result = self._explain(images_BCHW, target, classify or target is not None)
-        if self.smooth:
+        if self.method.smooth:
             # One class for all copies of an image.
             target = result.output.argmax(1) if isinstance(target, str) else target
             result = self._smoothed(result, kept_BCHW, target)
@@ -344,7 +339,7 @@ class VisualBackProp:
     def _smoothed(self, plain: Explanation, images_BCHW: Tensor, target: Target | None) -> Explanation:
         """The explanation with the average over noisy copies as its mask."""
         total_B1HW, finite_B = torch.zeros_like(plain.mask), plain.finite
-        for copies_BCHW in noisy_copies(images_BCHW, self.smooth, self.noise, self.seed):
+        for copies_BCHW in noisy_copies(images_BCHW, self.method.smooth, self.method.noise, self.method.seed):
             one = self._explain(copies_BCHW, target, target is not None)
             total_B1HW += one.mask
             finite_B = finite_B & one.finite
@@ -360,7 +355,7 @@ class VisualBackProp:
             if weighted and images_BCHW.is_inference():
                 images_BCHW = images_BCHW.clone()
             # Before the pass: the network may change its input in place.
-            gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.multiply_input else None
+            gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.method.multiply_input else None
             with blaming_images(images_BCHW, self.model), evaluating(self.model), torch.no_grad():
                 output, maps_N1HW, switches, deepest_NCHW = self._forward(
                     images_BCHW, whole=whole, differentiable=weighted
@@ -370,7 +365,7 @@ class VisualBackProp:
                     output = tree_map(_detached, output)
             self._check_maps(maps_N1HW, input_size)
             stages = unpooled(self.stages, switches)
-            result = visual_backprop(maps_N1HW, stages, input_size, self.preset, gamma_B1HW)
+            result = visual_backprop(maps_N1HW, stages, input_size, self.method.preset, gamma_B1HW)
         return Explanation(
             mask=result.mask_N1HW,
             output=output,
