@@ -5,6 +5,7 @@ In a page, these comments are replaced::
     <!-- options of explain -->                    the options of `vbp explain`, in groups
     <!-- python vbp.saliency.VisualBackProp -->    the documentation of this object, by the name that users import
     <!-- fields of vbp.pipeline.RunConfig -->      the fields of this dataclass
+    <!-- program examples/one_image.py -->         this file
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ELSEWHERE = {
 }
 """Pages of the repository outside ``docs``, and where the site has them."""
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
-DIRECTIVE = re.compile(r"^<!-- (options of|fields of|python) ([\w.-]+) -->$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^<!-- (options of|fields of|program|python) ([\w./-]+) -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,6 +54,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def filled(match: re.Match[str]) -> str:
     """What a comment stands for."""
     kind, name = match.groups()
+    if kind == "program":
+        return f"```python\n{(ROOT / name).read_text()}```"
     if kind == "options of":
         return "\n".join(tables(name))
     return "\n".join(fields(imported(name)) if kind == "fields of" else documented(name))

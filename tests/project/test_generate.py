@@ -5,7 +5,7 @@ import re
 import pytest
 
 from docs.generate import columns
-from docs.generate.hook import DIRECTIVE, ELSEWHERE, ROOT, documented, imported, rewritten
+from docs.generate.hook import DIRECTIVE, ELSEWHERE, ROOT, documented, filled, imported, rewritten
 from docs.generate.options import fields, tables
 from vbp.cli import main
 from vbp.columns import INDEX_SCHEMA
@@ -55,6 +55,12 @@ def test_the_page_of_the_columns_is_current_and_has_each_once():
 )
 def test_links_lead_to_pages_of_the_site(source, page, link, expected):
     assert rewritten(link, source, page) == expected
+
+
+def test_every_example_stands_on_its_page_as_it_is():
+    page = (ROOT / "docs" / "how-to" / "examples.md").read_text()
+    shown = DIRECTIVE.sub(filled, page)
+    assert [path.name for path in (ROOT / "examples").glob("*.py") if path.read_text() not in shown] == []
 
 
 def test_pages_from_elsewhere_are_there():
