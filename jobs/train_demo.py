@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vbp.demo.train import Recipe, save, train
+from vbp.demo.train import Training, save, train
 
 PACKAGED = Path(__file__).parents[1] / "vbp" / "demo" / "vgg16_demo.safetensors"
 
@@ -16,8 +16,8 @@ def main() -> None:
     """Parse, train, save."""
     parser = argparse.ArgumentParser(description="Train the demo weights; some minutes on two CPU cores.")
     parser.add_argument("--output", type=Path, default=PACKAGED, help="file to write (default: the packaged one)")
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="of scenes and weights (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="over the scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=Training.seed, help="of scenes and weights (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=Training.epochs, help="over the scenes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; the weights depend on it")
     arguments = parser.parse_args()
 
@@ -25,7 +25,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     start = time.monotonic()
-    network = train(Recipe(seed=arguments.seed, epochs=arguments.epochs), logging.info)
+    network = train(Training(seed=arguments.seed, epochs=arguments.epochs), logging.info)
     save(network, arguments.output)
     size = arguments.output.stat().st_size / 1e6
     logging.info("%s: %.2f MB, %.0f s", arguments.output, size, time.monotonic() - start)

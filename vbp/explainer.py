@@ -47,7 +47,7 @@ Calibration = NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | Scales
 
 
 @dataclass(frozen=True)
-class Batch:
+class ExplainedBatch:
     """The masks and predictions of a batch, as NumPy arrays on the CPU."""
 
     mask_BHW: NDArray[np.float32]
@@ -176,7 +176,7 @@ class Explainer:
         """`cpu`, `cuda:0` and the like."""
         return str(self._device)
 
-    def __call__(self, pixels_BHWC: NDArray[np.uint8] | Tensor) -> Batch:
+    def __call__(self, pixels_BHWC: NDArray[np.uint8] | Tensor) -> ExplainedBatch:
         """Explain a batch of RGB images of one size, uint8 (B, H, W, 3).
 
         Raises:
@@ -188,7 +188,7 @@ class Explainer:
             size = self.batch_size or len(pixels)
             batches = (pixels[first : first + size] for first in range(0, len(pixels), size))
             return _join(list(self._pool.map(self._explain, batches)))
-        parts: list[Batch] = []
+        parts: list[ExplainedBatch] = []
         done = 0
         while done < len(pixels):
             size = self.batch_size or len(pixels)
@@ -218,7 +218,7 @@ class Explainer:
         images = [_checked(torch.as_tensor(pixels_HWC)[None]) for pixels_HWC in calibration[:IMAGES]]
         return self._vbp.calibrate([partial(self._normalise, image_1HWC) for image_1HWC in images])
 
-    def _explain(self, pixels_BHWC: Tensor) -> Batch:
+    def _explain(self, pixels_BHWC: Tensor) -> ExplainedBatch:
         count = len(pixels_BHWC)
         if self.batch_size is not None and count < self.batch_size:
             black = pixels_BHWC.new_zeros(self.batch_size - count, *pixels_BHWC.shape[1:])
@@ -234,11 +234,11 @@ class Explainer:
         images_BCHW.div_(255).sub_(self._mean_1C11).div_(self._std_1C11)
         return images_BCHW.to(PRECISIONS[self.precision])
 
-    def _batch(self, explanation: Explanation, count: int) -> Batch:
+    def _batch(self, explanation: Explanation, count: int) -> ExplainedBatch:
         def planes(maps_B1HW: list[Tensor]) -> list[NDArray[np.float32]] | None:
             return [_array(map_B1HW[:count, 0]) for map_B1HW in maps_B1HW] if self._keep_maps else None
 
-        return Batch(
+        return ExplainedBatch(
             mask_BHW=_array(explanation.mask[:count, 0]),
             flat_B=_array(explanation.flat[:count]),
             finite_B=_array(explanation.finite[:count]),
@@ -405,7 +405,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _join(batches: list[Batch]) -> Batch:
+def _join(batches: list[ExplainedBatch]) -> ExplainedBatch:
     if len(batches) == 1:
         return batches[0]
 
@@ -417,4 +417,4 @@ def _join(batches: list[Batch]) -> Batch:
             return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
         return np.concatenate(parts)
 
-    return Batch(**{name: joined(name) for name in Batch.__dataclass_fields__})
+    return ExplainedBatch(**{name: joined(name) for name in ExplainedBatch.__dataclass_fields__})

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vbp.demo.scenes import Scene, draw
 from vbp.demo.show import SEED
-from vbp.explainer import Batch
+from vbp.explainer import ExplainedBatch
 from vbp.images.overlay import heat
 from vbp.saliency import Explainer
 
@@ -71,7 +71,7 @@ def scene_of(number: int) -> Scene:
     return draw(SEED, number, distractors=int((number + 1) * 0.3) > int(number * 0.3))
 
 
-def explain(scenes: Sequence[Scene]) -> Batch:
+def explain(scenes: Sequence[Scene]) -> ExplainedBatch:
     """Masks, maps and intermediate masks of scenes by the demo's network."""
     explainer = Explainer(model="vgg16", weights="demo", device="cpu", precision="float32", keep_maps=True)
     return explainer(np.stack([scene.pixels_HWC for scene in scenes]))

@@ -11,7 +11,7 @@ from torch import nn
 
 from vbp.demo.scenes import draw, generate
 from vbp.demo.train import (
-    Recipe,
+    Training,
     compact_vgg16,
     contrast_loss,
     fold_batch_norm,
@@ -93,7 +93,7 @@ def test_training_lowers_the_loss_and_repeats_itself():
     def losses(epochs: int) -> list[float]:
         torch.manual_seed(1)
         features = compact_vgg16(batch_norm=True).features
-        return list(islice(train_features(features, Recipe(scenes=32, epochs=4, batch=8)), epochs))
+        return list(islice(train_features(features, Training(scenes=32, epochs=4, batch=8)), epochs))
 
     first = losses(4)
     assert first[-1] < 0.9 * first[0]
@@ -103,7 +103,7 @@ def test_training_lowers_the_loss_and_repeats_itself():
 def test_the_classifier_is_one_mean_over_positions():
     torch.manual_seed(2)
     network = compact_vgg16().eval()
-    accuracy = train_classifier(network, Recipe(classifier_scenes=24, fresh_scenes=8))
+    accuracy = train_classifier(network, Training(classifier_scenes=24, fresh_scenes=8))
     assert 0 <= accuracy <= 1
     weight = network.classifier[0].weight.detach().reshape(64, -1, 7 * 7)
     assert (weight == weight[:, :, :1]).all()
@@ -111,11 +111,11 @@ def test_the_classifier_is_one_mean_over_positions():
 
 def test_training_end_to_end(tmp_path):
     lines: list[str] = []
-    recipe = Recipe(scenes=8, epochs=1, batch=8, classifier_scenes=8, fresh_scenes=4)
+    training = Training(scenes=8, epochs=1, batch=8, classifier_scenes=8, fresh_scenes=4)
     before = torch.random.get_rng_state()
-    save(train(recipe, lines.append), tmp_path / "one.safetensors")
+    save(train(training, lines.append), tmp_path / "one.safetensors")
     assert torch.equal(torch.random.get_rng_state(), before)
-    save(train(recipe, lines.append), tmp_path / "two.safetensors")
+    save(train(training, lines.append), tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert lines[0].startswith("features: epoch 1 of 1, loss ")
     assert lines[1].startswith("classifier: ")
@@ -124,7 +124,7 @@ def test_training_end_to_end(tmp_path):
 
 def test_training_scenes_are_not_the_fresh_ones():
     training = {
-        draw(seed, i, size=32).pixels_HWC.tobytes() for seed in (Recipe.seed, Recipe.seed + 1) for i in range(8)
+        draw(seed, i, size=32).pixels_HWC.tobytes() for seed in (Training.seed, Training.seed + 1) for i in range(8)
     }
     assert not training & {scene.pixels_HWC.tobytes() for scene in generate(8, FRESH_SEED, size=32)}
 

@@ -52,7 +52,7 @@ _FINEST = 2  # maps before the first pool
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Training:
     """Everything that the weights depend on, beside the library versions and the machine."""
 
     seed: int = 1
@@ -96,17 +96,17 @@ def compact_vgg16(*, batch_norm: bool = False) -> VGG:
     return network
 
 
-def train(recipe: Recipe, report: Callable[[str], None]) -> VGG:
+def train(training: Training, report: Callable[[str], None]) -> VGG:
     """Train from nothing and return the network in evaluation mode; ``report`` gets a line now and then."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(training.seed)
         network = compact_vgg16(batch_norm=True)
-        for epoch, loss in enumerate(train_features(network.features, recipe), start=1):
-            report(f"features: epoch {epoch} of {recipe.epochs}, loss {loss:.3f}")
+        for epoch, loss in enumerate(train_features(network.features, training), start=1):
+            report(f"features: epoch {epoch} of {training.epochs}, loss {loss:.3f}")
         plain = compact_vgg16()
         plain.features = fold_batch_norm(network.features)
-        accuracy = train_classifier(plain, recipe)
-    report(f"classifier: {accuracy:.1%} of {recipe.fresh_scenes} fresh scenes right")
+        accuracy = train_classifier(plain, training)
+    report(f"classifier: {accuracy:.1%} of {training.fresh_scenes} fresh scenes right")
     return plain.eval()
 
 
@@ -116,24 +116,26 @@ def save(network: VGG, path: Path) -> None:
     path.write_bytes(safetensors.torch.save(tensors, metadata={"classes": json.dumps(LABELS)}))
 
 
-def train_features(features: nn.Sequential, recipe: Recipe) -> Iterator[float]:
+def train_features(features: nn.Sequential, training: Training) -> Iterator[float]:
     """Train VGG features in place; yields the mean loss of each epoch."""
-    scenes = [draw(recipe.seed, i, size=FIELD, unit=WHOLE, distractors=i % 2 == 1) for i in range(recipe.scenes)]
+    scenes = [draw(training.seed, i, size=FIELD, unit=WHOLE, distractors=i % 2 == 1) for i in range(training.scenes)]
     pixels_BHWC, object_BHW, label_B = _stack(scenes)
     head = nn.Conv2d(int(WIDTHS[-2]), len(LABELS) + 1, 1)
     parameters = [*features.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=1e-2)
-    steps = len(scenes) // recipe.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps)
+    optimizer = torch.optim.AdamW(parameters, training.learning_rate, weight_decay=1e-2)
+    steps = len(scenes) // training.batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.learning_rate, total_steps=training.epochs * steps
+    )
     features.train()
-    for _ in range(recipe.epochs):
+    for _ in range(training.epochs):
         total = 0.0
-        for chosen in torch.split(torch.randperm(len(scenes))[: steps * recipe.batch], recipe.batch):
+        for chosen in torch.split(torch.randperm(len(scenes))[: steps * training.batch], training.batch):
             pixels, truth_B1HW = _vary(pixels_BHWC[chosen], object_BHW[chosen])
             last_BChw, averages = _forward(features, _normalise(pixels))
             loss = F.cross_entropy(head(last_BChw), _cells(_coverage(truth_B1HW, last_BChw)[:, 0], label_B[chosen]))
-            loss = loss + recipe.stray_weight * stray_loss(averages[_FINEST:], truth_B1HW)
-            loss = loss + recipe.contrast_weight * contrast_loss(averages[:_FINEST])
+            loss = loss + training.stray_weight * stray_loss(averages[_FINEST:], truth_B1HW)
+            loss = loss + training.contrast_weight * contrast_loss(averages[:_FINEST])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -179,13 +181,13 @@ def fold_batch_norm(features: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def train_classifier(network: VGG, recipe: Recipe) -> float:
+def train_classifier(network: VGG, training: Training) -> float:
     """Train the classifier on the frozen features' mean over positions; returns the accuracy on fresh scenes.
 
     Its first layer is then spread over VGG's 7x7 positions, every position with the same weights, which is the
     same mean: 49 times fewer weights to learn, and an object counts alike wherever it lies.
     """
-    inputs_BC, label_B = _mean_features(network, recipe.seed + 1, range(recipe.classifier_scenes))
+    inputs_BC, label_B = _mean_features(network, training.seed + 1, range(training.classifier_scenes))
     small = nn.Linear(inputs_BC.shape[1], HIDDEN)
     layers = nn.Sequential(small, *(layer for layer in network.classifier[1:] if not isinstance(layer, nn.Dropout)))
     optimizer = torch.optim.AdamW(layers.parameters(), 3e-3, weight_decay=1e-2)
@@ -197,8 +199,8 @@ def train_classifier(network: VGG, recipe: Recipe) -> float:
     with torch.no_grad():
         network.classifier[0].weight.copy_(small.weight.repeat_interleave(49, dim=1) / 49)
         network.classifier[0].bias.copy_(small.bias)
-        fresh = range(recipe.classifier_scenes, recipe.classifier_scenes + recipe.fresh_scenes)
-        inputs_BC, label_B = _mean_features(network, recipe.seed + 1, fresh)
+        fresh = range(training.classifier_scenes, training.classifier_scenes + training.fresh_scenes)
+        inputs_BC, label_B = _mean_features(network, training.seed + 1, fresh)
         return float((layers(inputs_BC).argmax(1) == label_B).float().mean())
 
 

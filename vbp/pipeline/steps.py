@@ -32,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
+from vbp.choices import Fit, MaskFormat, OverlayStyle, Select
 from vbp.columns import ERRORS, PART_SCHEMA, REPORT, ColumnError, Contract, kind_of
 from vbp.errors import ImageError, NonFiniteActivationError, StorageError, UsageError
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
@@ -46,7 +47,7 @@ from vbp.storage.results.layouts import make_layout
 if TYPE_CHECKING:
     from torch import nn
 
-    from vbp.explainer import Batch as Explained
+    from vbp.explainer import ExplainedBatch
     from vbp.images.frame import Frame
     from vbp.networks.models import Model
     from vbp.pipeline.classes import ClassMap
@@ -191,7 +192,7 @@ class Decode(Step):
     def __init__(
         self,
         size: int = 224,
-        fit: Any = "crop",
+        fit: Fit = "crop",
         *,
         fast: bool = False,
         keep_data: bool = False,
@@ -253,7 +254,7 @@ class Explain(Step):
         preprocessing: Preprocessing | None = None,
         weights_sha256: str | None = None,
         classes: ClassMap | None = None,
-        select: str = "all",
+        select: Select = "all",
         maps: bool = False,
         threads: int = 0,
     ) -> None:
@@ -311,7 +312,7 @@ class Explain(Step):
             return [[row] for row in rows]
         return [rows] if rows else []
 
-    def _note(self, batch: Batch, facts: Batch, group: list[int], result: Explained) -> None:
+    def _note(self, batch: Batch, facts: Batch, group: list[int], result: ExplainedBatch) -> None:
         """What there is to say of each row of a group."""
         for i, row in enumerate(group):
             if not result.finite_B[i]:
@@ -383,8 +384,8 @@ class Encode(Step):
     def __init__(
         self,
         outputs: Sequence[str] = ("mask", "overlay"),
-        mask_format: Any = "png8",
-        overlay_style: Any = "heat",
+        mask_format: MaskFormat = "png8",
+        overlay_style: OverlayStyle = "heat",
         frame: str = "network",
         preprocessing: Preprocessing = IMAGENET,
     ) -> None:

@@ -25,7 +25,7 @@ _SILENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class AttemptTotals:
     """What one run has committed; rows that a later one replaced included."""
 
     run_id: str
@@ -52,7 +52,7 @@ class Status:
     holder: Holder | None
     silent_seconds: float | None
     """Since the lease was renewed, by the clocks of its holder and of this machine."""
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[AttemptTotals, ...]
     """Oldest first."""
     left_out: Mapping[str, int]
     """Files of INPUT that are no images, by suffix or kind, of its last listing."""
@@ -121,7 +121,7 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
         holder=current,
         silent_seconds=silent,
         attempts=tuple(
-            Attempt(run_id=name, begun_at=begun_at(name), ok=done[0], error=done[1])
+            AttemptTotals(run_id=name, begun_at=begun_at(name), ok=done[0], error=done[1])
             for name, done in sorted(attempts.items())
         ),
         left_out=dict(output.manifest.left_out) if output.manifest else {},

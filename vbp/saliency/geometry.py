@@ -20,7 +20,7 @@ from vbp.errors import ModelError
 Size = tuple[int, int]
 
 
-class Step(Protocol):
+class Geometry(Protocol):
     """Whatever lies on the way between two maps."""
 
     def output_size(self, size: Size) -> Size:
@@ -226,7 +226,7 @@ class Strand:
 
     sources: tuple[int, ...]
     """The strands that are joined to begin this one, counted from 1; 0 is the point where the branches split."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Geometry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class Stage:
 
     name: str
     """The activation, addition or concatenation whose output is averaged, as the network names it."""
-    steps: tuple[Step, ...]
+    steps: tuple[Geometry, ...]
     """What lies between the map below and this one, in forward order."""
     signed: bool = False
     """Whether that output may be negative somewhere; it is clamped at 0 before averaging."""
@@ -292,7 +292,7 @@ class Stage:
 def merged_pooling(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     """The stages with each chain of windows that holds a pooling as one kernel."""
 
-    def merge(steps: tuple[Step, ...]) -> Iterator[Step]:
+    def merge(steps: tuple[Geometry, ...]) -> Iterator[Geometry]:
         for _, run in groupby(steps, lambda step: isinstance(step, Window)):
             chain = tuple(run)
             windows = tuple(step for step in chain if isinstance(step, Window))
@@ -305,7 +305,7 @@ def merged_pooling(stages: Iterable[Stage]) -> tuple[Stage, ...]:
 def unpooled(stages: Iterable[Stage], switches: Mapping[str, Tensor]) -> tuple[Stage, ...]:
     """The stages with their max pooling undone by switches, which are given by node."""
 
-    def unpool(steps: tuple[Step, ...]) -> Iterator[Step]:
+    def unpool(steps: tuple[Geometry, ...]) -> Iterator[Geometry]:
         for step in steps:
             if isinstance(step, Pooling) and step.node in switches:
                 step = Unpooling(step, switches[step.node])
@@ -318,7 +318,7 @@ def max_poolings(stages: Iterable[Stage]) -> dict[str, Pooling]:
     """All max pooling layers on the way down, by node."""
     found: dict[str, Pooling] = {}
 
-    def look(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    def look(steps: tuple[Geometry, ...]) -> tuple[Geometry, ...]:
         found.update({step.node: step for step in steps if isinstance(step, Pooling) and step.maximum})
         return steps
 
@@ -327,13 +327,13 @@ def max_poolings(stages: Iterable[Stage]) -> dict[str, Pooling]:
     return found
 
 
-def _rewritten(stage: Stage, rule: Callable[[tuple[Step, ...]], Iterable[Step]]) -> Stage:
+def _rewritten(stage: Stage, rule: Callable[[tuple[Geometry, ...]], Iterable[Geometry]]) -> Stage:
     """A stage with every chain of its steps put through `rule`, within branches too."""
 
-    def rewrite(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    def rewrite(steps: tuple[Geometry, ...]) -> tuple[Geometry, ...]:
         return tuple(rule(tuple(branch(step) for step in steps)))
 
-    def branch(step: Step) -> Step:
+    def branch(step: Geometry) -> Geometry:
         if not isinstance(step, Branches):
             return step
         return Branches(tuple(replace(strand, steps=rewrite(strand.steps)) for strand in step.strands))
@@ -341,7 +341,7 @@ def _rewritten(stage: Stage, rule: Callable[[tuple[Step, ...]], Iterable[Step]])
     return replace(stage, steps=rewrite(stage.steps))
 
 
-def _climb(steps: Sequence[Step], size: Size) -> list[Size]:
+def _climb(steps: Sequence[Geometry], size: Size) -> list[Size]:
     """`size` and what it becomes after each step."""
     sizes = [size]
     for step in steps:
@@ -349,7 +349,7 @@ def _climb(steps: Sequence[Step], size: Size) -> list[Size]:
     return sizes
 
 
-def _descend(map_N1HW: Tensor, steps: Sequence[Step], size: Size) -> Tensor:
+def _descend(map_N1HW: Tensor, steps: Sequence[Geometry], size: Size) -> Tensor:
     for step, step_size in zip(reversed(steps), reversed(_climb(steps, size)[:-1]), strict=True):
         map_N1HW = step.deconvolve(map_N1HW, step_size)
     return map_N1HW

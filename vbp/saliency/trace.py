@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from vbp.errors import ModelError, UsageError
 from vbp.saliency.dataflow import follow
-from vbp.saliency.geometry import Branches, Stage, Step, Strand, map_sizes
+from vbp.saliency.geometry import Branches, Geometry, Stage, Strand, map_sizes
 from vbp.saliency.graph import graph_of
 from vbp.saliency.operations import CONVOLUTIONS, module_of, name_of, operation_of
 from vbp.saliency.values import Map
@@ -63,7 +63,7 @@ class Trace:
     def _only(self, kept: Sequence[bool]) -> Trace:
         stages: list[Stage] = []
         taps: list[str] = []
-        steps: tuple[Step, ...] = ()
+        steps: tuple[Geometry, ...] = ()
         for keep, stage, tap in zip(kept, self.stages, self.taps, strict=True):
             steps += stage.steps
             if keep:
@@ -137,7 +137,7 @@ def _stages(graph: Graph, model: nn.Module) -> tuple[list[Stage], list[str]]:
     readers = _readers(maps)
     stages: list[Stage] = []
     taps: list[str] = []
-    steps: list[Step] = []
+    steps: list[Geometry] = []
     convolved = False
     for segment in _segments(list(maps), readers):
         top = segment[-1]
@@ -204,7 +204,7 @@ def _is_stage(node: Node, maps: Mapping[Node, Map], readers: Mapping[Node, list[
     return True
 
 
-def _steps(segment: list[Node], maps: Mapping[Node, Map]) -> tuple[Step, ...]:
+def _steps(segment: list[Node], maps: Mapping[Node, Map]) -> tuple[Geometry, ...]:
     """What lies between the two ends of a segment: nothing, a chain of steps, or branches."""
     strands: list[Strand] = []
     strand_of = {segment[0]: 0}

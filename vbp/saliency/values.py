@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from vbp.saliency import operations
-from vbp.saliency.geometry import Step
+from vbp.saliency.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Map:
     """The operation that made it; the last three join several maps, and a difference counts as a product."""
     sources: tuple[Node, ...] = ()
     """The maps that it was made of."""
-    step: Step | None = None
+    step: Geometry | None = None
     """How its pixels lie over those of its sources; None: pixel by pixel."""
 
     @property

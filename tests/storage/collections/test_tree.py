@@ -45,13 +45,6 @@ def test_what_a_tree_leaves_out(folder):
     assert [row.key for row in asked] == ["cat/d.heic", "e"]
 
 
-def test_results_inside_the_input_are_no_input(folder):
-    for name in ("a.jpg", "out/masks/a.jpg.png", "outside/b.jpg"):
-        folder.write(name, b"")
-    assert [row.key for row in list_tree(folder, folder.child("out"))] == ["a.jpg", "outside/b.jpg"]
-    assert len(list(list_tree(folder, Folder("/elsewhere")))) == 3
-
-
 def test_names_that_need_another_key(tmp_path):
     raw = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     Path(os.fsdecode(raw)).write_bytes(b"1")

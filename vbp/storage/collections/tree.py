@@ -34,7 +34,6 @@ class ManifestRow(NamedTuple):
 
 def list_tree(
     folder: Folder,
-    output: Folder | None = None,
     *,
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
     left_out: LeftOut | None = None,
@@ -43,18 +42,13 @@ def list_tree(
 
     Args:
         folder: INPUT.
-        output: left out where it lies inside ``folder``, so that results are never explained in turn.
         suffixes: in lower case, of images; ``none`` for names that have none.
         left_out: counts the files that are no images.
 
     Raises:
         FileNotFoundError, StorageError: as ``Folder.walk``.
     """
-    inside = output is not None and output.url.startswith(folder.url.rstrip("/") + "/")
-    results = output.url.removeprefix(folder.url.rstrip("/") + "/") + "/" if output and inside else None
     for file in folder.walk():
-        if results and file.path.startswith(results):
-            continue
         if is_system(file.path) or not _ends_in(file.path, suffixes):
             if left_out is not None:
                 left_out.add(file.path)
