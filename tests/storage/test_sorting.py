@@ -1,7 +1,7 @@
 """Sorted, whatever part of it waits on disk."""
 
 import random
-from pathlib import Path
+import tempfile
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,7 +20,8 @@ SCHEMA = pa.schema([("name", pa.binary()), ("number", pa.int64())])
 
 
 @pytest.mark.parametrize("in_memory", [1, 7, 50, 1000])
-def test_sorted_like_a_list(monkeypatch, in_memory):
+def test_sorted_like_a_list(monkeypatch, tmp_path, in_memory):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(module, "ITEMS_IN_MEMORY", in_memory)
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # noqa: T201
@@ -29,12 +30,20 @@ def test_sorted_like_a_list(monkeypatch, in_memory):
     with Sorter(Item, SCHEMA) as sorter:
         for item in items:
             sorter.add(item)
-        folder = Path(sorter._folder.name)
         found = list(sorter)
         assert found == sorted(items)
         assert {type(item) for item in found} == {Item}
-        assert len(list(folder.iterdir())) == 200 // in_memory
-    assert not folder.exists()
+        assert len(list(tmp_path.glob("vbp-*/*"))) == 200 // in_memory
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_items_stay_in_their_order(monkeypatch):
+    monkeypatch.setattr(module, "ITEMS_IN_MEMORY", 3)
+    items = [Item(name, number) for number, name in enumerate([b"b", b"a", b"b", b"a", b"b", b"a", b"a", b"b"])]
+    with Sorter(Item, SCHEMA, key=lambda item: item.name) as sorter:
+        for item in items:
+            sorter.add(item)
+        assert list(sorter) == sorted(items)
 
 
 def test_nothing():

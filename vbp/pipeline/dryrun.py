@@ -33,7 +33,7 @@ from vbp.storage.ledger.index import pending_shards
 from vbp.storage.ledger.pace import pace_of
 from vbp.storage.leftout import LeftOut, in_words
 from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
-from vbp.storage.manifest.rows import table_of, with_positions
+from vbp.storage.manifest.rows import rows_of, table_of, with_positions
 
 _BATCHES = 2
 """That are measured; another warms up."""
@@ -222,9 +222,8 @@ def _seen(config: RunConfig, manifest: Manifest | None) -> _Seen:
     look = _Look(config)
     for shard in chosen:
         table = manifest.read_shard(shard).slice(0, images - manifest.shard_start(shard))
-        names = ManifestRow._fields
-        for values in zip(*(table[name].to_pylist() for name in names), strict=True):
-            look.add(ManifestRow(*values))
+        for row in rows_of(table):
+            look.add(row)
     size = None if look.bytes is None else round(look.bytes * images / max(look.images, 1))
     return _Seen(
         images,

@@ -144,11 +144,11 @@ def list_input(
         UsageError: there is nothing at that place, or no image in it.
     """
     left_out, suffixes = left_out or LeftOut(), image_suffixes(config)
-    if is_manifest(config.input):
-        rows = read_manifest_input(config.input, config.storage_options)
-    else:
-        rows = _images(Folder(config.input, config.storage_options), suffixes, left_out)
     try:
+        if is_manifest(config.input):
+            rows = read_manifest_input(config.input, config.storage_options)
+        else:
+            rows = _images(Folder(config.input, config.storage_options), suffixes, left_out)
         first = next(rows, None)
     except FileNotFoundError as error:
         raise UsageError(f"INPUT (={config.input}) does not exist: {error}.") from error
@@ -159,10 +159,7 @@ def list_input(
 
 def _images(source: Folder, suffixes: Sequence[str], left_out: LeftOut) -> Iterator[ManifestRow]:
     single = one_image(source, suffixes)
-    if single is not None:
-        yield single
-    else:
-        yield from list_tree(source, suffixes=suffixes, left_out=left_out)
+    return list_tree(source, suffixes=suffixes, left_out=left_out) if single is None else iter([single])
 
 
 def _why_no_images(config: RunConfig, left_out: LeftOut) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -21,16 +21,17 @@ class Sorter(Generic[T]):
     """Takes items in any order and gives them back sorted; a ``with`` block bounds the life of its files.
 
     Args:
-        kind: a NamedTuple whose values compare with each other; none is None.
+        kind: a NamedTuple.
         schema: Arrow types of its fields.
+        key: what items are compared by, equal ones staying in their order; None: all values, of which none is None.
     """
 
-    def __init__(self, kind: type[T], schema: pa.Schema) -> None:
+    def __init__(self, kind: type[T], schema: pa.Schema, key: Callable[[T], Any] | None = None) -> None:
         self._make: Any = getattr(kind, "_make")  # noqa: B009  (every NamedTuple has it, unknown to type checkers)
-        self._schema = schema
+        self._schema, self._key = schema, key
         self._items: list[T] = []
         self._runs: list[Path] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="vbp-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Sorter[T]:
         return self
@@ -38,7 +39,8 @@ class Sorter(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def add(self, item: T) -> None:
         """One more."""
@@ -48,11 +50,12 @@ class Sorter(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """All of them, from the least to the greatest."""
-        self._items.sort()
-        return heapq.merge(self._items, *map(self._read_run, self._runs))
+        self._items.sort(key=self._key)
+        return heapq.merge(*map(self._read_run, self._runs), self._items, key=self._key)
 
     def _write_run(self) -> None:
-        self._items.sort()
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="vbp-")
+        self._items.sort(key=self._key)
         columns = zip(*self._items, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._runs.append(Path(self._folder.name, f"{len(self._runs)}.arrow"))

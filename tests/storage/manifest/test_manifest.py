@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from vbp.errors import StorageError, UsageError
+from vbp.storage import sorting
 from vbp.storage.collections.manifestfile import read_manifest_input
 from vbp.storage.files import Folder
 from vbp.storage.manifest import manifest as module
-from vbp.storage.manifest import rows as rows_module
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.manifest.refresh import refresh_manifest
 
@@ -138,7 +138,7 @@ def test_many_parts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [2, 1000])
 def test_a_manifest_file_in_any_order(tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(rows_module, "_SORT_ROWS", in_memory)
+    monkeypatch.setattr(sorting, "ITEMS_IN_MEMORY", in_memory)
     folder = Folder(tmp_path)
     manifest = write_manifest(folder, listed("d", "é", "a", "c", "a", "b"), 10)
     assert keys_of(manifest) == [["a", "b", "c", "d", "é"]]

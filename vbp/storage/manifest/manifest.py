@@ -28,7 +28,7 @@ from vbp.storage.collections.manifestfile import is_manifest, read_manifest_inpu
 from vbp.storage.collections.tree import ManifestRow, list_tree
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest.rows import First, in_order, table_of, with_positions
+from vbp.storage.manifest.rows import First, in_order, rows_of, table_of, with_positions
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 from vbp.storage.record import load_record, save_record, withdraw
 
@@ -159,9 +159,7 @@ class Manifest:
     def rows(self) -> Iterator[ManifestRow]:
         """All rows, shard by shard."""
         for shard in range(self.shards):
-            table = self.read_shard(shard)
-            columns = (table[name].to_pylist() for name in ManifestRow._fields)
-            yield from map(ManifestRow._make, zip(*columns, strict=True))
+            yield from rows_of(self.read_shard(shard))
 
     @property
     def shards_per_part(self) -> int:

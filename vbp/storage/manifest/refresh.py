@@ -23,7 +23,7 @@ from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest.manifest import MANIFEST_PARTS, Manifest, append
-from vbp.storage.manifest.rows import First, in_order, order_of, table_of
+from vbp.storage.manifest.rows import First, in_order, order_of, rows_of, table_of
 from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 
 _THREADS = 16
@@ -227,6 +227,6 @@ def _listed_in(manifest: Manifest, listing: int) -> Iterator[tuple[ManifestRow, 
     for part, own in groupby(shards, lambda shard: (shard - shards.start) // manifest.shards_per_part):
         with open_parquet(manifest.folder, numbered(MANIFEST_PARTS, first + part)) as parquet:
             for group, shard in enumerate(own):
-                columns = (column.to_pylist() for column in manifest.conformed(shard, parquet.read_row_group(group)))
-                for position, row in enumerate(map(ManifestRow._make, zip(*columns, strict=True))):
+                rows = rows_of(manifest.conformed(shard, parquet.read_row_group(group)))
+                for position, row in enumerate(rows):
                     yield row, _Place(listing, part, group, position)

@@ -1,10 +1,7 @@
 """Rows of the manifest as tables, and in order whatever their number."""
 
-import heapq
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,8 +10,8 @@ from vbp.errors import UsageError
 from vbp.storage.addresses import without_secrets
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.leftout import REPEATED, LeftOut
+from vbp.storage.sorting import Sorter
 
-_SORT_ROWS = 200_000
 _OWN_KEY = "each a key of its own, in a column key of a .csv or .parquet file (a .txt file has no columns)"
 
 
@@ -30,6 +27,12 @@ def table_of(rows: Sequence[ManifestRow]) -> pa.Table:
         [pa.array(column, field.type) for column, field in zip(columns, MANIFEST_SCHEMA, strict=True)],
         schema=MANIFEST_SCHEMA,
     )
+
+
+def rows_of(table: pa.Table) -> Iterator[ManifestRow]:
+    """The rows that a table of ``MANIFEST_SCHEMA`` holds."""
+    columns = (table[name].to_pylist() for name in ManifestRow._fields)
+    return map(ManifestRow._make, zip(*columns, strict=True))
 
 
 def with_positions(rows: pa.Table) -> pa.Table:
@@ -55,32 +58,24 @@ def in_order(rows: Iterable[ManifestRow], left_out: LeftOut | None = None) -> It
     """Rows of a tree come sorted, those of a manifest file are sorted here.
 
     Args:
-        rows: as they are listed.
+        rows: as they are listed; the first one is asked for at once.
         left_out: counts the rows that repeat an image.
 
     Raises:
         UsageError: two images of a manifest file have one key, or one image has two labels.
     """
     iterator = iter(rows)
-    for row in iterator:
-        everything = chain([row], iterator)
-        yield from everything if row.path is not None else _one_per_key(sorted_by_key(everything), left_out)
+    first = list(islice(iterator, 1))
+    everything = chain(first, iterator)
+    return _one_per_key(sorted_by_key(everything), left_out) if first and first[0].path is None else everything
 
 
 def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
-    """The rows in order of ``order_of``: beyond some number, sorted runs go to a temporary folder and are merged."""
-    run = sorted(islice(rows, _SORT_ROWS), key=order_of)
-    if len(run) < _SORT_ROWS:
-        yield from run
-        return
-    with tempfile.TemporaryDirectory(prefix="vbp-") as folder:
-        runs: list[Path] = []
-        while run:
-            runs.append(Path(folder, f"{len(runs)}.arrow"))
-            with pa.OSFile(str(runs[-1]), "wb") as sink, pa.ipc.new_file(sink, MANIFEST_SCHEMA) as file:
-                file.write_table(table_of(run), max_chunksize=1000)
-            run = sorted(islice(rows, _SORT_ROWS), key=order_of)
-        yield from heapq.merge(*map(_read_run, runs), key=order_of)
+    """The rows in order of ``order_of``, whatever their number."""
+    with Sorter(ManifestRow, MANIFEST_SCHEMA, order_of) as sorter:
+        for row in rows:
+            sorter.add(row)
+        yield from sorter
 
 
 def _one_per_key(rows: Iterator[ManifestRow], left_out: LeftOut | None) -> Iterator[ManifestRow]:
@@ -102,11 +97,3 @@ def _one_per_key(rows: Iterator[ManifestRow], left_out: LeftOut | None) -> Itera
             continue
         last = row
         yield row
-
-
-def _read_run(path: Path) -> Iterator[ManifestRow]:
-    with pa.memory_map(str(path)) as source:
-        file = pa.ipc.open_file(source)
-        for number in range(file.num_record_batches):
-            columns = (column.to_pylist() for column in file.get_batch(number).columns)
-            yield from map(ManifestRow._make, zip(*columns, strict=True))
