@@ -39,7 +39,9 @@ def packed(forward: ForwardPass) -> ForwardPass:
 
     What it does not replace it shares with the model, which stays as it is; later changes of the model's convolutions
     are not seen. Nodes that give an output as before stay. Of weights that are not finite nothing is prepared: oneDNN's
-    ReLU gives 0 for NaN, and would hide them.
+    ReLU gives 0 for NaN, and would hide them. What it can still hide is NaN that arises within one convolution of
+    finite weights and a finite map, where the sum passes 3.4e38 both upwards and downwards; one that passes it upwards
+    alone gives infinity, which is seen.
     """
     tensors = [*forward.model.parameters(), *forward.model.buffers()]
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
