@@ -9,6 +9,7 @@ from vbp.columns import (
     INDEX_SCHEMA,
     MANIFEST_SCHEMA,
     PART_SCHEMA,
+    SAMPLE,
     ColumnError,
     Contract,
     dropped_by,
@@ -37,6 +38,7 @@ def test_the_index_is_what_no_step_drops():
     ]
     assert MANIFEST_SCHEMA.field("path") == pa.field("path", pa.binary())
     assert set(MANIFEST_SCHEMA.names) == made_by("list")
+    assert [name for name in INDEX_SCHEMA.names if name in SAMPLE] == list(SAMPLE)
 
 
 @pytest.fixture

@@ -118,6 +118,14 @@ COLUMNS = (
 
 INDEX_COLUMNS = tuple(column for column in COLUMNS if column.dropped_by is None)
 """What a user finds in ``OUTPUT/index``, in its order."""
+SAMPLE = (
+    *("key", "uri", "label", "width", "height", "format", "bytes", "sha256", "version"),
+    *("frame_left", "frame_top", "frame_right", "frame_bottom", "log10_max", "mask_mean", "mask_area"),
+    *("peak_x", "peak_y", "flat", "prediction", "predicted_label", "probability", "correct"),
+    *("model", "weights", "preset"),
+)
+"""What the ``.json`` of a WebDataset's sample says: nothing that changes from run to run, so that equal results are
+equal bytes; for the same reason nothing that the first version did not say."""
 ERRORS = ("error_stage", "error_type", "error_message")
 REPORT: Mapping[str, str] = {
     "shard": "Number of the shard.",

@@ -51,7 +51,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.storage": (LEAVES | {"vbp.storage.stores"}, {"fsspec", "pyarrow"}),
     "vbp.storage.collections": (LEAVES | {"vbp.storage"}, {"pyarrow"}),
     "vbp.storage.manifest": (LEAVES | {"vbp.columns", "vbp.storage", "vbp.storage.collections"}, {"pyarrow"}),
-    "vbp.storage.results": (LEAVES | {"vbp.storage"}, {"pyarrow"}),
+    "vbp.storage.results": (LEAVES | {"vbp.columns", "vbp.storage"}, {"pyarrow"}),
     "vbp.storage.ledger": (
         LEAVES | {"vbp.columns", "vbp.storage", "vbp.storage.stores", "vbp.storage.manifest", "vbp.storage.results"},
         {"pyarrow"},

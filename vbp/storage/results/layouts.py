@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from vbp.columns import SAMPLE
 from vbp.storage.files import Folder
 from vbp.storage.naming import sample_name
-from vbp.storage.outline import INDEXED, place_columns
+from vbp.storage.outline import INDEXED
 from vbp.storage.results.places import own_path
 from vbp.storage.results.tar import TarBuilder
 from vbp.storage.results.tars import write_tar
@@ -117,14 +118,8 @@ def make_layout(name: str, output: Folder, suffixes: Mapping[str, str], threads:
     return WebDataset(output, suffixes) if name == "webdataset" else MirroredTree(output, suffixes, threads)
 
 
-_OF_THE_RUN = {"status", "error_stage", "error_type", "error_message", "device", "seconds", "finished_at", "run_id"}
-_OF_THE_PLACE = {*place_columns(*INDEXED), "position"}
-_LATER = {"mask_width", "mask_height", "image_peak_x", "image_peak_y"}
-"""Columns that the first tars were made without: equal results stay equal bytes, also after an update of vbp."""
-
-
 def _description(facts: Mapping[str, Any]) -> bytes:
     """What a training loader may want to know of an image; JSON knows no infinity."""
-    kept = {name: value for name, value in facts.items() if name not in _OF_THE_RUN | _OF_THE_PLACE | _LATER}
+    kept = {name: facts[name] for name in SAMPLE if name in facts}
     finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in kept.items()}
     return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode()
