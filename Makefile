@@ -5,7 +5,7 @@ TEST_PROCESSES ?= 3
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check docs bench rehearsal zoo chaos format lock s3 clean
+.PHONY: help demo test quick slow check docs bench rehearsal zoo chaos format lock s3 clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -15,6 +15,9 @@ demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
 
 test: .venv/ready .venv/azurite/ready ## the tests; needs no network, no GPU
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadgroup $(TESTS)
+
+quick: .venv/ready ## the tests that need no Ray, no server and no whole run
+	$(BIN)/python -m pytest -q --quick -m "not slow" --numprocesses 2 --dist loadgroup $(TESTS)
 
 slow: .venv/ready .venv/azurite/ready ## tests of over a minute whose ground a shorter one covers too
 	$(BIN)/python -m pytest -q -m slow $(TESTS)

@@ -61,31 +61,45 @@ CLUSTERS = ("tests/jobs/", "tests/cluster/test_rehearsal.py", "tests/pipeline/te
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="leave out what needs Ray, a server or a network's weights")
+    parser.addoption("--quick", action="store_true", help="leave out what needs Ray, a server or whole runs")
+
+
+def pytest_configure(config):
+    if config.option.quick:
+        config.pluginmanager.register(Quick())  # the hooks of a conftest.py are not asked about fixtures of the session
+
+
+class Quick:
+    """Leaves out tests by the fixtures that they use."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config, items):
+        left_out = {item for item in items if self._needs_much(item)}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef):
+        if self._is_heavy(fixturedef):  # a test may also ask for one while it runs
+            pytest.skip(f"{fixturedef.argname} is not for quick tests")
+
+    def _needs_much(self, item):
+        definitions = item._fixtureinfo.name2fixturedefs.values()
+        return item.nodeid.startswith(CLUSTERS) or any(self._is_heavy(definition[-1]) for definition in definitions)
+
+    def _is_heavy(self, definition):
+        """Whether it brings a Ray, a server, or the weights of a network for whole runs."""
+        return definition.func.__module__ == "tests.servers" or definition.argname in ("ray_session", "network_file")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Where tests run side by side: all that share a Ray in one process, else a file in one, the longest first."""
-    if config.option.quick:
-        left_out = list(filter(needs_much, items))
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
     for item in items:
         group = "ray" if "ray_session" in item.fixturenames else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
     if hasattr(config, "workerinput"):
         items.sort(key=_turn)
-
-
-def needs_much(item):
-    """Whether the fixtures of a test bring a Ray, a server, or the weights of a network for whole runs."""
-    homes = {definitions[-1].func.__module__ for definitions in item._fixtureinfo.name2fixturedefs.values()}
-    return (
-        item.nodeid.startswith(CLUSTERS)
-        or "tests.servers" in homes
-        or bool({"ray_session", "network_file"} & set(item.fixturenames))
-    )
 
 
 def _turn(item):
