@@ -70,7 +70,7 @@ def resume(folder: Path, images: int, place: str | None, options: Mapping[str, A
         input=str(folder / "few"), output=output.url, weights=CHECKPOINT, size=32, precision="float32", device="cpu",
         batch_size=BATCH, runner="local", storage_options=options,
     )  # fmt: skip
-    _photos(folder / "few", 1)
+    tiny_photos(folder / "few", 1)
     _finish(config, output, images)
     manifest = Manifest.load(output)
     assert manifest is not None
@@ -93,7 +93,7 @@ def memory(folder: Path, few: int, many: int, runner: str) -> Iterator[Figure]:
     found = {}
     for images in (few, many):
         photos = folder / f"photos-{images}"
-        _photos(photos, images)
+        tiny_photos(photos, images)
         found[images] = watched(_explain, str(photos), str(folder / f"out-{runner}-{images}"), runner)
     least, most = found[few], found[many]
     for who, one, other in (("driver", least.own, most.own), ("largest worker", least.workers, most.workers)):
@@ -130,7 +130,7 @@ def _touch(tree: Path, files: int) -> None:
             os.close(os.open(folder / f"image{number:08d}.jpg", os.O_CREAT | os.O_WRONLY))
 
 
-def _photos(folder: Path, images: int) -> None:
+def tiny_photos(folder: Path, images: int) -> None:
     """Tiny pictures of noise, few different ones: what they show does not matter here."""
     rng = np.random.default_rng(0)
     source = folder.parent / "noise.png"
