@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
@@ -16,6 +16,9 @@ from vbp.pipeline.config import RunConfig
 from vbp.pipeline.source import Source
 from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, Write
 from vbp.storage.outline import suffixes_of
+
+if TYPE_CHECKING:
+    from vbp.networks.models import Model
 
 PASSES = 4
 """Batches that each thread of the network on a CPU takes on between reading and writing."""
@@ -49,10 +52,10 @@ class Recipe:
     """Of the manifest: parts of another do not count."""
     threads: int = 0
     """CPU threads of one worker's network; 0 leaves the default."""
-    network: Any = field(default=None, compare=False, repr=False)
+    network: Model | None = field(default=None, compare=False, repr=False)
     """The loaded model, for a worker in this very process; None elsewhere."""
 
-    def with_network(self, network: Any) -> Recipe:
+    def with_network(self, network: Model) -> Recipe:
         """The same for a worker in a process where the network is loaded already."""
         return replace(self, network=network)
 

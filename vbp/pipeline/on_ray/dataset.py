@@ -84,7 +84,7 @@ def _spread(source: Dataset, recipe: Recipe | Recipes, given: Resources) -> Data
     return (
         source.map_batches(fetch_and_decode, fn_args=(recipe,), batch_size=1, num_cpus=given.codec_cpus)
         .map_batches(
-            Explainer,
+            ExplainActor,
             fn_constructor_args=(recipe,),
             batch_size=recipe.batch_size,
             num_cpus=given.num_cpus,  # said, or Ray Data has a GPU worker claim one
@@ -112,7 +112,7 @@ def fetch_and_decode(shards: Batch, recipe: Recipe | Recipes) -> Iterator[Batch]
                 yield decode(fetch(batch))
 
 
-class Explainer:
+class ExplainActor:
     """The third step, built where the accelerator is."""
 
     def __init__(self, recipe: Recipe | Recipes) -> None:
