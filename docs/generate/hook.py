@@ -26,6 +26,7 @@ from docs.generate.options import fields, tables
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "DECISIONS.md": "decisions/index.md",
     "cluster/README.md": "cluster.md",
     "benchmarks/README.md": "benchmarks.md",
