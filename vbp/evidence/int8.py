@@ -109,7 +109,7 @@ def section(name: str, model: Model, photos: Photos, others: Photos | None) -> I
     rows = [(f"calibrated on these, {_floats(own)}", *cells) for cells in _summary(found)]
     if others:
         foreign = calibrated(model, others)
-        title = f"calibrated on {len(others)} others, {_floats(foreign)}"
+        title = f"calibrated on {min(len(others), IMAGES)} others, {_floats(foreign)}"
         rows += [(title, *cells) for cells in _summary(likenesses(foreign))]
     head = ("Pearson", "largest difference", "IoU of the brightest twentieth")
     yield table(("scales", "of all photos", *head), rows) + "\n"
