@@ -7,6 +7,7 @@ import sys
 from vbp.evidence import scale
 from vbp.evidence.scale import markdown
 from vbp.pipeline import RunConfig
+from vbp.pipeline.job import finished_earlier
 
 
 def test_listing(tmp_path, monkeypatch):
@@ -21,7 +22,13 @@ def test_listing(tmp_path, monkeypatch):
 
 
 def test_resume(tmp_path):
+    """The finished run is such a one that its command needs no network to know that nothing is left."""
     pending, progress, command = scale.resume(tmp_path, 30, None, {})
+    config = RunConfig(
+        input=str(tmp_path / "few"), output=str(tmp_path / "finished"), weights=scale.CHECKPOINT, size=32,
+        precision="float32", device="cpu", batch_size=scale.BATCH, runner="local",
+    )  # fmt: skip
+    assert finished_earlier(config).images == 30
     assert pending.name == "pending_shards of 30 finished images on a disk"
     assert progress.target is None
     assert (command.target, command.at_most) == (10, True)

@@ -177,6 +177,7 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
     names = (f"class{number // FILES_A_FOLDER:05d}/image{number:08d}.jpg" for number in range(images))
     rows = (ManifestRow(name, f"{config.input}/{name}", name.encode(), name[:10], 1, "1") for name in names)
     manifest = write_manifest(output, rows, prepare.SHARD_SIZE, input=config.input)
+    record.adopt(manifest)
 
     def commit(shard: int) -> None:
         table = manifest.read_shard(shard)
