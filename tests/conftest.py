@@ -56,6 +56,11 @@ def ray_session():
     ray.shutdown()
 
 
+@pytest.fixture
+def own_ray():
+    """Asked for by a test that starts a Ray in a process of its own."""
+
+
 CLUSTERS = ("tests/jobs/", "tests/cluster/test_rehearsal.py", "tests/pipeline/test_gpu_head.py")
 """Tests that start a Ray of their own; each takes a minute and more."""
 
@@ -89,7 +94,8 @@ class Quick:
 
     def _is_heavy(self, definition):
         """Whether it brings a Ray, a server, or the weights of a network for whole runs."""
-        return definition.func.__module__ == "tests.servers" or definition.argname in ("ray_session", "network_file")
+        heavy = ("ray_session", "own_ray", "network_file")
+        return definition.func.__module__ == "tests.servers" or definition.argname in heavy
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

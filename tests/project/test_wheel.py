@@ -45,7 +45,7 @@ def test_the_distribution_has_a_name_that_is_ours_and_brings_the_command_vbp(whe
     assert "vbp = vbp.cli:main" in scripts
 
 
-def test_the_demo_runs_elsewhere(wheel, tmp_path):
+def test_the_demo_runs_elsewhere(wheel, tmp_path, own_ray):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
