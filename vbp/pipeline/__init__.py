@@ -19,7 +19,7 @@ _HOMES = {"Observer": "observer", "RunConfig": "config", "Summary": "summary", "
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for, when it is asked for: the command line starts without Arrow and torch."""
+    """Import a public name when it is first used, so that the command line starts without Arrow and torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""INPUT and OUTPUT are apart: no run may explain its own results, nor write where photos lie."""
+"""INPUT and OUTPUT must be separate: a run may neither explain its own results nor write among the photos."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from vbp.storage.collections.tree import ManifestRow
 
 OWN_FOLDERS = (*RESULT_FOLDERS, INDEX, OWN)
-"""What a run writes below OUTPUT."""
+"""Folders that a run writes below OUTPUT."""
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "az", "abfs": "az"}
 
 
 def check_places(source: str, output: str) -> None:
-    """Neither place may hold the other's files: a listing would find masks, or starting over remove photos.
+    """Refuse an INPUT in OUTPUT or the reverse: a listing would find masks, or starting over would delete photos.
 
     Raises:
-        UsageError: one lies in the other.
+        UsageError: one place lies in the other.
     """
     if is_within(output, source):
         raise UsageError(
@@ -39,10 +39,10 @@ def check_places(source: str, output: str) -> None:
 
 
 def rows_apart(rows: Iterator[ManifestRow], source: str, output: str) -> Iterator[ManifestRow]:
-    """The same rows, as long as none is of an image among the results, whatever links or names lead there.
+    """Yield the rows unchanged, but refuse an image that lies among the results, also through links or other names.
 
     Raises:
-        UsageError: there is one.
+        UsageError: an image lies among the results.
     """
     own, root = OwnFolders(output), source.rstrip("/")
     look = lru_cache(maxsize=10_000)(own.holding)
@@ -58,7 +58,7 @@ def rows_apart(rows: Iterator[ManifestRow], source: str, output: str) -> Iterato
 
 
 class OwnFolders:
-    """The folders of OUTPUT in which results are written, by all names that they have."""
+    """The folders of OUTPUT with results, recognised under every name that leads to them."""
 
     def __init__(self, output: str) -> None:
         places = {_plain(f"{output.rstrip('/')}/{name}"): name for name in OWN_FOLDERS}
@@ -67,7 +67,7 @@ class OwnFolders:
         self._by_identity = lru_cache(maxsize=10_000)(self._identified)
 
     def holding(self, place: str) -> str | None:
-        """The folder that a place is or lies in; None where it lies in none."""
+        """The folder of results that `place` is or lies in; None if there is none."""
         plain = _plain(place)
         for folder, name in self._places.items():
             if f"{plain}/".startswith(folder):
@@ -75,7 +75,7 @@ class OwnFolders:
         return None if not self._identities or _is_remote(plain) else self._by_identity(plain)
 
     def _identified(self, path: str) -> str | None:
-        """Where case does not count, or by a mount, a folder has several names."""
+        """As `holding`, by the folder's identity: mounts and disks that ignore case give a folder several names."""
         identity = _identity(path)
         name = None if identity is None else self._identities.get(identity)
         parent = os.path.dirname(path)
@@ -83,7 +83,7 @@ class OwnFolders:
 
 
 def is_within(place: str, folder: str) -> bool:
-    """Whether a place is a folder or lies in it; on a disk, links, ``..`` and other spellings of a name count."""
+    """Whether `place` is `folder` or lies in it; on a disk also through links, ``..`` and other spellings."""
     inner, outer = _plain(place), _plain(folder)
     if _is_remote(inner) or _is_remote(outer):
         return f"{inner}/".startswith(f"{outer}/")
@@ -101,7 +101,7 @@ def _with_parents(path: str) -> Iterator[str]:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a folder of this machine from all others; None where there is none."""
+    """Device and inode number of a local folder; None if it does not exist."""
     try:
         info = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Breaker: notices that a store, not the images, is at fault, before a million error rows are written."""
+"""Breaker: stops a run whose store fails, before a million images become error rows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ R = TypeVar("R")
 
 
 class Breaker:
-    """Lets single failures through as results, pauses on mass failure, then stops the run.
+    """Returns single failures as results; when most reads fail, it pauses, tries again, and then stops the run.
 
-    A failure lies in the store when there is no answer after retries (``StorageError``) or a refusal
-    (``PermissionError``).  A missing file is an image's own failure, unless most of a full window is missing, nothing
-    at all is found any more, or the whole input is gone: then a disk was lost, or the input has moved.
+    It blames the store for a read that has no answer after retries (``StorageError``) or is refused
+    (``PermissionError``).  It blames the image for a missing file, unless most files of a full window are missing,
+    no read succeeds any more, or the whole input is gone: then a disk was lost, or the input was moved.
 
     Args:
-        window: how many of the last reads are looked at.
-        least: fewer failures in the store than this never trip.
-        missing: so many reads without a single success trip, whatever their failures: the input has moved.
-        pause_seconds: the wait before the failed reads are tried once more.
-        sleep: the waiting itself; tests pass their own.
-        is_gone: whether the input as a whole is gone; asked where a file is missing.
+        window: number of the latest reads that count.
+        least: fewer failures of the store than this never stop the run.
+        missing: this many reads without one success stop the run, whatever their errors: the input was moved.
+        pause_seconds: wait before the failed reads are tried once more.
+        sleep: function that waits; tests pass their own.
+        is_gone: says whether the whole input is gone; called when a file is missing.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Breaker:
         self._is_gone = is_gone
 
     def watch(self, pool: Executor, read: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | BaseException]:
-        """The results of ``read(task)``, in order, exceptions as values.
+        """The results of ``read(task)``, in order; an exception is returned as a value.
 
         Raises:
-            InterruptedRunError: most of the last reads failed, and did so again after a pause.
+            InterruptedRunError: most of the latest reads failed, and failed again after the pause.
         """
         results = self._attempt(pool, read, tasks)
         if self._tripped() or self._input_is_gone(results):

@@ -1,4 +1,4 @@
-"""``--precision int8``: the driver calibrates once, from images of the collection, and the scales stay with the run."""
+"""``--precision int8``: the driver calibrates once, on images of the collection, and the run keeps the scales."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from vbp.networks.models import Model
 
 TRIED = 160
-"""So many images are tried at most, where some cannot be read."""
+"""The most images that are tried, if some of them cannot be read."""
 TOGETHER = 16
-"""Images that are read at a time."""
+"""Images that are read together."""
 ENOUGH_PIXELS = 80 * 512 * 512
-"""With more than these, few images are enough: those of ``--fit original`` may be large."""
+"""Calibration stops at this many pixels, after at least `FEW` images; those of ``--fit original`` may be large."""
 FEW = 10
 
 
@@ -31,13 +31,13 @@ def calibrated(recipe: Recipe, model: Model, rows: Sequence[ManifestRow]) -> dic
     """The scales of a run, as JSON values.
 
     Args:
-        recipe: of the run; it says how to read and decode.
+        recipe: the run's recipe, which says how to read and decode.
         model: the network.
-        rows: images, the first ones first.
+        rows: the images to try, in order.
 
     Raises:
         UsageError: too few images can be read.
-        ModelError: integers do not suit the network.
+        ModelError: the network cannot be computed with integers.
         InterruptedRunError: the store refuses or does not answer most of the time.
     """
     from vbp.explainer import Explainer
@@ -51,22 +51,22 @@ def calibrated(recipe: Recipe, model: Model, rows: Sequence[ManifestRow]) -> dic
 
 
 class Choice:
-    """Up to `TRIED` of all images that pass by: those whose keys have the least hashes.
+    """Chooses up to `TRIED` images of a stream: those whose keys have the smallest SHA-256.
 
-    That is chance which is the same every time, and in which order they come plays no part.
+    The choice is as good as random, the same in every run, and independent of the order of the stream.
 
     Args:
-        limit: only so many of them count; None: all.
+        limit: only the first `limit` images of the stream are considered; None: all.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._ranks: list[int] = []
-        """A heap, the greatest first, so negative."""
+        """A heap of the negated hashes, so that the largest hash comes first."""
         self._rows: dict[int, ManifestRow] = {}
 
     def watch(self, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
-        """The rows, unchanged."""
+        """Yield the rows unchanged, and consider each of them."""
         for number, row in enumerate(rows):
             if self._limit is None or number < self._limit:
                 self._look_at(row)
@@ -74,7 +74,7 @@ class Choice:
 
     @property
     def rows(self) -> list[ManifestRow]:
-        """Those chosen so far, the least hash first."""
+        """The images that are chosen so far, the smallest hash first."""
         return [self._rows[rank] for rank in sorted(self._rows)]
 
     def _look_at(self, row: ManifestRow) -> None:
@@ -89,7 +89,7 @@ class Choice:
 
 
 def _pixels(recipe: Recipe, rows: Sequence[ManifestRow], count: int) -> list[np.ndarray]:
-    """Of the first so many that can be read, uint8 (H, W, 3) each; fewer where they are large."""
+    """Pixels, uint8 (H, W, 3), of the first `count` images that can be read; of fewer if they are large."""
     fetch, decode = recipe.fetch(), recipe.decode()
     found: list[np.ndarray] = []
     for start in range(0, len(rows), TOGETHER):

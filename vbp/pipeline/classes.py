@@ -1,6 +1,6 @@
 """Which output of the network each folder of the input stands for.
 
-An image tree names classes by folder, a network numbers them. Only a declaration that matches in full pairs them:
+An image tree names classes by folder; a network numbers them. One of these rules must match in full:
 
 1. every folder is the name or the WordNet id of one class, by ``--classes FILE``, else by the checkpoint (case, spaces,
    ``_`` and ``-`` aside, and of ``tench, Tinca tinca`` one of the names is enough);
@@ -8,7 +8,7 @@ An image tree names classes by folder, a network numbers them. Only a declaratio
 3. ``--classes by-order``: as many folders as classes, in the order of their names, as
    ``torchvision.datasets.ImageFolder`` numbers them.
 
-Where a class file does not match, the run is refused; where nobody declares anything, nobody knows what is correct.
+A class file that does not match is refused. If no rule matches, it is unknown which predictions are correct.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from vbp.networks.classfile import ClassNames
 from vbp.pipeline.config import BY_ORDER
 
 _SHOWN = 3
-"""Names that a sentence shows, at most."""
+"""The most names that a message lists."""
 _ALIKE = 0.9
-"""Share of a class file's names that must be ImageNet's own, in its order, for WordNet ids to mean its outputs."""
+"""Share of a class file's names that must equal ImageNet's, in order, before folders are matched by WordNet id."""
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Folders to class numbers, and class numbers to names."""
+    """The class number of each folder, and the name of each class."""
 
     index: Mapping[str, int]
     """Class number of each folder; empty when no rule fits."""
     names: Sequence[str] | None
-    """Name of each class, for people; None when nobody told."""
+    """Name of each class, for people; None if unknown."""
     rule: str
-    """The rule that was used, or why none fits: a sentence for people."""
+    """A sentence for people: the rule that matched, or why none does."""
 
     def name(self, number: int) -> str | None:
         """The name of class `number`, None where names are unknown."""
@@ -54,14 +54,14 @@ def map_classes(
     """Match the folders of an image tree with the outputs of a network.
 
     Args:
-        folders: distinct first-level folders of the input.
+        folders: the different first-level folders of the input.
         num_classes: outputs of the network.
-        own: what the checkpoint calls them, in order, or None.
+        own: the checkpoint's class names in order, or None.
         wnids: the 1,000 sorted WordNet ids of ImageNet.
-        declared: of a class file, or ``BY_ORDER``; None where neither was given.
+        declared: the content of a class file, or ``BY_ORDER``; None without ``--classes``.
 
     Raises:
-        UsageError: what is declared does not fit the network or the folders; both sides are named.
+        UsageError: `declared` does not fit the network or the folders; names both sides.
     """
     folders = sorted(folders)
     if declared == BY_ORDER:
@@ -136,19 +136,19 @@ def _are_alike(names: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A class name without the differences that people do not mean."""
+    """A class name in lower case, with single spaces in place of ``_``, ``-`` and white space."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _aliases(name: str) -> set[str]:
-    """All that a class may be called: its whole name, and each part between commas."""
+    """All names of a class: the whole name, and each part between commas."""
     return {plain for part in (name, *name.split(",")) if (plain := _plain(part))}
 
 
 def _numbers_by_name(declared: ClassNames) -> dict[str, int | None]:
     """Class number by plain name; None for names that stand for two classes (ImageNet has `crane` twice).
 
-    A whole name comes before the part of another.
+    A class with that whole name is preferred to one with that part of a name.
     """
     whole: dict[str, int | None] = {}
     parts: dict[str, int | None] = {}
@@ -166,13 +166,13 @@ def _numbers(folders: Sequence[str], declared: ClassNames) -> dict[str, int]:
 
 
 def _strangers(folders: Sequence[str], declared: ClassNames) -> list[str]:
-    """Folders that are the name of no class, or of two."""
+    """Folders whose name belongs to no class, or to two."""
     known = _numbers_by_name(declared)
     return [folder for folder in folders if known.get(_plain(folder)) is None]
 
 
 def _mismatch(strangers: Sequence[str], declared: ClassNames, whose: str) -> str:
-    """What is wrong with folders that are no classes, with the names that come closest."""
+    """A sentence on folders that are no classes, with the closest class names."""
     first, known = strangers[0], _numbers_by_name(declared)
     others = len(strangers) - 1
     more = f" (nor {f'are {others} others, such as' if others > 1 else 'is'} {strangers[1]!r})" if others else ""

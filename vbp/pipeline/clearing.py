@@ -1,7 +1,7 @@
-"""Starting, and starting over: only what the records of earlier runs explain is ours to remove.
+"""Starting over: remove only files that the records of earlier runs name.
 
-A folder of results may hold what somebody else has put there, ground truth beside masks, or a link to another disk.
-A first run refuses such a folder; later ones leave alone whatever no record explains, and go through no link.
+A folder of results may hold other people's files, such as ground truth beside masks, or a link to another disk.  A
+first run refuses such a folder.  Later runs leave alone every file that no record names, and follow no link.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _NUMBERED = re.compile(rf"(?:{INDEX}|{MANIFEST_PARTS})/part-\d{{5,}}\.parquet", 
 
 
 def refuse_others(output: Folder) -> None:
-    """Before the first run: the folders of results must be empty, or not there.
+    """Before the first run: refuse folders of results that are not empty.
 
     Raises:
-        UsageError: one holds files, or is one, which nobody of us can have written.
+        UsageError: one of them holds files or is a file, which no run can have written.
     """
     folders = (*RESULT_FOLDERS, INDEX)
     found = [name for name in folders if output.exists(name)]
@@ -51,20 +51,20 @@ def refuse_others(output: Folder) -> None:
 
 
 def holds_run(output: Folder) -> bool:
-    """Whether anything is on record of earlier runs."""
+    """Whether `output` has a record of an earlier run: ``run.json``, a manifest or a part."""
     return output.exists(RUN) or output.exists(MANIFEST) or next(_below(output, PARTS), None) is not None
 
 
 def clear(output: Folder, attempt: str) -> None:
-    """Remove all that earlier runs left in `output`, as far as their records explain it; nothing else."""
+    """Remove all files that earlier runs wrote to `output` and that their records name; nothing else."""
     if not holds_run(output):
         return
     mark_incomplete(output)
-    with contextlib.suppress(StorageError):  # a promise that comes late is not of this attempt
+    with contextlib.suppress(StorageError):  # a _SUCCESS that another attempt writes late is then not ours
         save_record(output, {**(load_record(output) or {}), "attempt": attempt})
     with Sorter(_Path, _SCHEMA) as explained:
         shards = _explain(output, explained)
-        # no part may outlive the manifest that it counts by, nor the results that it tells of
+        # Parts go first: no part may outlive the manifest with its positions, or the results that it names.
         _delete(output, (path for path in _below(output, PARTS) if _is_of_ledger(path)))
         _delete(output, (path for path in _below(output, INDEX) if _NUMBERED.fullmatch(path)))
         found = chain.from_iterable(_below(output, name) for name in sorted(FOLDERS))
@@ -74,7 +74,7 @@ def clear(output: Folder, attempt: str) -> None:
 
 
 def forget_listing(output: Folder) -> None:
-    """Remove what the listing of a first run has left, one that no image was done for; nothing of others."""
+    """Remove the manifest and the record of a first run that ended before any image was done; nothing else."""
     _delete(output, (path for path in _below(output, MANIFEST_PARTS) if _NUMBERED.fullmatch(path)))
     withdraw(output, MANIFEST)
     withdraw(output, RUN)
@@ -88,7 +88,7 @@ _SCHEMA = pa.schema([("path", pa.binary())])
 
 
 def _explain(output: Folder, explained: Sorter[_Path]) -> set[int]:
-    """Add every path that manifest and parts explain; returns the shards that there are."""
+    """Add the path of every result that manifest and parts name; returns the numbers of their shards."""
     shards: set[int] = set()
     for shard, keys in chain(_listed(output), _recorded(output)):
         shards.add(shard)
@@ -99,7 +99,7 @@ def _explain(output: Folder, explained: Sorter[_Path]) -> set[int]:
 
 
 def _listed(output: Folder) -> Iterator[tuple[int, list[str]]]:
-    """Keys by shard, as far as the manifest can be read."""
+    """Shard number and keys of each shard, as far as the manifest can be read."""
     with contextlib.suppress(StorageError, UsageError, OSError):
         manifest = Manifest.load(output)
         for shard in range(manifest.shards if manifest else 0):
@@ -108,7 +108,7 @@ def _listed(output: Folder) -> Iterator[tuple[int, list[str]]]:
 
 
 def _recorded(output: Folder) -> Iterator[tuple[int, list[str]]]:
-    """Keys by shard, as far as the parts can be read; only where the manifest does not tell them."""
+    """Shard number and keys of each part that can be read; needed when the manifest cannot be read."""
     for part in parse_parts(path.removeprefix(f"{PARTS}/") for path in _below(output, PARTS)):
         with contextlib.suppress(StorageError, OSError):
             yield part.shard, read_parts(output, [part], ["key"])["key"].to_pylist()
@@ -120,7 +120,7 @@ def _is_of_ledger(path: str) -> bool:
 
 
 def _common(explained: Iterable[_Path], found: Iterator[str]) -> Iterator[str]:
-    """What both hold; both are sorted."""
+    """The paths that are in both streams, which are sorted."""
     wanted = iter(explained)
     known = next(wanted, None)
     for path in found:
@@ -138,7 +138,7 @@ def _below(output: Folder, folder: str) -> Iterator[str]:
 
 
 def _delete(output: Folder, paths: Iterator[str]) -> None:
-    """Remove files, but none that lies behind a link."""
+    """Remove files, but none that is reached through a link."""
     is_behind_link = lru_cache(maxsize=10_000)(output.is_behind_link)
     with ThreadPoolExecutor(_THREADS) as pool:
         own = (path for path in paths if not is_behind_link(path.rpartition("/")[0]))

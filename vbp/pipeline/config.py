@@ -1,7 +1,7 @@
-"""RunConfig: everything that one run is asked to do, checked when it is made.
+"""RunConfig: the configuration of one run, checked when it is made.
 
 Every field carries its own help text, so the flags of the command line, the documentation and ``run.json``
-all come from this one place.  What a run finds out by itself (device, precision, batch size) is in
+all come from this one place.  The values that a run finds out by itself (device, precision, batch size) are in
 ``vbp.pipeline.recipe``.
 """
 
@@ -44,14 +44,14 @@ from vbp.storage.addresses import check_place, without_secrets
 from vbp.storage.leftout import suffixes_in
 
 BY_ORDER = "by-order"
-"""Instead of a class file: the folders of the input, in the order of their names, are the classes."""
+"""Value of ``--classes``: the folders of the input, in the order of their names, are the classes."""
 
 LARGEST_SIZE, LARGEST = 10_000, 2**53
-"""No network gets a square of more pixels a side; larger numbers than the second no file format keeps as they are."""
+"""The largest ``--size`` in pixels, and the largest whole number: float64 does not hold larger ones exactly."""
 
 
 def option(default: Any, help: str, *, fingerprint: bool = False) -> Any:
-    """A field with its help text; `fingerprint`: the written results depend on it."""
+    """A field with its help text; `fingerprint` says that the written results depend on it."""
     return field(default=default, metadata={"help": help, "fingerprint": fingerprint})
 
 
@@ -177,10 +177,10 @@ class RunConfig:
         if not self.input or not self.output:
             source, output = without_secrets(self.input), without_secrets(self.output)
             raise UsageError(f"INPUT (={source!r}) and OUTPUT (={output!r}) must both name a place.")
-        # one order, and each kind once: results do not depend on how they were asked for
-        asked = {kind.strip() for kind in self.outputs}
-        order = [*choices_of(Output), *sorted(asked - set(choices_of(Output)))]
-        object.__setattr__(self, "outputs", tuple(kind for kind in order if kind in asked and kind))
+        # one order and no kind twice, so that results do not depend on how ``--outputs`` was written
+        kinds = {kind.strip() for kind in self.outputs}
+        order = [*choices_of(Output), *sorted(kinds - set(choices_of(Output)))]
+        object.__setattr__(self, "outputs", tuple(kind for kind in order if kind in kinds and kind))
         if self.suffixes is not None:
             object.__setattr__(self, "suffixes", _suffixes(self.suffixes))
         for name, hint in get_type_hints(type(self)).items():
@@ -213,7 +213,7 @@ class RunConfig:
         check_places(self.input, self.output)
 
     def _check_choice(self, name: str, hint: Any) -> None:
-        """A value of a Literal type is one of its choices."""
+        """Refuse a value of a Literal type that is none of its choices."""
         value = getattr(self, name)
         if name == "outputs":
             values, choices = value, choices_of(Output)
@@ -226,7 +226,7 @@ class RunConfig:
 
     @property
     def class_file(self) -> str | None:
-        """Where the class names lie; None where ``classes`` names no file."""
+        """Place of the class file; None if ``classes`` names no file."""
         return None if self.classes == BY_ORDER else self.classes
 
     def failures_allowed(self, images: int) -> int:
@@ -244,10 +244,10 @@ class RunConfig:
         return {name: _recorded(value) for name, value in chosen.items()}
 
     def preprocessing(self, own: Preprocessing = IMAGENET) -> Preprocessing:
-        """What the network is to see: its `own`, but for what the flags say.
+        """The preprocessing: the network's `own`, changed by the flags that are given.
 
         Raises:
-            UsageError: the flags do not go with each other, or not with what the network has of its own.
+            UsageError: the flags contradict each other, or the network's own preprocessing.
         """
         with _as_flags():
             return own.changed(mean=self.mean, std=self.std, interpolation=self.interpolation, channels=self.channels)
@@ -257,7 +257,7 @@ class RunConfig:
         """How masks are made.
 
         Raises:
-            UsageError: two choices do not go together.
+            UsageError: two choices exclude each other.
         """
         named = self.stages in ("all", "last")
         return Method(
@@ -272,7 +272,7 @@ class RunConfig:
         )
 
     def arguments(self) -> list[str]:
-        """The command line that asks for the same: INPUT, OUTPUT, and a flag for all that differs from the defaults."""
+        """The command line of this configuration: INPUT, OUTPUT, and a flag for each value that is not a default."""
         flags = []
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
@@ -286,7 +286,7 @@ class RunConfig:
         return [*flags, "--", self.input, self.output]
 
     def as_json(self) -> dict[str, Any]:
-        """All fields as JSON values, for ``run.json``; holds no secrets, since none are accepted or kept."""
+        """All fields as JSON values, for ``run.json``; without secrets, because none are accepted or kept."""
         return {f.name: _recorded(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
@@ -308,7 +308,7 @@ def _suffixes(asked: Iterable[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _as_flags() -> Iterator[None]:
-    """Sentences about a `Preprocessing` begin with a field's name, which is a flag here."""
+    """Put ``--`` before an error of `Preprocessing`, which begins with a field's name, so that it names the flag."""
     try:
         yield
     except UsageError as error:

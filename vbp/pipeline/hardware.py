@@ -1,4 +1,4 @@
-"""What the network runs on, looked at where the work is done, and the precision that all of it can compute."""
+"""The hardware of the workers, looked at on their own machines, and the precision that all of them can compute."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from vbp.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What one machine offers to the network, as the torch of that machine sees it."""
+    """One machine's hardware, as torch on that machine sees it."""
 
     node: str = "this machine"
-    """Its address in the cluster."""
+    """The machine's address in the cluster."""
     device: str
     """cpu, cuda or mps."""
     processor: str
     """Name of the GPU, or the vector instructions that torch uses on the CPU."""
     bfloat16: bool
-    """Whether it multiplies bfloat16 in hardware."""
+    """Whether the processor multiplies bfloat16 in hardware."""
     int8: bool = False
-    """Whether its torch multiplies 8-bit integers on the CPU."""
+    """Whether torch can multiply 8-bit integers on this CPU."""
     available: bool = True
-    """Whether torch can use the device there at all."""
+    """Whether torch can use the device on this machine at all."""
 
 
 def look(device: str, node: str = "this machine") -> Hardware:
@@ -31,7 +31,7 @@ def look(device: str, node: str = "this machine") -> Hardware:
 
     Args:
         device: cpu, cuda or mps.
-        node: what to call the machine.
+        node: the machine's name or address, for messages.
     """
     import torch
 
@@ -51,10 +51,10 @@ def look(device: str, node: str = "this machine") -> Hardware:
 
 
 def refuse_missing_gpus(found: Sequence[Hardware]) -> None:
-    """Ray counts the GPUs that somebody stated; torch must see them too.
+    """Refuse nodes whose GPUs torch does not see: Ray counts the GPUs that it was started with, seen or not.
 
     Raises:
-        UsageError: it does not; names the nodes.
+        UsageError: torch sees no GPU there; names the nodes.
     """
     without = [each.node for each in found if not each.available]
     if without:
@@ -65,10 +65,10 @@ def refuse_missing_gpus(found: Sequence[Hardware]) -> None:
 
 
 def refuse_integers(precision: str, found: Sequence[Hardware]) -> None:
-    """Integers are for CPUs whose torch has them.
+    """Refuse int8 on machines that cannot compute it: it needs a CPU and a torch with integer kernels.
 
     Raises:
-        UsageError: the network would run on something else; names it.
+        UsageError: a machine cannot compute int8; names it.
     """
     without = [each for each in found if not each.int8]
     if precision != "int8" or not without:
@@ -86,24 +86,24 @@ def refuse_integers(precision: str, found: Sequence[Hardware]) -> None:
 
 
 def common_precision(asked: str, before: str | None, found: Sequence[Hardware]) -> str:
-    """As asked, else as the run that is continued, else the faster of float32 and bfloat16 that all machines compute.
+    """The precision: ``--precision``, else the resumed run's, else the fastest float type of all machines' hardware.
 
     Args:
         asked: ``--precision``.
-        before: of the run that is continued; None for a new one.
+        before: precision of the run that is resumed; None for a new run.
         found: the machines of the workers.
     """
     if asked != "auto":
         return asked
-    return before or ("bfloat16" if all(each.bfloat16 for each in found) else "float32")
+    return before or ("bfloat16" if all(machine.bfloat16 for machine in found) else "float32")
 
 
 def slow_machines(precision: str, found: Sequence[Hardware]) -> str | None:
-    """A sentence on the machines that have no hardware for `precision`, and so compute it slowly; None if all have."""
-    slow = [each for each in found if precision == "bfloat16" and not each.bfloat16]
+    """A sentence on the machines without hardware for `precision`, which compute it slowly; None if all have it."""
+    slow = [machine for machine in found if precision == "bfloat16" and not machine.bfloat16]
     if not slow:
         return None
-    names = ", ".join(f"{each.node} ({each.processor})" for each in slow[:5])
+    names = ", ".join(f"{machine.node} ({machine.processor})" for machine in slow[:5])
     more = f" and {len(slow) - 5} more" if len(slow) > 5 else ""
     return f"No hardware for bfloat16 on {names}{more}: the network is slower there than in float32."
 

@@ -1,19 +1,19 @@
-"""Observer: what a run tells whoever watches it."""
+"""Observer: callbacks that report the progress of a run."""
 
 from __future__ import annotations
 
 
 class Observer:
-    """Hears how a run goes; this one does nothing with it."""
+    """Receives the progress of a run; this base class ignores it."""
 
     def note(self, text: str) -> None:
-        """A decision or an event worth a line."""
+        """A decision or an event that deserves a line of text."""
 
     def listed(self, images: int) -> None:
-        """So many images have been found so far."""
+        """The listing has found `images` images so far."""
 
     def started(self, images: int, done: int) -> None:
-        """Work begins: `done` of `images` have their rows already."""
+        """Work begins; `done` of all `images` have a row already."""
 
     def wrote(self, ok: int, error: int) -> None:
-        """A part was committed: so many more images without and with an error."""
+        """A part was committed with `ok` images and `error` failed images."""

@@ -1,4 +1,4 @@
-"""Preflight: one small request of every kind a run makes, where its work will be done, before any work.
+"""Preflight: before any work, one small request of every kind that a run makes, on the machine that will do the work.
 
 A missing bucket, a wrong region, credentials that are missing, expired or not allowed to write, and an endpoint that
 does not answer each become one sentence that says what to change.
@@ -18,11 +18,11 @@ from vbp.storage.files import Folder, read_uri
 from vbp.storage.stores.options import CREDENTIALS, family_of
 
 PROBE = "_run/preflight"
-"""Where the probes lie, each under a name of its own."""
+"""Start of the path of a probe; each probe adds a random name."""
 
 
 def preflight(source: str, output: str, options: Mapping[str, Any], where: str) -> None:
-    """List one and read one of INPUT; write, read back and delete in OUTPUT. Local places are left to the run itself.
+    """List and read one file of INPUT; write, read and delete one in OUTPUT.  Local places are not tried here.
 
     Args:
         source: INPUT.
@@ -31,13 +31,13 @@ def preflight(source: str, output: str, options: Mapping[str, Any], where: str) 
         where: which machine this is, for the message.
 
     Raises:
-        UsageError: one of them is impossible; says which, why, and what to do.
+        UsageError: a request fails; says which, why, and what to do.
     """
     if "://" in source:
-        with _told("INPUT", source, where):
+        with _as_usage_error("INPUT", source, where):
             _read_one(source, options)
     if "://" in output:
-        with _told("OUTPUT", output, where):
+        with _as_usage_error("OUTPUT", output, where):
             _write_one(output, options)
 
 
@@ -50,7 +50,7 @@ def _read_one(source: str, options: Mapping[str, Any]) -> None:
         folder.read("")
         return
     first = folder.first()
-    if first is not None:  # an input without images is refused where it is listed
+    if first is not None:  # the listing refuses an input without images
         folder.read(first.path)
 
 
@@ -64,7 +64,7 @@ def _write_one(output: str, options: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _told(name: str, url: str, where: str) -> Any:
+def _as_usage_error(name: str, url: str, where: str) -> Any:
     try:
         yield
     except (StorageError, OSError) as error:

@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from vbp.storage.manifest.manifest import Manifest
 
 SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
-"""``--shard-size auto``: large shards keep the scheduler's part small (about 10 ms a shard), small ones divide well."""
+"""``--shard-size auto``: large shards need little scheduling (about 10 ms a shard), small ones share out evenly."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for programs that are submitted as jobs, and for these alone."""
+"""Ray sets this variable only for programs that are submitted as jobs."""
 BATCH_SIZE = {"cpu": 2, "cuda": 128, "mps": 32}
-"""``--batch-size auto``: the maps of two images stay in a CPU's cache, and of larger batches every layer's comes from
-memory that the system has to clear first (DECISIONS, 2026-11-23)."""
+"""``--batch-size auto``: the maps of two images fit into a CPU's cache.  With larger batches every layer's maps are
+newly allocated memory, which the system has to clear first (DECISIONS, 2026-11-23)."""
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The same configuration with places that mean the same on every worker, whatever its working directory.
+    """The same configuration with absolute places, so that they do not depend on a worker's working directory.
 
     Raises:
-        UsageError: INPUT or OUTPUT counts from the folder of a submitted job, which goes when the job does.
+        UsageError: INPUT or OUTPUT is relative to the folder of a submitted job, which Ray deletes with the job.
     """
     _refuse_the_folder_of_a_job(config)
     names = ["input", "output"] + ["classes"] * (config.class_file is not None)
@@ -71,7 +71,7 @@ def _absolute(place: str) -> str:
 
 
 def check_input(config: RunConfig) -> None:
-    """Refuse a local input that is not there; what is on a store shows when it is listed or read.
+    """Refuse a local input that does not exist; an input on a store is checked when it is listed or read.
 
     Raises:
         UsageError: there is nothing at that place.
@@ -94,7 +94,7 @@ def check_input(config: RunConfig) -> None:
 
 
 def check_output(config: RunConfig) -> None:
-    """Refuse a local output that can be no folder.
+    """Refuse a local output that cannot be a folder.
 
     Raises:
         UsageError: it is a file, or would lie in one.
@@ -107,11 +107,11 @@ def check_output(config: RunConfig) -> None:
 
 
 LISTED_EVERY = 1000
-"""Images between two signs of progress of a listing."""
+"""Images between two reports of a listing's progress."""
 
 
 def image_suffixes(config: RunConfig) -> tuple[str, ...]:
-    """Of the files that are images: those that were asked for, else all that are read here."""
+    """Suffixes of the files that count as images: those of ``--suffixes``, else all that this machine can read."""
     return config.suffixes or (*IMAGE_SUFFIXES, *(HEIF_SUFFIXES if _reads_heif() else ()))
 
 
@@ -120,7 +120,7 @@ def _reads_heif() -> bool:
 
 
 def about_left_out(counts: Mapping[str, int]) -> str:
-    """What a listing passed over, and how to have it read: for people; empty where that is nothing."""
+    """A sentence on the files that a listing left out and how to include them; empty if there are none."""
     if not counts:
         return ""
     wanted = set(HEIF_SUFFIXES) & set(counts) and not _reads_heif()
@@ -137,11 +137,11 @@ def list_input(
 
     Args:
         config: what to list.
-        on_progress: called now and then, and at the end, with the number of images found so far.
+        on_progress: called with the number of images found so far, at intervals and at the end.
         left_out: counts the files that are no images, as the listing goes.
 
     Raises:
-        UsageError: there is nothing at that place, or no image in it.
+        UsageError: INPUT does not exist, or holds no image.
     """
     left_out, suffixes = left_out or LeftOut(), image_suffixes(config)
     try:
@@ -183,7 +183,7 @@ def _counted(rows: Iterator[ManifestRow], on_progress: Callable[[int], None]) ->
 
 
 def choose_shard_size(config: RunConfig, rows: Iterator[ManifestRow]) -> tuple[int, Iterator[ManifestRow]]:
-    """Images in one unit of work, and all of `rows`: small collections are cut finer, so that all workers get some."""
+    """The images of one shard, and all of `rows`; small collections get small shards, so that all workers have work."""
     if config.shard_size is not None:
         return config.shard_size, rows
     first = list(itertools.islice(rows, LEAST_SHARDS * SHARD_SIZE))
@@ -192,12 +192,12 @@ def choose_shard_size(config: RunConfig, rows: Iterator[ManifestRow]) -> tuple[i
 
 
 def load_network(config: RunConfig) -> Model:
-    """The network, on this machine's CPU: whatever is wrong with it shows before any work.
+    """Load the network on this machine's CPU, so that its errors show before any work.
 
     Raises:
-        ModelError: it cannot be explained.
-        WeightsError: the checkpoint cannot be had or read, or does not fit.
-        UsageError: the configuration asks for a classifier that is not there.
+        ModelError: the network cannot be explained.
+        WeightsError: the checkpoint cannot be fetched or read, or does not fit.
+        UsageError: the configuration needs a classifier, and the network has none.
     """
     from vbp.networks.models import load_model
 
@@ -209,10 +209,10 @@ def load_network(config: RunConfig) -> Model:
 
 @contextmanager
 def weights_as_usage(config: RunConfig) -> Iterator[None]:
-    """Before any work, a store that does not give the weights is the user's to look at.
+    """Turn storage errors into a ``WeightsError``: before any work, the user can mend them.
 
     Raises:
-        WeightsError: it does not.
+        WeightsError: the store does not give the weights.
     """
     try:
         yield
@@ -225,7 +225,7 @@ def weights_as_usage(config: RunConfig) -> Iterator[None]:
 
 
 def check_network(config: RunConfig, model: Model) -> None:
-    """Try the network as `config` wants it; errors as for `load_network`."""
+    """Try the network with the settings of `config`; errors as for `load_network`."""
     import torch
 
     from vbp.networks.models import check_channels
@@ -251,9 +251,9 @@ def check_network(config: RunConfig, model: Model) -> None:
 
 
 def weights_sha256(config: RunConfig) -> str:
-    """Of the checkpoint file, as ``Model.sha256`` has it, but for one in parts, of which this sees the index alone.
+    """SHA-256 of the checkpoint file: ``Model.sha256``, but of a sharded checkpoint only its index is hashed.
 
-    Empty where it cannot be read, which loading it explains.
+    Empty if the file cannot be read; loading it then says why.
     """
     try:
         return hashlib.sha256(read_uri(config.weights, config.storage_options)).hexdigest()
@@ -262,17 +262,17 @@ def weights_sha256(config: RunConfig) -> str:
 
 
 def contents_sha256(config: RunConfig) -> dict[str, str]:
-    """Of the other files on which the results depend, class names and a manifest, by name in the fingerprint.
+    """SHA-256 of the class file and of a manifest as INPUT, where they are given, by name in the fingerprint.
 
     Raises:
-        UsageError: one cannot be read.
+        UsageError: one of them cannot be read.
     """
     files = {"classes_sha256": config.class_file, "input_sha256": config.input if is_manifest(config.input) else None}
     return {name: _sha256(place, config.storage_options) for name, place in files.items() if place is not None}
 
 
 def _sha256(place: str, options: Mapping[str, Any]) -> str:
-    """In pieces: a manifest may be larger than memory."""
+    """SHA-256 of a file, read in pieces because a manifest may be larger than memory."""
     try:
         with open_uri(place, options) as file:
             digest = hashlib.sha256()
@@ -287,7 +287,7 @@ def weights_are_missing(config: RunConfig) -> bool:
     """Whether `load_network` would download them.
 
     Raises:
-        WeightsError: there are none for this network.
+        WeightsError: there are no such weights for this network.
     """
     if config.weights != "imagenet":
         return False
@@ -297,14 +297,14 @@ def weights_are_missing(config: RunConfig) -> bool:
 
 
 def own_preprocessing(config: RunConfig) -> Preprocessing:
-    """What the network wants to see by itself, told without loading it."""
+    """The network's own preprocessing, found out without loading it."""
     from vbp.networks.models import preprocessing_of
 
     return preprocessing_of(config.model, config.weights)
 
 
 def declared_classes(config: RunConfig) -> ClassNames | str | None:
-    """What ``--classes`` says: the names in the file, or ``BY_ORDER``; None where it says nothing.
+    """The value of ``--classes``: the names in the file, or ``BY_ORDER``; None if it is not given.
 
     Raises:
         UsageError: the file cannot be read.
@@ -324,17 +324,17 @@ def choose_classes(
     folders: Sequence[str],
     before: Mapping[str, int] | None = None,
 ) -> ClassMap | None:
-    """How folders and outputs match; None without a classifier.
+    """Which class each folder stands for; None without a classifier.
 
     Args:
-        config: says what is declared, and whether a match is needed.
+        config: holds ``--classes``, and says whether a match is needed.
         num_classes: outputs of the network; None without a classifier.
-        own: what the checkpoint calls them.
-        folders: of the first level, with images.
-        before: class number of each folder when the output was begun: it stays where nothing is declared.
+        own: the checkpoint's names of the classes, or None.
+        folders: first-level folders that hold images.
+        before: class number of each folder when the output was begun; kept unless ``--classes`` is given.
 
     Raises:
-        UsageError: the class file cannot be read or does not match; or no rule fits, and `config.select` needs one.
+        UsageError: the class file cannot be read or does not match; or no rule fits and `config.select` needs one.
     """
     from vbp.networks.models import imagenet_wnids
 
@@ -350,12 +350,12 @@ def choose_classes(
 
 
 def is_cut_at_limit(config: RunConfig) -> bool:
-    """Whether folders behind ``--limit`` stay unknown; those of a local tree are looked up in any case."""
+    """Whether the folders after ``--limit`` stay unknown; those of a local tree are always looked up."""
     return "://" in config.input or is_manifest(config.input)
 
 
 def class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
-    """The first-level folders with images; of the whole tree even where ``--limit`` has cut the listing short."""
+    """The first-level folders with images; of the whole local tree even if ``--limit`` has cut the listing short."""
     if manifest.complete or is_cut_at_limit(config):
         return manifest.labels
     rows = _images(Folder(config.input), image_suffixes(config), LeftOut())
@@ -363,10 +363,10 @@ def class_folders(config: RunConfig, manifest: Manifest) -> Sequence[str]:
 
 
 def choose_device(config: RunConfig) -> str:
-    """Cpu, cuda or mps, for a network in this process; mps only where it was asked for.
+    """Cpu, cuda or mps, for a network in this process; mps only with ``--device mps``.
 
     Raises:
-        UsageError: cuda or mps was asked for and is not there.
+        UsageError: ``--device`` is cuda or mps, and this machine has no such device.
     """
     import torch
 
@@ -380,13 +380,13 @@ def choose_device(config: RunConfig) -> str:
 
 
 def workers_here(device: str) -> int:
-    """As many as Ray would divide this machine among: one a GPU, else one a CPU."""
+    """Workers that Ray would start on this machine: one for each GPU, else one for each CPU."""
     import torch
 
     return torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
 
 
 def choose_batch_size(config: RunConfig, device: str, before: Mapping[str, Any]) -> int:
-    """Images in one forward pass: as asked, as the run that is continued on such a device, or by the device."""
+    """Images in one forward pass: ``--batch-size``, else as in the run on record on such a device, else a default."""
     kept = before.get("batch_size") if before.get("device") == device else None
     return int(config.batch_size or kept or BATCH_SIZE[device])

@@ -1,4 +1,4 @@
-"""What a run leaves on record beside its results: ``_run/run.json`` and ``_SUCCESS``."""
+"""Record: the files ``_run/run.json`` and ``_SUCCESS`` that a run writes beside its results."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from vbp.storage.parquet import Written
 from vbp.storage.record import RUN, is_complete, load_run, mark_complete, mark_incomplete, save_record
 
 CONTENTS = ("classes_sha256", "input_sha256")
-"""Fields of the fingerprint that tell files by their bytes; an older vbp told them by their place alone."""
+"""Fields of the fingerprint that are hashes of files; an older vbp recorded only where the files were."""
 METHOD_VERSION = 1
-"""Raised whenever the same configuration would give other masks."""
+"""This number is raised whenever a new version gives other masks for the same configuration."""
 
 
 class Record:
     """The record of one output folder.
 
     Attributes:
-        facts: what ``run.json`` says; empty before the first run, and for a run that starts over.
+        facts: the content of ``run.json``; empty before the first run, and for a run that starts over.
     """
 
     def __init__(self, output: Folder, facts: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Record:
             facts = load_run(output)
         except StorageError as error:
             raise UsageError(f"{error} (--resume-mode overwrite starts over here).") from error
-        gone = facts is None and not output.exists(RUN)  # else a start over has taken it back
+        gone = facts is None and not output.exists(RUN)  # otherwise a run that starts over has emptied it
         left = gone and (MANIFEST if output.exists(MANIFEST) else _first_below(output, PARTS))
         if left:
             raise UsageError(
@@ -82,19 +82,19 @@ class Record:
         return found
 
     def fits(self, manifest: Manifest) -> bool:
-        """Whether the rows on record were made by this very manifest, so that positions tell images."""
+        """Whether the rows on record belong to `manifest`, so that a position means the same image in both."""
         return (self.facts.get("manifest") or "") == manifest.id
 
     def adopt(self, manifest: Manifest) -> None:
-        """From now on, rows are of this manifest."""
+        """Record that all rows from now on belong to `manifest`."""
         self.facts["manifest"] = manifest.id
         save_record(self._output, self.facts)
 
     def refuse_other(self, recipe: Recipe) -> None:
-        """An output holds the results of one configuration.
+        """Refuse a configuration whose fingerprint differs from the one that the output was begun with.
 
         Raises:
-            UsageError: the output was begun with another; names each field that differs.
+            UsageError: the fingerprints differ; names each field that does.
         """
         if self.facts.get("fingerprint") is None:
             return
@@ -102,36 +102,36 @@ class Record:
         changes = [change for change in self._changes(fingerprint(recipe)) if change[0] not in refreshed]
         if changes:
             before = self.facts.get("config") or {}
-            self._refuse("; ".join(_told(change, before, recipe.config) for change in changes))
+            self._refuse("; ".join(_in_words(change, before, recipe.config) for change in changes))
 
     def is_of(self, config: RunConfig, weights_sha256: str, contents: Mapping[str, str]) -> bool:
-        """Whether `config` asks for what the output was begun with; told without the network."""
+        """Whether the output was begun with the fingerprint of `config`; found out without loading the network."""
         if self.facts.get("fingerprint") is None:
             return False
         precision = config.precision if config.precision != "auto" else str(self.facts.get("precision"))
         contents = {**contents, **_digest(self.facts.get("scales") if precision == "int8" else None)}
-        # A checkpoint says nothing of its pixels, so ImageNet's are its own.
+        # A checkpoint does not record its preprocessing, so ImageNet's is assumed.
         return not self._changes(_fingerprint(config, weights_sha256, precision, contents, config.preprocessing()))
 
     def _changes(self, now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Name, old and new value of each field of the fingerprint that differs."""
-        # What an older vbp did not ask for was done as the defaults are.
+        # Settings that are missing from an old record count as defaults.
         defaults = RunConfig(input="photos", output="results").fingerprint() | IMAGENET.as_json()
         before = defaults | self.facts["fingerprint"]
         unknown = set(CONTENTS) - set(before)
         names = [name for name in before | now if before.get(name) != now.get(name) and name not in unknown]
-        if "classes" in names:  # the same names may have moved to another file
+        if "classes" in names:  # the class file may have moved while its content stayed the same
             moved = before.get("classes_sha256") is not None and "classes_sha256" not in names
             names = [name for name in names if name != ("classes" if moved else "classes_sha256")]
-        if "precision" in names:  # only int8 has them
+        if "precision" in names:  # only int8 has scales
             names = [name for name in names if name != "scales_sha256"]
         return [(name, before.get(name), now.get(name)) for name in names]
 
     def refuse_other_classes(self, classes: ClassMap | None) -> None:
-        """A folder stands for one class in all rows.
+        """Refuse a matching of folders and classes that contradicts the rows on record.
 
         Raises:
-            UsageError: new folders have changed the numbers of old ones.
+            UsageError: because of new folders, an old folder would get another class number.
         """
         before, now = self.facts.get("classes") or {}, classes.index if classes else {}
         moved = [folder for folder, number in before.items() if now.get(folder) != number]
@@ -146,11 +146,11 @@ class Record:
         )
 
     def finished(self, images: int, config: RunConfig) -> Summary | None:
-        """The summary of an earlier run that gave all of `images` their rows, if there was one."""
+        """The summary of an earlier attempt, if it is complete and covers all `images`; else None."""
         summary = self.facts.get("summary")
         if summary is None or any(field.name not in summary for field in dataclasses.fields(Summary) if _is_due(field)):
             return None
-        is_here = summary["output"] == self._output.url  # else the index points to where the output was before
+        is_here = summary["output"] == self._output.url  # a moved output has an index with the old places
         if summary["images"] < images or not is_here or not is_complete(self._output):
             return None
         now = {
@@ -161,7 +161,7 @@ class Record:
         return Summary(**fields | now | {"computed": 0, "seconds": 0.0, "stage_seconds": {}})
 
     def begin_listing(self, config: RunConfig, attempt: str) -> None:
-        """Before the manifest changes: the old promise is withdrawn, and it is said who lists which input."""
+        """Before the manifest changes: delete ``_SUCCESS``, and record which attempt lists which input."""
         mark_incomplete(self._output)
         if not self.facts:
             self.facts["generation"] = attempt[-8:]
@@ -171,7 +171,7 @@ class Record:
         save_record(self._output, self.facts)
 
     def begin(self, recipe: Recipe) -> None:
-        """Before the first image: the old promise is withdrawn, the configuration put down."""
+        """Before the first image: delete ``_SUCCESS``, and record the configuration."""
         mark_incomplete(self._output)
         self.facts = {
             "run_id": recipe.run_id,
@@ -192,7 +192,7 @@ class Record:
         save_record(self._output, self.facts)
 
     def end(self, summary: Summary, files: Mapping[str, Written]) -> None:
-        """After the index of these `files`: totals, and the promise if it holds."""
+        """After the index is written as `files`: record the totals, and write ``_SUCCESS`` if the run succeeded."""
         save_record(self._output, self.facts | {"summary": summary.as_json()})
         if summary.succeeded:
             totals = {"images": summary.images, "ok": summary.ok, "error": summary.error}
@@ -200,13 +200,13 @@ class Record:
 
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """All on which the written results depend, by name."""
+    """All settings on which the written results depend, by name."""
     contents = {**recipe.contents, **_digest(recipe.scales)}
     return _fingerprint(recipe.config, recipe.weights_sha256, recipe.precision, contents, recipe.preprocessing)
 
 
 def _digest(scales: Mapping[str, Any] | None) -> dict[str, str]:
-    """Of the scales of int8, for the fingerprint."""
+    """SHA-256 of the scales of int8, for the fingerprint; empty without scales."""
     if scales is None:
         return {}
     return {"scales_sha256": hashlib.sha256(json.dumps(scales, sort_keys=True).encode()).hexdigest()}
@@ -224,17 +224,17 @@ def _fingerprint(
 
 
 def _is_due(field: dataclasses.Field[Any]) -> bool:
-    """Whether every vbp has written it: it has no default."""
+    """Whether every vbp has recorded this field, because it has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _told(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunConfig) -> str:
-    """A field that differs, in words; `old` is the configuration that the output was begun with."""
+def _in_words(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunConfig) -> str:
+    """A clause on one field that differs; `old` is the configuration that the output was begun with."""
     name, before, now = change
     if name == "weights":
         place = old.get("weights", "an unnamed file")
-        said = f"weights was {place} (SHA-256 {before[:8]}...), now {config.weights} (SHA-256 {now[:8]}...)"
-        return f"{said}: its content has changed since" if place == config.weights else said
+        clause = f"weights was {place} (SHA-256 {before[:8]}...), now {config.weights} (SHA-256 {now[:8]}...)"
+        return f"{clause}: its content has changed since" if place == config.weights else clause
     if name == "classes_sha256" and None not in (before, now):
         return f"the content of --classes (={config.classes}) has changed since"
     if name == "scales_sha256":
@@ -245,7 +245,7 @@ def _told(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunConfi
 
 
 def _first_below(output: Folder, folder: str) -> str | None:
-    """Some file of a folder; None where there is none."""
+    """The path of some file below a folder; None if there is none."""
     try:
         first = output.child(folder).first()
     except FileNotFoundError:

@@ -11,12 +11,12 @@ from vbp.errors import UsageError
 from vbp.pipeline.hardware import Hardware
 
 CPUS_A_GPU_WORKER = 3
-"""One for its own thread, one for a task that decodes, one for a task that encodes: each of them keeps a core busy."""
+"""CPUs of a GPU worker: one for its own thread, one for a decoding task and one for an encoding task beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What a node has; for Ray these are numbers that somebody stated, or that it found."""
+    """What a node has: the numbers that Ray was started with, or found by itself."""
 
     cpus: float = 0
     gpus: float = 0
@@ -25,23 +25,23 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What each worker that holds the network gets."""
+    """How many workers hold the network, and what each of them gets."""
 
     workers: int
-    """That the run begins with."""
+    """Workers at the start of the run."""
     at_most: float = 0
-    """To which their number grows as nodes come; ``inf``: as far as there are any; less than `workers`: it stays."""
+    """The most workers when autoscaling; ``inf``: no limit; below `workers` the number of workers is fixed."""
     num_cpus: float
-    """Logical CPUs of one worker; of a GPU worker 1 where its node has two more for each, else 0."""
+    """Logical CPUs of one worker.  For a GPU worker: 1 if its node has two more CPUs for each worker, else 0."""
     num_gpus: float
     threads: int
     """Threads of the network on the CPU."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Of the nodes where they may be, as Ray selects by labels; none: all nodes."""
+    """Label selector of Ray for the nodes where workers may run; empty: all nodes."""
     codec_cpus: float = 0.5
-    """Logical CPUs of a task that reads and decodes, or encodes and writes, beside GPU workers."""
+    """Logical CPUs of a task beside GPU workers, which reads and decodes, or encodes and writes."""
     hardware: Sequence[Hardware] = ()
-    """Of the nodes where they may be."""
+    """Label selector for the nodes where these tasks may run."""
 
     def __str__(self) -> str:
         on = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.threads} CPU thread(s)"
@@ -59,17 +59,17 @@ def divide(
     grows: bool = False,
     labels: Mapping[str, str] | None = None,
 ) -> Resources:
-    """Divide what the cluster has, and may come to have.
+    """Divide the CPUs and GPUs of the cluster among workers.
 
     Args:
-        nodes: those that are alive.
+        nodes: the nodes that are alive.
         device: auto, cpu or cuda.
-        workers: how many, or None: one for every GPU, else one for every CPU.
-        grows: whether an autoscaler starts nodes where work waits.
-        labels: what the nodes of the workers must have, as Ray selects by labels.
+        workers: number of workers; None: one for every GPU, else one for every CPU.
+        grows: whether an autoscaler starts nodes when work waits.
+        labels: label selector of Ray that the nodes of the workers must match.
 
     Raises:
-        UsageError: there is not what was asked for, and there will not be.
+        UsageError: the cluster does not have what the options ask for, and will not grow to have it.
     """
     labels = labels or {}
     fitting = [node for node in nodes if fits(node.labels, labels)]
@@ -90,7 +90,7 @@ def _on_gpus(
     with_gpus: Sequence[Node], nodes: Sequence[Node], workers: int | None, grows: bool, labels: Mapping[str, str]
 ) -> Resources:
     gpus = int(sum(node.gpus for node in with_gpus))
-    if grows:  # each gets a GPU of its own, the first ones those that are there
+    if grows:  # each worker gets a GPU of its own; the first ones get those that are there already
         count, most, share = max(1, min(workers or gpus, gpus)), workers or math.inf, 1.0
     elif not gpus:
         raise UsageError(
@@ -103,7 +103,7 @@ def _on_gpus(
             "The Ray cluster has GPUs but no CPU, and images are read, decoded and written on CPUs: start the nodes "
             "with --num-cpus, or add one without a GPU."
         )
-    else:  # a worker cannot be spread over GPUs, so each GPU takes the same whole number of them
+    else:  # a worker cannot use parts of two GPUs, so each GPU takes the same whole number of workers
         count, most = workers or gpus, workers or math.inf
         share = 1 / math.ceil(count / gpus)
     roomy = bool(with_gpus) and all(node.cpus >= CPUS_A_GPU_WORKER * node.gpus / share for node in with_gpus)
@@ -122,10 +122,10 @@ def _on_cpus(cpus: int, largest: int, workers: int | None, grows: bool, labels: 
     count = min(workers or cpus, cpus)
     share = min(cpus / count, largest)
     threads = max(1, int(share))
-    if grows:  # a lost node is replaced, and a worker that claims its whole share lets Ray count how many find room
+    if grows:  # a lost node is replaced, and workers claim their whole share, so that Ray counts how many fit
         most = workers or math.inf
         return Resources(workers=count, at_most=most, num_cpus=share, num_gpus=0, threads=threads, labels=labels)
-    # half of a worker's share is claimed, so that the workers of a lost node find room on the others
+    # Each worker claims half of its share, so that the workers of a lost node find room on the other nodes.
     return Resources(workers=count, num_cpus=share / 2, num_gpus=0, threads=threads, labels=labels)
 
 
@@ -137,10 +137,10 @@ def _no_node_fits(nodes: Sequence[Node], labels: Mapping[str, str]) -> str:
 
 
 def parse_labels(text: str | None) -> dict[str, str]:
-    """``key=value,other=in(a,b)`` as a mapping to what Ray takes for a value: ``x``, ``!x``, ``in(x,y)``, ``!in(x,y)``.
+    """Parse ``key=value,other=in(a,b)``; Ray knows the values ``x``, ``!x``, ``in(x,y)`` and ``!in(x,y)``.
 
     Raises:
-        UsageError: it is not of that form.
+        UsageError: `text` does not have that form.
     """
     selector = {}
     for part in re.split(r",(?![^(]*\))", text) if text else ():
@@ -155,7 +155,7 @@ def parse_labels(text: str | None) -> dict[str, str]:
 
 
 def fits(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a node with `labels` is one that Ray would take for `selector`."""
+    """Whether Ray would let a node with `labels` match `selector`."""
     for key, wanted in selector.items():
         names = re.findall(r"[\w.-]+", wanted.lstrip("!").removeprefix("in(") if "(" in wanted else wanted.lstrip("!"))
         if (labels.get(key) in names) == wanted.startswith("!"):
@@ -164,12 +164,12 @@ def fits(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
 
 
 def shortage(given: Resources, nodes: Sequence[Node], free: Node) -> str:
-    """What a run needs beside what the cluster has, for people whose run does not get it.
+    """A sentence that compares what a run claims with what the cluster has, for a run that does not get it.
 
     Args:
-        given: what its workers claim.
-        nodes: those that are alive.
-        free: what of all of them together nobody claims.
+        given: what the run's workers claim.
+        nodes: the nodes that are alive.
+        free: what is unclaimed on all nodes together.
     """
     has = Node(cpus=sum(node.cpus for node in nodes), gpus=sum(node.gpus for node in nodes))
     asked = Node(cpus=given.workers * given.num_cpus, gpus=given.workers * given.num_gpus)

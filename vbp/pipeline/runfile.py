@@ -25,29 +25,29 @@ _FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
 
 def read_run(place: str) -> dict[str, Any]:
-    """The settings that a file names, as ``RunConfig`` takes them; places in it are meant as on the command line.
+    """The settings in a file, as ``RunConfig`` takes them; relative paths count from the working directory.
 
     Args:
         place: path or URL of the file.
 
     Raises:
-        UsageError: the file cannot be read, or cannot be meant as it stands; names the key and its value.
+        UsageError: the file cannot be read, or a setting is wrong; names the key and its value.
     """
     return parse_run(read_text(place, "--config"), place)
 
 
 def parse_run(text: str, name: str = "run.yaml") -> dict[str, Any]:
-    """``read_run`` of a YAML text; `name` is the file's, for messages. An empty text holds no settings."""
+    """As ``read_run``, from a YAML text; `name` is the file's name, for messages.  An empty text has no settings."""
     reader = SettingsReader(name)
     given = reader.by_field("", parse_yaml(text, name) or {}, list(_FIELDS))
     return {field: reader.value(field, field, value) for field, value in given.items()}
 
 
 def text_of_run(config: RunConfig) -> str:
-    """The YAML text that `parse_run` reads: INPUT, OUTPUT and all that differs from the defaults.
+    """The YAML text that `parse_run` reads: INPUT, OUTPUT and every value that is not a default.
 
     Raises:
-        UsageError: a value may hold a secret, which belongs into no file.
+        UsageError: a value may hold a secret, which must not be written to a file.
     """
     import yaml
 
@@ -73,7 +73,7 @@ def save_run(config: RunConfig, place: str) -> None:
     """Write `text_of_run` to a path or URL.
 
     Raises:
-        UsageError: as there, or the file cannot be written.
+        UsageError: as for `text_of_run`, or the file cannot be written.
     """
     from vbp.errors import StorageError
     from vbp.storage.files import write_uri
@@ -86,5 +86,5 @@ def save_run(config: RunConfig, place: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What YAML has a word for."""
+    """The value in types that YAML has."""
     return json.loads(json.dumps(value)) if isinstance(value, (Mapping, tuple)) else value

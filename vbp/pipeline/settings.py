@@ -24,10 +24,10 @@ def read_text(place: str, what: str) -> str:
 
     Args:
         place: where the file lies.
-        what: its name on the command line, for the message.
+        what: the option that names the file, for the message.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     from vbp.storage.files import read_uri
 
@@ -38,10 +38,10 @@ def read_text(place: str, what: str) -> str:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """The content of a YAML text; `name` is the file's, for the message.
+    """The content of a YAML text; `name` is the file's name, for the message.
 
     Raises:
-        UsageError: it is not YAML.
+        UsageError: the text is not YAML.
     """
     import yaml
 
@@ -52,25 +52,25 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 class SettingsReader:
-    """Checks the content of one file; every method refuses what it does not understand.
+    """Checks the content of one file; every method refuses content that it does not understand.
 
     Args:
-        name: of the file, for messages.
+        name: the file's name, for messages.
 
     Raises:
-        UsageError: by every method; names the file, the key and its value.
+        UsageError: raised by every method; names the file, the key and its value.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def by_field(self, where: str, given: Any, known: Sequence[str]) -> dict[str, Any]:
-        """A mapping of settings, each name spelt as the field.
+        """A mapping of settings by field name.
 
         Args:
-            where: the key that holds them; empty for the whole file.
-            given: the content.
-            known: names that may stand there.
+            where: the key that holds the settings; empty for the whole file.
+            given: the content of that key.
+            known: the allowed names.
         """
         fields: dict[str, Any] = {}
         for name, value in self.mapping(where or "the file", given).items():
@@ -82,7 +82,7 @@ class SettingsReader:
         return fields
 
     def value(self, where: str, field: str, value: Any) -> Any:
-        """A value of the field's type and domain, as ``RunConfig`` takes it."""
+        """The value as ``RunConfig`` takes it, checked against the field's type and domain."""
         if field in _LISTS and (value is not None or field == "outputs"):
             kinds = value.split(",") if isinstance(value, str) else value
             if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
@@ -96,7 +96,7 @@ class SettingsReader:
             value = str(value)
         else:
             self._check_type(where, value, _HINTS[field])
-        if field in _PLACES:  # what may stand there depends on the other
+        if field in _PLACES:  # INPUT and OUTPUT are checked together, by RunConfig
             return value
         try:
             return getattr(RunConfig(**{"input": "input", "output": "output", field: value}), field)
@@ -104,13 +104,13 @@ class SettingsReader:
             raise UsageError(f"{self._name}: {where}: {error}") from error
 
     def mapping(self, where: str, value: Any) -> Mapping[Any, Any]:
-        """The value, which must be a mapping."""
+        """Return the value, which must be a mapping."""
         if not isinstance(value, Mapping):
             self.refuse(where, value, "must be a mapping of names to values")
         return value
 
     def known(self, where: str, names: Iterable[Any], known: Sequence[str], what: str) -> None:
-        """Refuse a name that is none of the known ones; `what` says what it should have been."""
+        """Refuse a name that is not among `known`; `what` says what kind of name it should be."""
         for name in names:
             if name not in known:
                 close = get_close_matches(str(name), known, n=1)
@@ -122,7 +122,7 @@ class SettingsReader:
         raise UsageError(f"{self._name}: {where} (={value!r}) {rule}.")
 
     def _numbers(self, where: str, value: Any) -> tuple[float, ...] | None:
-        """A list of numbers, or its text, or nothing."""
+        """Numbers from a list, or from a text with commas; None if there are none."""
         if value is None:
             return None
         values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""Source: what a shard still has to do, read from the manifest, in batches that flow through the steps."""
+"""Source: the images of a shard that are not done yet, read from the manifest, in batches for the steps."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from vbp.storage.ledger.parts import PARTS, parse_parts
 from vbp.storage.manifest.manifest import MANIFEST, Manifest
 
 DEATHS = 2
-"""So many workers must have died with an image alone in hand before it is blamed: one may have died by chance."""
+"""Workers that must die while they work on one image alone, before it becomes an error row; one may be chance."""
 SINGLES = 128
-"""Images that are taken one by one after a worker died: about what may have been in hand then."""
+"""Images that are done one by one after a worker died: about as many as it may have been working on."""
 
 
 class Source:
     """Opens shards.
 
     Args:
-        config: names the output, and which images are to be done.
+        config: names the output, and says which images must be done.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -39,7 +39,7 @@ class Source:
 
     @contextmanager
     def open(self, shard: int) -> Iterator[Work]:
-        """The images of `shard` that no part holds yet; the shard is marked as begun until the context ends."""
+        """The images of `shard` that are in no part yet; a mark stands for the shard until the context ends."""
         if self._manifest is None:
             self._manifest = Manifest.load(self._output)
         if self._manifest is None:
@@ -56,17 +56,17 @@ class Source:
                 limit=self._config.limit,
                 parts=parse_parts(path.removeprefix(f"{PARTS}/") for path in files),
             )
-        except OSError as error:  # Ray overwrites the name of the file in an OSError that leaves a worker
+        except OSError as error:  # Ray overwrites the file name of an OSError that is raised in a worker
             raise StorageError(str(error)) from error
         with Marks(self._output, shard, [PurePosixPath(path).name for path in files], rows.num_rows) as marks:
             yield Work(shard, rows, marks)
 
 
 class Work:
-    """The images of one shard that are to be done: first those taken one by one, then the rest in batches.
+    """The images of one shard that must be done: first some one by one, if needed, then the rest in batches.
 
-    Images are taken one by one where an earlier worker died and left nothing: the one that kills is found, and
-    recorded as an error, and its neighbours are safe.
+    Images are done one by one if an earlier worker died before it finished any.  This finds the image that crashes
+    workers; it becomes an error row, and the other images of its batch are not lost with it.
     """
 
     def __init__(self, shard: int, rows: pa.Table, marks: Marks) -> None:
@@ -74,7 +74,7 @@ class Work:
         self._singles = min(SINGLES, rows.num_rows) if marks.stuck or marks.deaths else 0
 
     def singles(self) -> Iterator[Batch]:
-        """Batches of one image, which must be done with when the next is asked for; usually none."""
+        """Batches of one image, usually none; the caller must finish each before it takes the next."""
         for row in range(self._singles):
             batch = batch_of(self._rows.slice(row, 1), self._shard)
             deaths = self._marks.deaths[int(batch["position"][0])]
@@ -85,7 +85,7 @@ class Work:
                 yield batch
 
     def batches(self, rows: int) -> Iterator[Batch]:
-        """The others, `rows` at a time."""
+        """Batches of the remaining images, `rows` images each."""
         for start in range(self._singles, self._rows.num_rows, rows):
             yield batch_of(self._rows.slice(start, rows), self._shard)
 

@@ -53,11 +53,11 @@ if TYPE_CHECKING:
     from vbp.pipeline.classes import ClassMap
 
 Batch = dict[str, Any]
-"""Columns by name: NumPy arrays, one entry an image."""
+"""NumPy arrays by column name, with one entry for each image."""
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
-    """A one-dimensional object array, also of values that NumPy would stack or that are None."""
+    """A one-dimensional object array of `values`, even where NumPy would stack them or they are None."""
     array = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         array[i] = value
@@ -65,23 +65,23 @@ def objects(values: Sequence[Any]) -> np.ndarray:
 
 
 class Step:
-    """One stage of the way; subclasses implement `run`, name their `stage`, and state their `columns`."""
+    """One step; subclasses implement `run`, name their `stage`, and declare their `columns`."""
 
     stage: ClassVar[str]
     columns: Contract
 
     def __call__(self, batch: Batch) -> Batch:
-        """Run the step and add its share of seconds an image as the column ``seconds_<stage>``.
+        """Run the step and add the column ``seconds_<stage>``: the seconds that it took, divided by the rows.
 
         Raises:
-            ColumnError: a column is missing, or the step made or lost another than it states.
+            ColumnError: a column is missing, or the step made or dropped a column that it does not declare.
         """
         started = time.perf_counter()
         self.columns.check_given(batch)
         rows = len(batch["key"])
         batch = dict(batch)
         for name in ERRORS:
-            # a fresh column: batches that come through shared memory are read-only, and null comes back as NaN
+            # A new column: batches from Ray's shared memory are read-only, and their nulls have become NaN.
             batch[name] = objects([None if is_missing(value) else value for value in batch.get(name, [None] * rows)])
         given = frozenset(batch)
         batch = self.run(batch)
@@ -94,26 +94,26 @@ class Step:
         raise NotImplementedError
 
     def fail(self, batch: Batch, row: int, error: BaseException) -> None:
-        """Turn `error` into data: row `row` becomes an error row of this stage."""
+        """Make row `row` an error row of this stage, with the type and message of `error`."""
         kind = type(error).__name__
         for name, value in zip(ERRORS, (self.stage, kind, str(error)[:500] or kind), strict=True):
             batch[name][row] = value
 
 
 def good_rows(batch: Batch) -> list[int]:
-    """Rows that have not failed."""
+    """Numbers of the rows that have not failed."""
     return [row for row, stage in enumerate(batch["error_stage"]) if is_missing(stage)]
 
 
 class Fetch(Step):
-    """``path`` or ``uri`` -> ``data`` (bytes), ``bytes`` (their number), ``sha256``; ``uri`` loses what is secret.
+    """``path`` or ``uri`` -> ``data`` (bytes), ``bytes`` (their number), ``sha256``; secrets are cut out of ``uri``.
 
     Args:
         root: the input folder that ``path`` is relative to; rows without ``path`` are read by ``uri``.
         storage_options: non-secret options by URL prefix.
-        max_bytes: of one file; None: any number. A longer one is an error row, of which no more is held.
-        threads: reads in flight.
-        breaker: stops the run when most reads fail for reasons that lie in the store.
+        max_bytes: largest file that is read; None: no limit. A larger file becomes an error row; no more is read.
+        threads: reads that run at the same time.
+        breaker: stops the run when most reads fail because of the store.
 
     Raises:
         InterruptedRunError: the store refuses or does not answer most of the time.
@@ -167,7 +167,7 @@ class Fetch(Step):
         return self._folder.read(os.fsdecode(path), limit=self._max_bytes)
 
     def _root_is_gone(self) -> bool:
-        """Whether the input folder is not there any more, or holds nothing, as an empty mount point does."""
+        """Whether the input folder has disappeared or is empty; an unmounted disk leaves an empty folder."""
         if self._folder is None:
             return False
         try:
@@ -182,8 +182,8 @@ class Decode(Step):
     Args:
         size: side of the network's frame.
         fit: crop, pad, stretch or original.
-        fast: DCT-scaled decoding of large JPEGs: other pixels.
-        keep_data: leave ``data`` in, for an Encode that draws on the original image.
+        fast: decode large JPEGs at a reduced DCT scale; this gives slightly different pixels.
+        keep_data: keep the column ``data``, for an Encode that draws on the original image.
         preprocessing: how the network wants pictures resized.
     """
 
@@ -231,12 +231,12 @@ class Explain(Step):
     intermediate masks, deepest last.
 
     Args:
-        engine: keyword arguments of ``vbp.saliency.Explainer``, which is built here, once an actor; or a network of
-            your own, or a function that makes it. Either may also stand for ``model`` among the arguments.
-        preprocessing: what a network of your own wants to see.
-        weights_sha256: the checkpoint that this must turn out to be; None accepts any.
-        classes: how folders and outputs match; None without a classifier.
-        select: all, misclassified or correct: which rows get a mask.
+        engine: keyword arguments of ``vbp.saliency.Explainer``, which is built once in each actor; or a network of
+            your own, or a function that makes it. Either may also be the argument ``model``.
+        preprocessing: the preprocessing of a network of your own.
+        weights_sha256: SHA-256 that the checkpoint must have; None accepts any.
+        classes: which class each folder stands for; None without a classifier.
+        select: which images get a mask: all, misclassified or correct.
         maps: keep averaged maps and intermediate masks.
         threads: CPU threads of the network in this process; 0 leaves the default.
 
@@ -306,14 +306,14 @@ class Explain(Step):
         return batch | facts | {name: _assembled(pieces, rows) for name, pieces in masks.items()}
 
     def _groups(self, batch: Batch, pixels: np.ndarray) -> list[list[int]]:
-        """Rows that go to the engine together, which cuts them to batches: all where they have one shape."""
+        """Groups of rows that go to the engine together, one group if all have one shape; the engine makes batches."""
         rows = good_rows(batch)
-        if pixels.dtype == object:  # fit original: an image's mask may not depend on which sizes came with it
+        if pixels.dtype == object:  # fit original: a mask may not depend on the sizes of other images in the batch
             return [[row] for row in rows]
         return [rows] if rows else []
 
     def _note(self, batch: Batch, facts: Batch, group: list[int], result: ExplainedBatch) -> None:
-        """What there is to say of each row of a group."""
+        """Put the results of a group's rows into the columns `facts`."""
         for i, row in enumerate(group):
             if not result.finite_B[i]:
                 self.fail(batch, row, NonFiniteActivationError("The network gave infinity or NaN for this image."))
@@ -348,11 +348,11 @@ def _own_network(network: nn.Module | Callable[[], nn.Module], preprocessing: Pr
 
 _FACTS = ("flat", "log10_max", "device", "prediction", "predicted_label", "probability", "correct")
 _Piece = tuple[list[int], np.ndarray]
-"""Some rows, and an array of as many entries."""
+"""Row numbers, and an array with one entry for each of them."""
 
 
 def _assembled(pieces: Sequence[_Piece], rows: int) -> np.ndarray:
-    """A column of so many rows out of its pieces; ragged where their shapes differ, zeros in rows without one."""
+    """One column with `rows` rows from its pieces; ragged if their shapes differ; zeros in rows of no piece."""
     if len(pieces) == 1 and len(pieces[0][0]) == rows:
         return pieces[0][1]
     shapes = {array_Bhw.shape[1:] for _, array_Bhw in pieces}
@@ -366,17 +366,17 @@ def _assembled(pieces: Sequence[_Piece], rows: int) -> np.ndarray:
 
 
 class Encode(Step):
-    """``mask`` and ``pixels`` -> ``file_<kind>`` (bytes) and what the index says of a mask (`_MASK_COLUMNS`).
+    """``mask`` and ``pixels`` -> ``file_<kind>`` (bytes) and the mask's index columns (`_MASK_COLUMNS`).
 
-    It takes masks of your own too: float32 in [0, 1], with ``pixels`` where an overlay is drawn.  Without a column
-    ``selected`` all images count; without ``frame_*`` it is unknown where the mask lies in the photograph.
+    It takes masks of your own too: float32 in [0, 1], with ``pixels`` if an overlay is drawn.  Without the column
+    ``selected`` all images are encoded; without ``frame_*`` the mask's place in the photograph is unknown.
 
     Args:
-        outputs: of mask, overlay, input, maps.
+        outputs: some of mask, overlay, input, maps.
         mask_format: png8, png16 or npy.
         overlay_style: heat, reference or red.
         frame: network, or image for results at the size of the original (needs ``data``).
-        preprocessing: the network's, which the style reference draws with.
+        preprocessing: the network's preprocessing; the style ``reference`` needs it.
     """
 
     stage = "encode"
@@ -404,7 +404,7 @@ class Encode(Step):
         )
 
     def _needs_of_pictures(self) -> set[str]:
-        """Columns that the picture beside or below a mask is made of."""
+        """Columns that are needed for pictures of the input or the overlay."""
         if self._frame == "image":
             return {"data", *_FRAME}
         return {"pixels"} if {"overlay", "input"} & set(self._outputs) else set()
@@ -422,7 +422,7 @@ class Encode(Step):
                 mask_HW, pixels_HWC = self._in_frame(batch, row)
                 for kind in self._outputs:
                     files[f"file_{kind}"][row] = self._encode(kind, batch, row, mask_HW, pixels_HWC)
-            except (ImageError, OSError, ValueError) as error:  # encoders refuse sizes that their format cannot hold
+            except (ImageError, OSError, ValueError) as error:  # an encoder refuses sizes that its format cannot hold
                 self.fail(batch, row, error)
                 continue
             for name, value in _facts_of(mask_HW, self._covered(batch, row, mask_HW)).items():
@@ -430,7 +430,7 @@ class Encode(Step):
         return {n: v for n, v in batch.items() if kind_of(n) not in self.columns.drops} | columns | files
 
     def _covered(self, batch: Batch, row: int, mask_HW: np.ndarray) -> Frame | None:
-        """What the written mask covers of the photograph; None where that is unknown."""
+        """The part of the photograph that the written mask covers; None if that is unknown."""
         from vbp.images.frame import Frame
 
         if self._frame == "image":
@@ -438,7 +438,7 @@ class Encode(Step):
         return _frame_of(batch, row) if "frame_left" in batch else None
 
     def _in_frame(self, batch: Batch, row: int) -> tuple[np.ndarray, Any]:
-        """Mask and picture of one row, in the frame that was asked for; None for a picture that nobody needs."""
+        """Mask and picture of one row, in the configured frame; the picture is None if no output needs it."""
         if self._frame == "network":
             return batch["mask"][row], batch["pixels"][row] if "pixels" in batch else None
         from vbp.images.decode import decode_upright
@@ -468,7 +468,7 @@ _MASK_COLUMNS = (
 
 
 def _facts_of(mask_HW: np.ndarray, covered: Frame | None) -> dict[str, Any]:
-    """What the index says of one mask, by `_MASK_COLUMNS`; `covered`: what it covers of the photograph."""
+    """Values of `_MASK_COLUMNS` for one mask; `covered` is the part of the photograph that it covers."""
     from vbp.images.frame import point_in_image
 
     height, width = mask_HW.shape
@@ -490,24 +490,24 @@ _FRAME = ("frame_left", "frame_top", "frame_right", "frame_bottom")
 
 
 class Write:
-    """The end of the way: ``file_*`` -> objects in storage, then one part for each shard: the only commit record.
+    """The last step: ``file_*`` -> files in OUTPUT, then one part for each shard, the only record of what is done.
 
-    It returns no rows of images but a report: one row a part, with the columns of ``REPORT``.
+    It does not return the rows of the images but a report: one row for each part, with the columns of ``REPORT``.
 
     Args:
         output: URL of the output.
-        attempt: this run's id; it must hold the lease.
+        attempt: id of this attempt, which must hold the lease.
         suffixes: file name suffixes of each kind of output.
-        constants: index columns that are the same in every row.
+        constants: index columns that have the same value in every row.
         storage_options: non-secret options by URL prefix.
-        layout: how the files lie in the output.
-        generation: of the manifest.
-        threads: writes in flight.
+        layout: files, webdataset or none.
+        generation: the manifest's generation.
+        threads: writes that run at the same time.
 
     Raises:
-        StorageError: the store refuses a write: the run stops, nothing is reported as done.
-        LeaseLostError: another run has taken over the output.
-        ColumnError: a column is missing, or is none that the index has.
+        StorageError: the store refuses a write; the run stops, and no image of the batch counts as done.
+        LeaseLostError: another attempt has taken over the output.
+        ColumnError: a column is missing, or the index has no such column.
     """
 
     columns = Contract.of("write", {"key", "uri", "shard", "position", *ERRORS})
@@ -530,7 +530,7 @@ class Write:
         self._layout = make_layout(layout, self._folder, suffixes, threads)
 
     def __call__(self, batch: Batch) -> Batch:
-        """Write files, then parts; the seconds of this step reach the report alone, after the fact."""
+        """Write files, then parts; only the report holds the seconds of this step, which are known afterwards."""
         started = time.perf_counter()
         self.columns.check_given(batch)
         self._folder.look()
@@ -539,13 +539,13 @@ class Write:
         reports = [self._commit(shard, part) for shard, part in parts]
         spent = {name: float(np.sum(batch.get(name, 0.0))) for name in REPORT if name.startswith("seconds_")}
         spent["seconds_write"] = time.perf_counter() - started
-        # one report carries the batch's seconds, the others none: their sum is what counts
+        # The first report carries the seconds of the whole batch, the others 0, because reports are summed.
         for i, report in enumerate(reports):
             report |= {name: value if i == 0 else 0.0 for name, value in spent.items()}
         return {name: np.array([report[name] for report in reports]) for name in REPORT} if reports else {}
 
     def _write_files(self, batch: Batch) -> Iterator[tuple[int, pa.Table]]:
-        """Each shard in the batch (Ray may bring rows of two together), and its part, once its files are there."""
+        """Number and part of each shard in the batch, after its files are written (Ray may mix rows of two shards)."""
         files = {kind: batch[f"file_{kind}"] for kind in KINDS if f"file_{kind}" in batch}
         table = as_table(self._facts(batch))
         shards, positions = np.asarray(batch["shard"]), np.asarray(batch["position"])
@@ -559,7 +559,7 @@ class Write:
             yield int(shard), part
 
     def _facts(self, batch: Batch) -> Batch:
-        """What the index says of each row, but for the places of its files."""
+        """The index columns of each row, without the places of its files."""
         rows = len(batch["key"])
         seconds = [batch[name] for name in batch if name.startswith("seconds_")]
         facts = {name: values for name, values in batch.items() if name not in self.columns.drops and name != "shard"}
@@ -578,10 +578,10 @@ class Write:
 
 
 def as_table(batch: Batch) -> pa.Table:
-    """Columns as Arrow, in the order of the index; NaN in whole numbers, which Ray makes of null, is null again.
+    """Columns as an Arrow table, in the order of the index.  NaN, into which Ray turns nulls, becomes null again.
 
     Raises:
-        ColumnError: a column is none of ``PART_SCHEMA``.
+        ColumnError: ``PART_SCHEMA`` lacks a column.
     """
     if unknown := batch.keys() - set(PART_SCHEMA.names):
         raise ColumnError(f"the index has no columns {sorted(unknown)}: declare them in vbp/columns.py, or drop them.")
@@ -597,5 +597,5 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is null: None, or the NaN that Ray makes of it on the way through Arrow and NumPy."""
+    """Whether a cell is null: None, or NaN, which Ray makes of None when it converts between Arrow and NumPy."""
     return value is None or bool(value != value)

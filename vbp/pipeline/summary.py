@@ -18,16 +18,16 @@ class Summary:
     output: str
     """Absolute URL or path."""
     images: int
-    """Listed, from this run or an earlier one."""
+    """Images in the manifest, whichever attempt did them."""
     ok: int
     error: int
     reasons: Mapping[str, int] = field(default_factory=dict)
     """Failed images by ``stage: type``."""
     computed: int
-    """Images that this run worked on; the rest was done before."""
+    """Images that this attempt worked on; earlier ones did the rest."""
     failures_allowed: int
     seconds: float
-    """Wall time of this run's work on images; listing and start-up aside."""
+    """Wall time of this attempt's work on images, without listing and start-up."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds spent per stage, summed over all workers."""
     runner: str
@@ -36,30 +36,30 @@ class Summary:
     batch_size: int
     workers: int
     classes: str | None = None
-    """How folders were matched with classes, or why not; None without a classifier."""
+    """A sentence on how folders were matched with classes, or why not; None without a classifier."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Files of INPUT that are no images, by suffix or kind."""
     max_failures: str = ""
-    """As it was asked for: what `failures_allowed` comes from."""
+    """``--max-failures`` as it was given, from which `failures_allowed` is computed."""
 
     @property
     def complete(self) -> bool:
-        """Every listed image has its row."""
+        """Whether every listed image has a row."""
         return self.ok + self.error == self.images
 
     @property
     def succeeded(self) -> bool:
-        """Complete, and no more failures than allowed: what ``_SUCCESS`` says."""
+        """Whether the run is complete with no more failures than allowed; ``_SUCCESS`` says so."""
         return self.complete and self.error <= self.failures_allowed
 
     @property
     def left_out_in_words(self) -> str:
-        """The same for people."""
+        """`left_out` as a phrase for people."""
         return in_words(self.left_out)
 
     @property
     def failure(self) -> str:
-        """A clause that says why the run failed, with its arithmetic; empty where it did not."""
+        """A clause that says why the run failed, with its numbers; empty if it did not fail."""
         if not self.complete:
             missing = self.images - self.ok - self.error
             return f"{missing} images have no row yet"
@@ -74,7 +74,7 @@ class Summary:
 
     @property
     def images_per_second(self) -> float:
-        """Of this run's own work; 0 when nothing was left to do."""
+        """Images per second of this attempt's own work; 0 if nothing was left to do."""
         return self.computed / self.seconds if self.computed and self.seconds > 0 else 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""A quiet connection to Ray, started here or joined, that leaves signals to their owner."""
+"""Start Ray or join a cluster, without Ray's log lines, and keep the program's own signal handlers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from vbp.pipeline.resources import Node, Resources, fits, shortage
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # every actor pool prints an error line of the C++ core otherwise
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise Ray's C++ core prints an error line for every actor pool
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 STARTS = 3
 ANSWER_SECONDS = 10
-"""So long may a head take to take a connection."""
+"""Time limit for a head node to accept a connection."""
 LOOK_SECONDS, FIRST_SECONDS = 60, 540
-"""So long may all nodes take to say what hardware they have, and so much longer the first of them."""
+"""Time limit for all nodes to report their hardware, and the further time for a first one if none has by then."""
 LOOK_GPUS = 0.001
-"""Claimed by who looks at a GPU, so that there is room beside the workers of other runs."""
+"""Share of a GPU that a task claims to look at it, so that it fits beside the workers of other runs."""
 TOKEN = (
     "Set RAY_AUTH_MODE=token and put the cluster's token into RAY_AUTH_TOKEN, into the file that RAY_AUTH_TOKEN_PATH "
     "names, or into ~/.ray/auth_token."
@@ -43,7 +43,7 @@ TOKEN = (
 def connected() -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names (as under ``ray job submit``), or start one on this machine.
 
-    A connection that exists already is used and left open.  Ray's ``init`` replaces the handler of SIGTERM; ours is
+    An existing connection is used and left open.  Ray's ``init`` replaces the handler of SIGTERM; our handler is
     put back, so that a stopped job ends with its own exit code.
 
     Raises:
@@ -53,9 +53,9 @@ def connected() -> Iterator[None]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("RAY_ADDRESS"):
-        # a cluster that lives and dies with this process listens on this machine alone and needs no token file
+        # A cluster that ends with this process listens only on this machine, and needs no token file.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        # under `uv run` Ray would pack the working folder, data and all, for workers that have this environment anyway
+        # Under `uv run` Ray would pack the working folder with its data, though the workers have this environment.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
@@ -80,10 +80,10 @@ def connected() -> Iterator[None]:
 
 
 def _start() -> None:
-    """On a machine busy enough, a start takes longer than the 30 s that Ray gives itself.
+    """Start Ray here, with retries: on a very busy machine a start takes longer than Ray's limit of 30 s.
 
     Raises:
-        UsageError: Ray's own places or settings are such that it cannot start.
+        UsageError: Ray cannot start with its present folders or settings.
         InterruptedRunError: Ray cannot start its processes here.
     """
     for tries_left in reversed(range(STARTS)):
@@ -104,7 +104,7 @@ def _start() -> None:
 
 
 def _why_never(message: str) -> str | None:
-    """What of Ray's exceptions does not pass by itself, as one sentence; else None."""
+    """A sentence on an error of Ray that a retry cannot mend; None for other errors."""
     long = re.search(r"AF_UNIX path length cannot exceed (\d+) bytes: (\S+)", message)
     if long:
         name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "RAY_TMPDIR")
@@ -156,10 +156,10 @@ def _init(address: str) -> None:
 
 
 def _check_head(address: str) -> None:
-    """Refuse an address where no head answers: Ray would try for minutes, and say nothing.
+    """Refuse an address where no head node answers; Ray would try for minutes without a word.
 
     Raises:
-        UsageError: nobody answers there, or it is not a head's port.
+        UsageError: nothing answers there, or the port is not a head node's.
     """
     if address.startswith(("http://", "https://")):
         raise UsageError(_is_for_jobs(address))
@@ -185,7 +185,7 @@ def _check_head(address: str) -> None:
             connection.sendall(b"GET /api/version HTTP/1.0\r\n\r\n")
             connection.settimeout(ANSWER_SECONDS)
             answer = b""
-            with suppress(ConnectionError):  # a head closes the connection, since it speaks another protocol
+            with suppress(ConnectionError):  # a head node speaks another protocol and closes the connection
                 answer = connection.recv(5)
     except OSError as error:
         raise UsageError(
@@ -204,12 +204,12 @@ def _is_for_jobs(url: str) -> str:
 
 
 def _why_not_joined(address: str, message: str, said: str) -> str:
-    """One sentence for a cluster that answers but is not joined.
+    """A sentence on a cluster that answers but cannot be joined.
 
     Args:
         address: ``RAY_ADDRESS``.
-        message: of Ray's exception.
-        said: what Ray's C++ core wrote on standard error.
+        message: text of Ray's exception.
+        said: output of Ray's C++ core on standard error.
     """
     if lasting := _why_never(message):
         return lasting
@@ -228,9 +228,9 @@ def _why_not_joined(address: str, message: str, said: str) -> str:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[Callable[[], str]]:
-    """Keep Ray's C++ core from announcing its log level on the terminal; what it says is shown if all fails.
+    """Hold back standard error, where Ray's C++ core prints its log level; show it only after an unexpected error.
 
-    Yields a function that returns what has been said so far.
+    Yields a function that returns the output so far.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -244,7 +244,7 @@ def _held_back_stderr() -> Iterator[Callable[[], str]]:
         try:
             yield lambda: said().decode(errors="replace")
         except UsageError:
-            raise  # its sentence says it all
+            raise  # its message says enough
         except BaseException:
             os.write(terminal, said())
             raise
@@ -254,7 +254,7 @@ def _held_back_stderr() -> Iterator[Callable[[], str]]:
 
 
 def _silence_ray_data() -> None:
-    """Errors reach the console through our own messages; Ray's session log keeps everything."""
+    """Silence Ray Data on the console: our own messages report errors, and Ray's session log keeps everything."""
     import ray.data  # noqa: F401  (its loggers exist after the import)
 
     for handler in logging.getLogger("ray.data").handlers:
@@ -266,18 +266,18 @@ def nodes() -> list[Node]:
     """The nodes that are alive."""
     import ray
 
-    return [_node(each["Resources"], each["Labels"]) for each in ray.nodes() if each["Alive"]]
+    return [_node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
 
 
 def hardware(given: Resources) -> tuple[Hardware, ...]:
-    """What the nodes of the workers offer: each is asked by a task, which sees what a worker there would see.
+    """The hardware of the workers' nodes; a task on each node looks, and sees what a worker there would see.
 
-    The node of this process may be a head without a GPU, so that its own torch tells nothing about the workers.
-    A node that is busy with other jobs may not answer in time and is left out; where an autoscaler has no node yet,
-    it starts the first one now.
+    This process may run on a head node without a GPU, so its own torch says nothing about the workers.
+    A node that is busy with other jobs may not answer in time and is left out.  If an autoscaler has no node yet,
+    the task makes it start the first one.
 
     Args:
-        given: of the workers.
+        given: resources of the workers.
 
     Raises:
         UsageError: a node cannot run vbp and torch.
@@ -297,7 +297,7 @@ def hardware(given: Resources) -> tuple[Hardware, ...]:
     here = ray.get_runtime_context().get_node_id()
     if not claimed and list(at_work) == [here]:
         return (look(device, at_work[here]),)
-    task = ray.remote(num_cpus=0, num_gpus=claimed, max_calls=1, max_retries=0)(look)  # a process with a GPU ends
+    task = ray.remote(num_cpus=0, num_gpus=claimed, max_calls=1, max_retries=0)(look)  # each ends and frees its GPU
     asked = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
             device, address
@@ -333,7 +333,7 @@ def _seen(answer: Any, address: str) -> Hardware:
 
 
 def free() -> Node:
-    """What of all nodes together nobody claims just now."""
+    """The CPUs and GPUs that are unclaimed now, on all nodes together."""
     import ray
 
     return _node(ray.available_resources(), {})
@@ -344,13 +344,13 @@ def _node(has: Mapping[str, float], labels: Mapping[str, str]) -> Node:
 
 
 def grows() -> bool:
-    """Whether an autoscaler starts nodes where work waits.
+    """Whether an autoscaler starts nodes when work waits.
 
-    Ray tells nobody what it can scale to (``get_cluster_config`` is never filled in 2.60), but its status, as ``ray
-    status`` shows it, names each node by the group it was started for; without an autoscaler, by the node's own id.
+    Ray does not say how far it can scale (``get_cluster_config`` is always empty in 2.60).  But its status, as ``ray
+    status`` shows it, names the group of each node; without an autoscaler it shows the node's id instead.
     """
     names: list[str] = []
-    with suppress(Exception):  # the status is Ray's own affair; where it changes its form, no node is expected to come
+    with suppress(Exception):  # the status has no stable form; if it cannot be read, no autoscaler is assumed
         names = _groups()
     return any(not name.startswith("node_") for name in names)
 
@@ -363,5 +363,5 @@ def _groups() -> list[str]:
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     if int(status.stats.autoscaler_version or 0) > 0:
         return [node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)]
-    first = json.loads(_internal_kv_get(b"__autoscaling_status") or "{}")  # of the first autoscaler
+    first = json.loads(_internal_kv_get(b"__autoscaling_status") or "{}")  # version 1 of the autoscaler
     return list(first["autoscaler_report"]["node_type_mapping"].values())

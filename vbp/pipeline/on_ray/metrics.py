@@ -1,8 +1,8 @@
-"""What a run shows Prometheus through Ray while it works: images, failures by cause, seconds by stage, what is left.
+"""Metrics for Prometheus, through Ray, during a run: images, failures by cause, seconds by stage, images left.
 
-The driver records the reports of committed parts: one process, so no series begins or ends with a worker that comes or
-goes.  Ray puts ``ray_`` before each name and exports them on the driver's node, every 10 s.  A gauge that is not set
-again leaves the export after 20 s, so a panel of one asks for its newest value of some minutes.
+The driver records the reports of committed parts.  It is one process, so no series depends on a worker that starts or
+ends.  Ray puts ``ray_`` before each name and exports the metrics on the driver's node, every 10 s.  A gauge that is
+not set again disappears after 20 s, so a dashboard must query its newest value over some minutes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 CAUSES = 50
-"""Of failure, each with a series of its own; what comes after them is counted as ``other``."""
+"""The most causes of failure with a series of their own; further causes are counted as ``other``."""
 
 
 class Metrics:
     """The metrics of one run.
 
     Args:
-        left: images without a row.
+        left: images that have no row yet.
     """
 
     def __init__(self, left: int) -> None:
@@ -43,7 +43,7 @@ class Metrics:
         for name, seconds in report.items():
             if name.startswith("seconds_") and seconds > 0:
                 self._seconds.inc(float(seconds), {"stage": name.removeprefix("seconds_")})
-        self._images_left = max(0, self._images_left - images)  # what Ray repeats is reported twice
+        self._images_left = max(0, self._images_left - images)  # work that Ray repeats is reported twice
         self._left.set(self._images_left)
 
     def _tags(self, cause: str) -> dict[str, str]:

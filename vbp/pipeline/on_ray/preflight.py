@@ -1,4 +1,4 @@
-"""The preflight where the work will be done: from a worker of Ray, and on each of its nodes."""
+"""The preflight from a worker of Ray and on each node, because the work will be done there."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vbp.pipeline.preflight import PROBE, preflight
 from vbp.storage.files import Folder
 
 LOOK_SECONDS = 30
-"""So long may a shared disk take to show on one node what was written on another."""
+"""Time limit for a shared disk to show on one node a file that was written on another."""
 NODE_SECONDS = 60
-"""So long may a node take to start a worker that looks."""
+"""Time limit for a node to start the worker that looks."""
 
 
 def preflight_on_a_worker(source: str, output: str, options: Mapping[str, Any]) -> None:
-    """The same from a task of Ray: workers may have other credentials, networks and packages than this process."""
+    """`preflight` in a task of Ray: workers may have other credentials, networks and packages than this process."""
     if "://" not in source and "://" not in output:
-        return  # nothing is asked for, and a worker takes seconds to start
+        return  # there is nothing to try, and a worker takes seconds to start
     try:
         ray.get(ray.remote(num_cpus=0)(preflight).remote(source, output, options, "from a Ray worker"))
     except ray.exceptions.RayTaskError as error:
@@ -36,12 +36,12 @@ def preflight_on_a_worker(source: str, output: str, options: Mapping[str, Any]) 
 
 
 def preflight_on_all_nodes(config: RunConfig) -> None:
-    """Refuse a local folder or file that another node of the cluster does not have: it must be on a shared disk.
+    """Refuse a local folder or file that another node of the cluster does not see: it must be on a shared disk.
 
-    A probe is written to OUTPUT here and looked for on each node that works, and so are the other local places.
+    A probe is written to OUTPUT here.  Each node that takes work then looks for it and for the other local places.
 
     Raises:
-        UsageError: a node does not see one of them.
+        UsageError: a node does not see one of these places.
     """
     others = _other_nodes()
     if not others:
@@ -56,7 +56,7 @@ def preflight_on_all_nodes(config: RunConfig) -> None:
         }
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_SECONDS + NODE_SECONDS)
         for answer in answered:
-            with contextlib.suppress(ray.exceptions.RayError):  # a node that is lost just now needs no refusal
+            with contextlib.suppress(ray.exceptions.RayError):  # a node that is lost just now is no reason to refuse
                 for name in ray.get(answer):
                     raise UsageError(
                         f"{name} (={places[name][0]}) is of one machine, and node {asked[answer]} does not see what "
@@ -65,7 +65,7 @@ def preflight_on_all_nodes(config: RunConfig) -> None:
 
 
 def _other_nodes() -> dict[str, str]:
-    """Address of each node that takes work, but for that of this process, by its id."""
+    """Address by id of each node that takes work, without the node of this process."""
     here = ray.get_runtime_context().get_node_id()
     return {
         node["NodeID"]: node["NodeManagerAddress"]
@@ -75,11 +75,11 @@ def _other_nodes() -> dict[str, str]:
 
 
 def unseen(places: Mapping[str, tuple[str, str]], seconds: float) -> list[str]:
-    """Names of the places whose probe is not here.
+    """Names of the places whose path does not exist on this node.
 
     Args:
-        places: name -> the place as it was given, and the path to look for.
-        seconds: so long a shared disk may take to show what was written elsewhere.
+        places: name -> the place as the user gave it, and the path to look for.
+        seconds: time limit for a shared disk to show a file that was written on another node.
     """
     until = time.monotonic() + seconds
     while True:
@@ -91,7 +91,7 @@ def unseen(places: Mapping[str, tuple[str, str]], seconds: float) -> list[str]:
 
 @contextlib.contextmanager
 def _local_places(config: RunConfig) -> Iterator[dict[str, tuple[str, str]]]:
-    """What of a configuration lies on a disk, and for each a path that is there now; of OUTPUT a probe, which goes."""
+    """The local places of a configuration, each with an existing path; for OUTPUT a probe, deleted at the end."""
     weights = None if config.weights in NAMED_WEIGHTS else config.weights
     given = {"INPUT": config.input, "--weights": weights, "--classes": config.class_file}
     places = {name: (place, place) for name, place in given.items() if place is not None and "://" not in place}

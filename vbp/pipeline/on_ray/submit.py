@@ -1,7 +1,7 @@
-"""A run handed to a Ray cluster from outside: submit the same command there, show its log, end as it ended.
+"""``--address``: submit the same command to a Ray cluster as a job, show its log, and end with its exit code.
 
-The code that runs is the one here: the ``vbp`` package travels, 2 MB, and nothing of the working directory. The
-cluster brings Python, Ray and the other packages.
+The cluster runs the code of this machine: the ``vbp`` package, 2 MB, is sent; the working directory is not. The
+cluster provides Python, Ray and the other packages.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from vbp.pipeline.config import RunConfig
 from vbp.storage.stores.options import check_options
 
 ANSWER_SECONDS = 15
-"""For one answer of the job API."""
+"""Time limit for one answer of the job API."""
 SILENT_SECONDS = 60
-"""After so long without a word of the log it is asked for anew: a tunnel may have lost the connection in silence."""
+"""After so long without a line, the log is requested again: a tunnel may have lost the connection unnoticed."""
 LOST_SECONDS = 120
-"""So long may the cluster not answer at all before following it is given up."""
+"""After so long without an answer, the cluster is no longer followed."""
 PACKAGE = Path(vbp.__file__).parent
 RUNNING = ("PENDING", "RUNNING")
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 EXIT_CODES = (0, 1, 2, 3, 4)
-"""Those of `vbp explain`, which are passed on."""
+"""Exit codes of `vbp explain`, which are passed on."""
 
 
 def submit(config: RunConfig, address: str, *, as_json: bool, show: Callable[[str], None]) -> int:
-    """Run `config` as a job of the cluster at `address`, or follow it where the same command runs there already.
+    """Run `config` as a job of the cluster at `address`, or follow the job that already runs the same command.
 
     Args:
-        config: what to do; places must be URLs, or absolute paths that the cluster's nodes see.
-        address: of the job API, like ``http://head:8265``.
+        config: the run; its places must be URLs, or absolute paths that the cluster's nodes see.
+        address: URL of the job API, like ``http://head:8265``.
         as_json: whether the job prints its summary as JSON.
-        show: is given the job's log as it grows, and what is to be said beside it.
+        show: called with the job's log as it grows, and with messages about the job.
 
     Returns:
         The job's own exit code.
 
     Raises:
-        UsageError: the cluster is not there, does not let us in, or has other versions; or a place is of this machine.
-        InterruptedRunError: the job was stopped, or the cluster does not answer any more.
+        UsageError: no cluster answers, it refuses us, or it has other versions; or a place exists only on this machine.
+        InterruptedRunError: the job was stopped, or the cluster no longer answers.
     """
     check_options(config.storage_options)
     check_places(config, address)
@@ -89,17 +89,17 @@ def _how_to_go_on(address: str, job: str) -> str:
 
 
 def package_bytes() -> int:
-    """Of what travels, before Ray packs it."""
+    """Bytes of the package that is sent, before Ray compresses it."""
     return sum(
         path.stat().st_size for path in PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"
     )
 
 
 def check_places(config: RunConfig, address: str) -> None:
-    """Refuse paths that mean something on this machine alone.
+    """Refuse paths that are relative to this machine.
 
-    Absolute ones are taken for paths of the cluster, which looks for itself: they may lie on a file system that all
-    share, and behind a tunnel the cluster has an address of this machine.
+    Absolute paths are taken as paths of the cluster, which checks them itself: they may lie on a shared file system.
+    The address does not tell whether the cluster is this machine, since a tunnel has an address of this machine too.
 
     Raises:
         UsageError: a path is relative to this machine's working directory or home.
@@ -118,13 +118,13 @@ def check_places(config: RunConfig, address: str) -> None:
 
 
 class JobAPI:
-    """What a cluster's head offers under ``http://HEAD:8265``; every question has a time limit.
+    """The job API of a cluster's head node, ``http://HEAD:8265``; every request has a time limit.
 
     Args:
-        address: of it.
+        address: URL of the API.
 
     Raises:
-        UsageError: nobody answers there, or not without the right token.
+        UsageError: nothing answers there, or it wants another token.
     """
 
     def __init__(self, address: str) -> None:
@@ -171,10 +171,10 @@ class JobAPI:
         return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
     def ask(self, path: str) -> Any:
-        """What the API says under `path`.
+        """The API's answer to a GET request for `path`.
 
         Raises:
-            OSError: it does not answer, or refuses (``HTTPError``).
+            OSError: the API does not answer, or refuses (``HTTPError``).
         """
         try:
             with urlopen(Request(self.address + path, headers=self._headers), timeout=ANSWER_SECONDS) as answer:
@@ -184,27 +184,27 @@ class JobAPI:
             raise
 
     def check_versions(self) -> None:
-        """Refuse a cluster whose Python or Ray this vbp is not made for.
+        """Refuse a cluster with a version of Python or Ray that this vbp does not support.
 
         Raises:
             UsageError: names both versions.
         """
         with self._answering():
             theirs = {"Ray": self.ask("/api/version")["ray_version"]}
-        with suppress(OSError, LookupError, TypeError, ValueError):  # a Ray of other years may not say it there
+        with suppress(OSError, LookupError, TypeError, ValueError):  # other versions of Ray may not report it there
             theirs["Python"] = self.ask("/api/v0/cluster_metadata")["data"]["pythonVersion"]
         refuse_other_versions(self.address, theirs)
 
     def running(self, entrypoint: str) -> str | None:
-        """The job that was submitted with this command and has not ended, if there is one."""
+        """The name of a job that was submitted with this command and has not ended; None if there is none."""
         with self._answering():
             all_jobs = self.ask("/api/jobs/")
             running = [job for job in all_jobs if job["status"] in RUNNING and job["entrypoint"] == entrypoint]
-            names = [job["submission_id"] for job in running if job["submission_id"]]  # a program that joined has none
+            names = [job["submission_id"] for job in running if job["submission_id"]]  # other drivers have no id
         return str(names[0]) if names else None
 
     def submit(self, entrypoint: str) -> str:
-        """Upload the package, unless it is there, and start the job; returns its name."""
+        """Upload the package, unless the cluster has it, and start the job; returns its name."""
         job = f"vbp-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
         environment = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
         try:
@@ -214,18 +214,18 @@ class JobAPI:
         return job
 
     def status(self, job: str) -> Mapping[str, Any]:
-        """How the job stands."""
+        """The job's status, as the API describes it."""
         found: Mapping[str, Any] = self.ask(f"/api/jobs/{job}")
         return found
 
     def log(self, job: str) -> str:
-        """All that the job has said; what can still be had of it."""
+        """The job's whole log; empty if the cluster no longer gives it."""
         with suppress(OSError):
             return str(self.ask(f"/api/jobs/{job}/logs")["logs"] or "")
         return ""
 
     async def tail(self, job: str, heard: Callable[[str], None]) -> None:
-        """Hear the log from its beginning, until the job ends or is silent for long."""
+        """Pass on the log from its beginning, until the job ends or writes nothing for `SILENT_SECONDS`."""
         words = aiter(self._client.tail_job_logs(job))
         with suppress(StopAsyncIteration):
             while True:
@@ -237,7 +237,7 @@ class JobAPI:
 
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with _unset("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over the address that is given
+        with _unset("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # these variables would override `address`
             return JobSubmissionClient(self.address, headers=dict(self._headers))
 
 
@@ -248,7 +248,7 @@ TOKEN = (
 
 
 def token() -> str | None:
-    """The token for clusters, from the places where Ray looks for it."""
+    """The cluster's token, from the places where Ray looks for it."""
     given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
     if given:
         return given
@@ -259,10 +259,10 @@ def token() -> str | None:
 
 
 def refuse_other_versions(address: str, theirs: Mapping[str, str]) -> None:
-    """Refuse versions of ``Ray`` and ``Python`` that the vbp of this machine is not made for.
+    """Refuse versions of ``Ray`` and ``Python`` that this vbp does not support.
 
     Raises:
-        UsageError: names both.
+        UsageError: names both versions.
     """
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
@@ -280,19 +280,19 @@ def refuse_other_versions(address: str, theirs: Mapping[str, str]) -> None:
 
 
 def _follow(api: JobAPI, job: str, show: Callable[[str], None]) -> tuple[Mapping[str, Any], str]:
-    """Show the log until the job has ended; a connection that is lost for a while is taken up again.
+    """Show the log until the job has ended; reconnect when the connection is lost.
 
     Returns:
-        How it ended, and its log.
+        The job's last status, and its log.
 
     Raises:
-        InterruptedRunError: the cluster has not answered for long.
+        InterruptedRunError: the cluster has not answered for `LOST_SECONDS`.
     """
     once, answered = _Once(show), time.monotonic()
     while True:
         once.from_the_beginning()
         try:
-            with suppress(Exception):  # whatever cut it short shows in the answer to the next question
+            with suppress(Exception):  # the next request shows what went wrong
                 asyncio.run(api.tail(job, once.hear))
             status = api.status(job)
             if status["status"] not in RUNNING:
@@ -311,7 +311,7 @@ def _follow(api: JobAPI, job: str, show: Callable[[str], None]) -> tuple[Mapping
 
 
 class _Once:
-    """Shows a text that is heard from its beginning again and again: every part of it once."""
+    """Shows a text that arrives several times from its beginning, but each piece of it only once."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
@@ -332,9 +332,9 @@ def _exit_code(end: Mapping[str, Any], log: str) -> int:
     """The exit code of a job that has ended.
 
     Raises:
-        UsageError: the cluster could not start it, since it lacks something.
-        InterruptedRunError: it was stopped, or killed.
-        VBPError: it ended in some other way.
+        UsageError: the cluster could not start the job, because it lacks something.
+        InterruptedRunError: the job was stopped or killed.
+        VBPError: the job ended in some other way.
     """
     code = end.get("driver_exit_code")
     missing = re.findall(r"ModuleNotFoundError: No module named '([\w.]+)'", log[-20_000:])
@@ -356,7 +356,7 @@ def _exit_code(end: Mapping[str, Any], log: str) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """In one line, without Ray's or urllib's wrapping."""
+    """The error's message in one line, without the text that Ray or urllib put around it."""
     cause = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
     return " ".join(str(cause).split()).rstrip(".") or type(error).__name__
 
