@@ -171,7 +171,8 @@ def test_a_plan_of_int8_measures_int8(tmp_path, monkeypatch):
     draw(tmp_path / "photos", 10)
     found = plan(RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), precision="int8", **FIELDS))
     assert found.precision == "int8"
-    assert found.sampled == 10
+    assert found.sampled > 0
+    assert not found.failures
     assert found.images_per_second
     assert not (tmp_path / "out").exists()
 
