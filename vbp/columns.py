@@ -99,7 +99,7 @@ COLUMNS = (
     Column("position", pa.int32(), "source", "Number of the row within the shard, from 0.", False, "index"),
     Column("path", pa.binary(), "list", "Path below INPUT, in the bytes of the file system.", dropped_by="fetch"),
     Column("size", pa.int64(), "list", "Size of the image file when it was listed, in bytes.", dropped_by="source"),
-    Column("run", pa.int32(), "source", "Number of the run, where workers are shared by a sweep.", dropped_by="write"),
+    Column("run", pa.int32(), "source", "Number of the run, among those that share the workers.", dropped_by="write"),
     Column("data", pa.binary(), "fetch", "The image file.", dropped_by="decode"),
     Column("pixels", None, "decode", "What the network sees: uint8 (H, W, 3), RGB.", dropped_by="encode"),
     Column("mask", None, "explain", "The mask: float32 (H, W) in [0, 1].", dropped_by="encode"),

@@ -59,7 +59,7 @@ def test_scales_stay_with_the_run(tmp_path, monkeypatch):
 
     run(RunConfig(output=str(parts), limit=6, **fields))
     scales = json.loads((parts / "_run/run.json").read_text())["scales"]
-    monkeypatch.setattr("vbp.pipeline.attempt.calibrated", lambda *_: pytest.fail("calibrated anew"))
+    monkeypatch.setattr("vbp.pipeline.listing.calibrated", lambda *_: pytest.fail("calibrated anew"))
     run(RunConfig(output=str(parts), **fields | {"precision": "auto"}))
     assert json.loads((parts / "_run/run.json").read_text())["scales"] == scales
     assert masks(parts).keys() == masks(whole).keys()
@@ -122,8 +122,8 @@ def test_an_overwrite_calibrates_on_the_images_of_a_fresh_run(tmp_path, monkeypa
         seen.append([each.key for each in rows])
         return {"ranges": {}, "floats": []}
 
-    monkeypatch.setattr("vbp.pipeline.attempt.calibrated", calibrated)
-    monkeypatch.setattr("vbp.pipeline.job.reports", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("vbp.pipeline.listing.calibrated", calibrated)
+    monkeypatch.setattr("vbp.pipeline.runner.Runner.reports", lambda *_: pytest.fail("begun"))
     draw(tmp_path / "photos", 9)
     fields = FIELDS | {"input": str(tmp_path / "photos"), "precision": "int8", "limit": 6}
     for output, mode in (("one", "resume"), ("one", "overwrite"), ("two", "resume")):
@@ -142,7 +142,7 @@ def test_a_listing_without_scales_is_read_again(tmp_path, monkeypatch):
         seen.append([each.key for each in rows])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vbp.pipeline.attempt.calibrated", calibrated)
+    monkeypatch.setattr("vbp.pipeline.listing.calibrated", calibrated)
     config = RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), precision="int8", **FIELDS)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -169,7 +169,8 @@ def test_scales_that_have_changed_are_told_in_words(tmp_path):
 def test_a_plan_of_int8_measures_int8(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
     draw(tmp_path / "photos", 10)
-    found = plan(RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), precision="int8", **FIELDS))
+    fields = FIELDS | {"precision": "int8", "batch_size": 10}
+    found = plan(RunConfig(input=str(tmp_path / "photos"), output=str(tmp_path / "out"), **fields))
     assert found.precision == "int8"
     assert found.sampled > 0
     assert not found.failures

@@ -35,7 +35,7 @@ class Heard(Observer):
 
     def __init__(self, **acts: Callable[[], object]):
         self.said: list[str] = []
-        self._written, self._acts = (0, 0), acts
+        self.written, self._acts = (0, 0), acts
 
     def note(self, text):
         self._hear("note", text)
@@ -49,8 +49,8 @@ class Heard(Observer):
     def wrote(self, ok, error):
         if self.said[-1].startswith("wrote"):
             self.said.pop()
-        self._written = self._written[0] + ok, self._written[1] + error
-        self._hear("wrote", *self._written)
+        self.written = self.written[0] + ok, self.written[1] + error
+        self._hear("wrote", *self.written)
 
     def _hear(self, kind, *values):
         self.said.append(f"{kind} {' '.join(map(str, values))}")
@@ -184,6 +184,17 @@ def test_it_is_refused(place, kind, monkeypatch):
     assert re.fullmatch(("run only: " if place.is_sweep else "") + said, told), told
     assert_heard(heard, wanted)
     assert place.files() == {}
+
+
+@both
+def test_it_is_refused_by_a_system_that_lets_nobody_look(place, monkeypatch):
+    def forbidden(config):
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(prepare, "check_input", forbidden)
+    heard = Heard()
+    assert ended(lambda: place.work(heard)) == (UsageError, "not allowed", 2)
+    assert_heard(heard, [])
 
 
 @both
@@ -394,7 +405,7 @@ def test_ray_cannot_be_had(place, monkeypatch, runner, error, raised, code):
         raise error("no Ray here")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("vbp.pipeline.job.LOCAL_IMAGES", 4)
+    monkeypatch.setattr("vbp.pipeline.runner.LOCAL_IMAGES", 4)
     monkeypatch.setattr("vbp.pipeline.on_ray.cluster.connected", failing)
     heard = Heard()
     ending, said, ended_with = ended(lambda: place.work(heard, runner=runner))
@@ -405,3 +416,16 @@ def test_ray_cannot_be_had(place, monkeypatch, runner, error, raised, code):
         assert said == "no Ray here"
     assert_heard(heard, [*["listed 5"] * (runner == "auto"), "note Starting Ray."])
     assert place.left() == (set() if runner == "ray" else {"_run", "run.json", "manifest.json"})
+
+
+@pytest.mark.parametrize("place", [True], ids=["sweep"], indirect=True)
+@pytest.mark.parametrize(("after", "code"), [(3, 4), (5, 0)])
+def test_the_budget_is_spent(place, monkeypatch, after, code):
+    """A run whose last image has its row comes to its end; the others are cut off."""
+    monkeypatch.setattr(
+        "vbp.pipeline.sweep.sweep._Spent.up", lambda spent: "spent" if sum(heard.written) >= after else None
+    )
+    heard = Heard()
+    assert ended(lambda: place.work(heard)) == (None, "", code)
+    assert_heard(heard, [*BEGUN, f"wrote {after} 0", "note spent" if code else "note only: finished"])
+    assert ("_SUCCESS" in place.left()) == (code == 0)

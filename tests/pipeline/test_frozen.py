@@ -14,8 +14,7 @@ from tests.frozen import Aside, Freezer
 from tests.protocol.model import Bucket, Turns
 from vbp.errors import InterruptedRunError
 from vbp.images.encode import decode_mask
-from vbp.pipeline import Observer, RunConfig, run
-from vbp.pipeline import attempt as attempts
+from vbp.pipeline import Observer, RunConfig, run, working
 from vbp.pipeline.sweep.sweep import sweep
 from vbp.pipeline.sweep.sweepfile import parse_sweep
 from vbp.storage import files
@@ -190,7 +189,7 @@ def test_before_the_removal_of_orphans(output, asked, monkeypatch):
     """The first run is about to look for orphans when its successor has written a tar, and not yet its part."""
     tars = dataclasses.replace(asked, layout="webdataset")
     removing = Freezer(monkeypatch, "never")
-    remove_orphans = attempts.remove_orphans
+    remove_orphans = working.remove_orphans
 
     def waiting(output):
         if not removing.reached.is_set():
@@ -199,7 +198,7 @@ def test_before_the_removal_of_orphans(output, asked, monkeypatch):
             assert removing.thawed.wait(120)
         return remove_orphans(output)
 
-    monkeypatch.setattr(attempts, "remove_orphans", waiting)
+    monkeypatch.setattr(working, "remove_orphans", waiting)
     first = frozen(removing, dataclasses.replace(tars, limit=10))
     committing = Freezer(monkeypatch, "replace .*/parts/.*parquet")
     second = frozen(committing, tars)

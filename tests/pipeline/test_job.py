@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import Observer, RunConfig, run
-from vbp.pipeline.job import is_for_ray
+from vbp.pipeline.runner import is_for_ray
 from vbp.review.status import status
 
 EXCEPTED = {"run_id", "seconds", "finished_at", "device", "mask_uri", "overlay_uri"}

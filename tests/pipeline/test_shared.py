@@ -1,14 +1,11 @@
 """Workers that many runs share: each row by its own run's step, each network once."""
 
-import pickle
-
 import numpy as np
 import pytest
 
-from vbp.errors import StorageError
 from vbp.pipeline import RunConfig
 from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.shared import UNITS_A_RUN, ByRun, Networks, RunFailedError, network_key, shape, unit
+from vbp.pipeline.shared import UNITS_A_RUN, ByRun, shape, unit
 from vbp.pipeline.steps import objects
 from vbp.storage.manifest.manifest import MAX_SHARDS
 
@@ -62,46 +59,6 @@ def test_masks_of_two_sizes_stay_whole():
     assert sorted(mask.shape for mask in masks) == [(2, 2), (2, 2), (3, 2)]
     ragged = ByRun(lambda run: lambda batch: {"mask": objects([np.ones((1, 1))]) if run else np.ones((1, 4, 4))})
     assert [mask.shape for mask in ragged({"run": np.array([0, 1])})["mask"]] == [(4, 4), (1, 1)]
-
-
-@pytest.mark.parametrize(
-    ("cause", "is_crash", "said"),
-    [
-        (StorageError("the disk is full"), False, "the disk is full"),
-        (PermissionError("no"), False, "no"),
-        (RuntimeError("out of memory"), True, "RuntimeError: out of memory"),
-    ],
-)
-def test_a_failure_names_its_run_also_after_travelling(cause, is_crash, said):
-    def failing(batch):
-        raise cause
-
-    with pytest.raises(RunFailedError) as raised:
-        ByRun(lambda run: failing)({"run": np.array([7, 7])})
-    for error in (raised.value, pickle.loads(pickle.dumps(raised.value)), RunFailedError.of(9, raised.value)):
-        assert (error.run, error.is_crash, str(error)) == (7, is_crash, said)
-
-
-def test_a_network_is_loaded_once_and_does_not_travel():
-    networks = Networks()
-    first = networks.load(config(weights="demo", preset="paper"))
-    assert networks.load(config(weights="demo", preset="reference", seed=1)) is first
-    assert len(pickle.dumps(networks)) < 200
-    assert networks.load(config(weights="random", model="squeezenet1_1")).name == "squeezenet1_1"
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "equal"),
-    [
-        ({"seed": 1}, {"seed": 2}, True),
-        ({"preset": "paper"}, {"preset": "reference"}, True),
-        ({"weights": "random", "seed": 1}, {"weights": "random", "seed": 2}, False),
-        ({"weights": "demo"}, {"weights": "imagenet"}, False),
-        ({"model": "vgg16"}, {"model": "vgg19"}, False),
-    ],
-)
-def test_which_runs_share_a_network(one, other, equal):
-    assert (network_key(config(**one)) == network_key(config(**other))) is equal
 
 
 @pytest.mark.parametrize(

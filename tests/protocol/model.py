@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,15 +25,19 @@ import pytest
 from vbp.errors import InterruptedRunError, UsageError, VBPError
 from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline import Observer, RunConfig, prepare
-from vbp.pipeline.attempt import Attempt, failures_as_sentences
+from vbp.pipeline.attempt import Attempt
+from vbp.pipeline.failures import failures_as_sentences
+from vbp.pipeline.loading import NetworkFacts
 from vbp.pipeline.steps import objects
+from vbp.pipeline.working import Working
 from vbp.storage import files
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
 from vbp.storage.ledger import index
-from vbp.storage.ledger.held import Conditional
+from vbp.storage.ledger.held import Conditional, HeldFolder
 from vbp.storage.ledger.lease import LEASE, Lease, read
 from vbp.storage.ledger.staged import StagedStore
+from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.record import SUCCESS, is_complete, load_record
 from vbp.storage.stores.local import LocalStore
 from vbp.storage.stores.objects import ObjectStore
@@ -218,49 +221,45 @@ class World:
             refresh=plan.refresh, layout=plan.layout, shard_size=SHARD, outputs=("mask",), weights="w",
             precision="float32", batch_size=2,
         )  # fmt: skip
-        attempt = Attempt(config)
-        attempt.run_id = name
-        attempt.output = type(attempt.output)(self.url, {}, name)
-        model = SimpleNamespace(sha256="w", class_names=None, num_classes=None, preprocessing=IMAGENET)
+        output = HeldFolder(self.url, {}, name)
+        network = NetworkFacts(sha256="w", class_names=None, num_classes=None, preprocessing=IMAGENET)
         with self.turns.of(name), failures_as_sentences(before_work=False):
-            lease = Lease(attempt.output, name)
+            lease = Lease(output, name)
             for _ in range(20):
-                if lease._begin(read(attempt.output)):
+                if lease._begin(read(output)):
                     break
             else:
                 raise InterruptedRunError("the lease cannot be had: somebody has it now")
             try:
-                attempt.open()
-                attempt.check(model, None, Observer())
+                checked = Attempt(config, output, Observer()).checked(network, None, pytest.fail)
                 self._asked.plan = plan
-                attempt.list_images(Observer())
-                attempt.settle(None)
-                if attempt.finished():
+                listed = checked.listed()
+                due = listed.due(None)
+                if due.finished():
                     return []
-                attempt.begin(Observer())
+                working = due.begun()
                 lease._renew()
-                return self._work(attempt, plan, lease)
+                return self._work(working, listed.manifest, plan, lease)
             except UsageError:
-                attempt.output.look()
+                output.look()
                 raise
             finally:
                 with suppress(VBPError):
                     lease.release()
 
-    def _work(self, attempt: Attempt, plan: Plan, lease: Lease) -> list[str]:
-        write = attempt.recipe.write()
+    def _work(self, working: Working, manifest: Manifest, plan: Plan, lease: Lease) -> list[str]:
+        write = working.recipe.write()
         write._layout._threads = 1
         committed: list[str] = []
         while True:
-            for shard in attempt.pending:
-                left = index.rows_left(attempt.output, attempt.manifest, shard.shard, limit=attempt.config.limit)
+            for shard in working.pending:
+                left = index.rows_left(self.folder, manifest, shard.shard, limit=plan.limit)
                 if left.num_rows:
-                    attempt.count(one(write(batch_of(left, shard.shard, plan))))
+                    working.count(one(write(batch_of(left, shard.shard, plan))))
                     committed += left["key"].to_pylist()
             lease._renew()
-            totals = attempt.compact(Observer())
-            if not totals.missing:
-                summary = attempt.end(totals, None, Observer())
+            summary = working.completed(None)
+            if summary is not None:
                 assert summary.succeeded
                 return committed
 

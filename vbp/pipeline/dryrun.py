@@ -17,14 +17,13 @@ import numpy as np
 
 from vbp.errors import StorageError, UsageError
 from vbp.pipeline import prepare
-from vbp.pipeline.attempt import open_record, wants_more
 from vbp.pipeline.calibrate import calibrated
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.hardware import common_precision, look, refuse_integers
-from vbp.pipeline.job import is_for_ray
+from vbp.pipeline.loading import Networks
 from vbp.pipeline.recipe import PASSES, Recipe, rows_together
-from vbp.pipeline.record import Record
-from vbp.pipeline.shared import Networks
+from vbp.pipeline.record import Record, open_record
+from vbp.pipeline.runner import is_for_ray
 from vbp.pipeline.source import batch_of
 from vbp.pipeline.steps import Batch, good_rows
 from vbp.storage.collections.tree import ManifestRow
@@ -214,7 +213,7 @@ class _Seen:
 
 
 def _seen(config: RunConfig, manifest: Manifest | None) -> _Seen:
-    if manifest is None or config.refresh or wants_more(config, manifest):
+    if manifest is None or config.refresh or prepare.wants_more(config, manifest):
         return _listed(config, manifest)
     images = manifest.images if config.limit is None else min(manifest.images, config.limit)
     wanted = [shard for shard in range(manifest.shards) if manifest.shard_start(shard) < images]

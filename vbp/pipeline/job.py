@@ -1,33 +1,39 @@
-"""The main job, run(RunConfig) -> Summary: check, list, resume, execute, commit."""
+"""The main job: look, prepare, work, for one run or for several that share their workers; a run alone is one of one.
+
+- *Look* at everything that can be told without the lock: places, what was finished earlier, the networks.
+- *Prepare*: take the locks, start Ray where it is needed, list the images.  Whatever could refuse a run does so here,
+  for all runs before one begins.
+- *Work*: the shards of all runs, those of one network after the other, are given to the same workers.  Each run is
+  completed as soon as its last image has a row; one that fails leaves the others alone.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import time
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
-from vbp.choices import NAMED_WEIGHTS
-from vbp.errors import InterruptedRunError, StorageError, UsageError
+from vbp.errors import InterruptedRunError, VBPError
 from vbp.pipeline import prepare
-from vbp.pipeline.attempt import Attempt, failures_as_sentences, open_record, wants_more
+from vbp.pipeline.attempt import attempted
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.hardware import refuse_missing_gpus
+from vbp.pipeline.earlier import finished_earlier
+from vbp.pipeline.failures import RunFailedError, failures_as_sentences, is_crash, naming, told
+from vbp.pipeline.listing import Checked, Listed
+from vbp.pipeline.loading import NetworkFacts, Networks, network_key
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.preflight import preflight
-from vbp.pipeline.resources import Resources, divide, parse_labels
+from vbp.pipeline.runner import Runner
+from vbp.pipeline.shared import Recipes, shape, unit
 from vbp.pipeline.summary import Summary
+from vbp.pipeline.working import Due, Working
 from vbp.storage.files import Folder
-from vbp.storage.ledger import index
+from vbp.storage.manifest.manifest import Manifest
 
-if TYPE_CHECKING:
-    from vbp.pipeline.recipe import Recipe
-    from vbp.pipeline.shared import Recipes
-
-LOCAL_IMAGES = 500
-"""``--runner auto`` stays in this process up to here: Ray takes 10 s to start, so many images about a minute."""
+T = TypeVar("T")
 
 NOTHING_LEFT = "Nothing left to do: every image has its row."
 
@@ -46,136 +52,366 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
         UsageError: the request cannot be carried out; nothing was computed.
         InterruptedRunError: a store stopped answering, or another run took the output; run again to continue.
     """
-    observer = observer or Observer()
-    config = prepare.absolute(config)
-    prepare.check_input(config)
-    prepare.check_output(config)
-    finished = finished_earlier(config)
-    if finished is not None:
-        observer.note(NOTHING_LEFT)
-        return finished
-    model = prepare.load_network(config)
-    for note in model.notes:
+    return drive({"": config}, observer or Observer())[""].result()
+
+
+def drive(runs: Mapping[str, RunConfig], observer: Observer) -> dict[str, Outcome]:
+    """Do all runs, each as far as it comes.
+
+    Args:
+        runs: by name, of outputs of their own and one runner; a run alone has none: ``""``.
+        observer: is told how it goes, of all runs together.
+
+    Returns:
+        How each ended, by name.
+
+    Raises:
+        UsageError: one of the runs cannot be carried out; no image of any was computed.
+        InterruptedRunError: no run can go on; the same command continues.
+    """
+    with look(runs, observer).prepared() as prepared:
+        if not prepared.left:
+            observer.note(NOTHING_LEFT)
+        return prepared.work()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one run ended."""
+
+    summary: Summary | None = None
+    """None where it did not come to its end."""
+    error: Exception | None = None
+    """Why not."""
+
+    @property
+    def reason(self) -> str:
+        """The same for people; empty where it came to its end."""
+        return told(self.error) if self.error else ""
+
+    @property
+    def exit_code(self) -> int:
+        """0, 3 or 4 as ``vbp explain`` would have ended; 1 where the reason is none of the foreseen ones."""
+        if self.summary is not None:
+            return self.summary.exit_code
+        return 1 if self.error and is_crash(self.error) else 4
+
+    def result(self) -> Summary:
+        """The summary, or what was raised in its place."""
+        if self.summary is None:
+            assert self.error is not None
+            with failures_as_sentences(before_work=False):
+                raise self.error
+        return self.summary
+
+
+# Look
+
+
+def look(runs: Mapping[str, RunConfig], observer: Observer) -> Found:
+    """Everything that can be told without the lock; arguments and errors as for `drive`."""
+    with failures_as_sentences(before_work=True):
+        configs, digests, outcomes = {}, dict[str, str](), {}
+        for name, config in runs.items():
+            with naming(name):
+                configs[name] = prepare.absolute(config)
+                prepare.check_input(configs[name])
+                prepare.check_output(configs[name])
+            finished = finished_earlier(configs[name], digests)
+            if finished is not None:
+                outcomes[name] = Outcome(summary=finished)
+        left = _by_network({name: config for name, config in configs.items() if name not in outcomes})
+        networks = Networks()
+        facts = _network_facts(left, networks, observer)
+        for config in {config.input: config for config in left.values()}.values():
+            preflight(config.input, config.output, config.storage_options, "from this process")
+    return Found(configs, outcomes, left, facts, networks, observer)
+
+
+def _by_network(configs: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
+    """Those that share a network stand together, else the order is kept."""
+    first: dict[str, int] = {}
+    for config in configs.values():
+        first.setdefault(network_key(config), len(first))
+    return dict(sorted(configs.items(), key=lambda item: first[network_key(item[1])]))
+
+
+def _network_facts(configs: Mapping[str, RunConfig], networks: Networks, observer: Observer) -> dict[str, NetworkFacts]:
+    """Load each network once and try what its runs want of it.
+
+    Raises:
+        UsageError: one cannot be loaded, or not be used as a run wants.
+    """
+    notes: dict[str, None] = {}
+    facts = {}
+    for name, config in configs.items():
+        with naming(name):
+            with prepare.weights_as_usage(config):
+                model = networks.load(config)
+            prepare.check_network(config, model)
+        notes |= dict.fromkeys(model.notes)
+        facts[name] = NetworkFacts.of(model)
+    for note in notes:
         observer.note(note)
-    preflight(config.input, config.output, config.storage_options, "from this process")
-    attempt = Attempt(config)
-    with ExitStack() as stack:
-        stack.enter_context(attempt.leased(observer))
-        with failures_as_sentences(before_work=True):
-            attempt.open()
-            given = connect(config, stack, observer) if is_for_ray(config) else None
-            attempt.check(model, given, observer)
-            attempt.list_images(observer)
-            if given is None and is_for_ray(config, attempt.images):
-                given = connect(config, stack, observer)
-            attempt.settle(given, model if given is None else None)
-            if finished := attempt.finished():
-                observer.note(NOTHING_LEFT)
-                return finished
-            attempt.calibrate(observer)
-        with failures_as_sentences(before_work=False):
-            attempt.begin(observer)
-            where = f"on Ray: {given}" if given else "in this process (--runner ray for Ray)"
-            observer.note(f"Running {where}; {attempt.recipe.computing}.")
-            observer.started(attempt.images, attempt.images - attempt.left)
-            totals = _until_complete(attempt, given, observer)
-            return attempt.end(totals, given, observer)
+    return facts
 
 
-def finished_earlier(config: RunConfig, digests: dict[str, str] | None = None) -> Summary | None:
-    """The summary of a finished run of `config`, told by its output and the weights' bytes: torch takes 10 s to load.
+# Prepare
 
-    None also where a closer look is needed: named weights are known by loading them, and what hinders this look is
-    told by that one.
 
-    Args:
-        config: the run.
-        digests: of weights that were read already, by their place; takes that of these.
+@dataclass(frozen=True)
+class Found:
+    """Runs that can be carried out, as far as it is known without the lock."""
+
+    configs: Mapping[str, RunConfig]
+    """Of all runs, their places absolute."""
+    outcomes: Mapping[str, Outcome]
+    """Of those that were finished earlier."""
+    left: Mapping[str, RunConfig]
+    """The others; those that share a network stand together."""
+    facts: Mapping[str, NetworkFacts]
+    """Of the networks of these."""
+    networks: Networks
+    observer: Observer
+
+    @contextmanager
+    def prepared(self) -> Iterator[Prepared]:
+        """With the locks, as long as the context lasts, and the images of all runs listed; errors as for `drive`."""
+        with ExitStack() as stack:
+            with failures_as_sentences(before_work=True):
+                prepared = self._prepare(stack)
+            yield prepared
+
+    def _prepare(self, stack: ExitStack) -> Prepared:
+        runs = [Run(name, config, stack.enter_context(ExitStack())) for name, config in self.left.items()]
+        runner = Runner(list(self.left.values()), stack, self.observer)
+
+        def check(run: Run) -> Checked:
+            load = partial(self.networks.load, run.config)
+            return attempts[run.name].checked(self.facts[run.name], runner.given, load)
+
+        attempts = _of_each(runs, lambda run: run.lock.enter_context(attempted(run.config, self.observer)))
+        runner.join()
+        checked = _of_each(runs, check)
+        listed = self._listed(runs, checked)
+        runner.join(sum(each.images for each in listed.values()))
+        due = _of_each(runs, lambda run: listed[run.name].due(runner.given))
+        return Prepared(runs, due, self.outcomes, Workers(runner, self.networks), self.observer)
+
+    def _listed(self, runs: Sequence[Run], checked: Mapping[str, Checked]) -> dict[str, Listed]:
+        """Each input is listed once, so that its runs see the same images."""
+        known: dict[tuple[object, ...], Manifest] = {}
+
+        def add(config: RunConfig, manifest: Manifest | None) -> None:
+            if manifest is not None:
+                known.setdefault((config.input, config.limit, config.suffixes), manifest)
+
+        def listed(run: Run) -> Listed:
+            config = run.config
+            before = known.get((config.input, config.limit, config.suffixes))
+            found = checked[run.name].listed(before if before and len(before.listings) == 1 else None)
+            add(config, found.manifest)
+            return found
+
+        for name in self.outcomes if runs else ():
+            config = self.configs[name]
+            add(config, Manifest.load(Folder(config.output, config.storage_options)))
+        return _of_each(runs, listed)
+
+
+# Work
+
+
+class Prepared:
+    """Runs that nothing can refuse any more.
+
+    Attributes:
+        outcomes: of those that have ended.
+        left: the others.
     """
-    with suppress(UsageError, StorageError, OSError):
-        return _finished_earlier(config, {} if digests is None else digests)
-    return None
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        due: Mapping[str, Due],
+        outcomes: Mapping[str, Outcome],
+        workers: Workers,
+        observer: Observer,
+    ) -> None:
+        self.outcomes, self._due = dict(outcomes), due
+        self._workers, self._observer = workers, observer
+        for run in runs:
+            if (finished := due[run.name].finished()) is not None:
+                run.lock.close()
+                self.outcomes[run.name] = Outcome(summary=finished)
+        self.left = [run for run in runs if run.name not in self.outcomes]
+
+    @property
+    def images_left(self) -> int:
+        """Images without a row, of all runs."""
+        return sum(self._due[run.name].left for run in self.left)
+
+    def work(self, stop: Callable[[], str | None] = lambda: None) -> dict[str, Outcome]:
+        """Work until each run has ended, one way or the other.
+
+        Args:
+            stop: asked after each part that was committed: why the work is to stop, or None.
+
+        Returns:
+            How each ended, by name, whenever that was.
+
+        Raises:
+            InterruptedRunError: no run can go on; the same command continues.
+        """
+        if self.left:
+            with failures_as_sentences(before_work=False):
+                at_work = [AtWork(run, self._due[run.name].begun()) for run in self.left]
+                self._announce(at_work)
+                self.outcomes |= _Work(at_work, self._workers, self._observer, stop).outcomes()
+        return self.outcomes
+
+    def _announce(self, at_work: Sequence[AtWork]) -> None:
+        given, flag = self._workers.runner.given, "--runner" if "" in self._due else "runner:"
+        where = f"on Ray: {given}" if given else f"in this process ({flag} ray for Ray)"
+        computing = " or ".join(sorted({each.phase.recipe.computing for each in at_work}))
+        self._observer.note(f"Running {where}; {computing}.")
+        finished = sum(outcome.summary.images for outcome in self.outcomes.values() if outcome.summary)
+        images = finished + sum(self._due[run.name].images for run in self.left)
+        self._observer.started(images, images - self.images_left)
 
 
-def _finished_earlier(config: RunConfig, digests: dict[str, str]) -> Summary | None:
-    if config.resume_mode != "resume" or config.refresh or config.weights in NAMED_WEIGHTS:
+@dataclass(frozen=True)
+class Run:
+    """One of the runs that were not finished earlier."""
+
+    name: str
+    config: RunConfig
+    lock: ExitStack
+    """Of its output; closed when the run has ended."""
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A run that has begun."""
+
+    run: Run
+    phase: Working
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Those that all runs share."""
+
+    runner: Runner
+    networks: Networks
+    """That are loaded in this process."""
+
+
+class _Work:
+    """The runs at work, until each has ended."""
+
+    def __init__(
+        self, at_work: Sequence[AtWork], workers: Workers, observer: Observer, stop: Callable[[], str | None]
+    ) -> None:
+        self._at_work, self._workers, self._observer, self._stop = at_work, workers, observer, stop
+        self._ended: dict[str, Outcome] = {}
+        self._since = time.perf_counter()
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """How each run has ended, by name."""
+        given = self._workers.runner.given
+        while left := self._left(self._at_work):
+            self._round(_of_one_shape(left) if given and given.num_gpus else left)
+        return self._ended
+
+    def _left(self, at_work: Sequence[AtWork]) -> list[AtWork]:
+        return [each for each in at_work if each.run.name not in self._ended]
+
+    def _round(self, at_work: Sequence[AtWork]) -> None:
+        """Work on all that is pending in these runs, up to the failure of one, or until it is to stop."""
+        open_runs = dict(enumerate(at_work))
+        failure = self._follow(open_runs)
+        if failure is None:  # fewer rows may have been reported than expected: a worker that died had made some
+            for each in self._left(list(open_runs.values())):
+                self._complete(each)
+            return
+        if (failed := open_runs.pop(failure.run, None)) is not None:
+            self._fail(failed, failure.original())
+        for each in open_runs.values():
+            each.phase.look(retry_failed=each.run.config.retry_failed)
+
+    def _follow(self, open_runs: dict[int, AtWork]) -> RunFailedError | None:
+        """Count what the workers report; runs whose last image has a row are completed, and taken out.
+
+        The last one stays: workers close its last unit when they are asked for more.
+        """
+        at_work = list(open_runs.values())
+        recipes = Recipes([each.phase.recipe for each in at_work], self._workers.networks)
+        units = [unit(number, shard.shard) for number, each in open_runs.items() for shard in each.phase.pending]
+        images = sum(each.phase.left for each in at_work)
+        for number, each in enumerate(at_work):
+            if not each.phase.left:
+                self._complete(open_runs.pop(number))
+        try:
+            with closing(self._workers.runner.reports(recipes, units, images)) as reports:
+                for report in reports:
+                    number = int(report["run"])
+                    self._observer.wrote(*at_work[number].phase.count(report))
+                    if at_work[number].phase.left <= 0 and number in open_runs and len(open_runs) > 1:
+                        self._complete(open_runs.pop(number))
+                    if (reason := self._stop()) is not None:
+                        self._stop_all(reason)
+                        break
+        except RunFailedError as failure:
+            return failure
         return None
-    output = Folder(config.output, config.storage_options)
-    record = open_record(config, output)
-    manifest = record.manifest(config.input)
-    if manifest is None or wants_more(config, manifest) or config.device not in ("auto", record.facts.get("device")):
-        return None
-    finished = record.finished(min(manifest.images, config.limit or manifest.images), config)
-    if finished is None:
-        return None
-    digest = digests[config.weights] = digests.get(config.weights) or prepare.weights_sha256(config)
-    if not record.fits(manifest) or not record.is_of(config, digest, prepare.contents_sha256(config)):
-        return None
-    pending = index.pending_shards(output, manifest, config.retry_failed, config.limit)
-    return finished if next(pending, None) is None else None
+
+    def _complete(self, each: AtWork) -> None:
+        """The run's index and its promise; where rows are missing, it stays at work for another round."""
+        each.phase.seconds += time.perf_counter() - self._since
+        try:
+            summary = each.phase.completed(self._workers.runner.given)
+        except (VBPError, OSError) as error:
+            self._fail(each, error)
+        else:
+            if summary is not None:
+                each.run.lock.close()
+                self._end(each, Outcome(summary=summary))
+        self._since = time.perf_counter()
+
+    def _fail(self, each: AtWork, error: Exception) -> None:
+        try:
+            with each.run.lock:  # the lock sees what went wrong
+                raise error
+        except Exception as last:
+            self._end(each, Outcome(error=last))
+
+    def _end(self, each: AtWork, outcome: Outcome) -> None:
+        self._ended[each.run.name] = outcome
+        if each.run.name:
+            finished = "finished, with too many failures" if outcome.exit_code == 3 else "finished"
+            self._observer.note(f"{each.run.name}: {outcome.reason or finished}")
+
+    def _stop_all(self, reason: str) -> None:
+        """End all runs but one whose last image has its row."""
+        cut_off = [each for each in self._left(self._at_work) if each.phase.left > 0]
+        for each in cut_off:
+            each.run.lock.close()
+            self._ended[each.run.name] = Outcome(error=InterruptedRunError(reason))
+        if cut_off:
+            self._observer.note(reason)
 
 
-def _until_complete(attempt: Attempt, given: Resources | None, observer: Observer) -> index.Totals:
-    """Work until every image has a row in the index: once, but for rows that got lost, which are made again."""
-    while True:
-        started = time.perf_counter()
-        for report in reports(attempt.recipe, [shard.shard for shard in attempt.pending], given, attempt.left):
-            observer.wrote(*attempt.count(report))
-        attempt.spent["wall"] += time.perf_counter() - started
-        totals = attempt.compact(observer)
-        if not totals.missing:
-            return totals
+def _of_one_shape(at_work: Sequence[AtWork]) -> list[AtWork]:
+    """Those of the first shape: rows of several runs meet in the blocks between the workers of a GPU."""
+    wanted = shape(at_work[0].phase.recipe)
+    return [each for each in at_work if shape(each.phase.recipe) == wanted]
 
 
-def is_for_ray(config: RunConfig, images: int = 0) -> bool:
-    """Whether Ray does the work: where it was asked for, is there already, or there is much to do.
-
-    Args:
-        config: asks for a runner, or for none.
-        images: listed, of all runs together; 0 before the listing, and then Ray may still turn out to be needed.
-    """
-    if config.runner != "auto":
-        return config.runner == "ray"
-    if config.device == "mps":
-        return False
-    return bool(os.environ.get("RAY_ADDRESS")) or images > LOCAL_IMAGES
-
-
-def connect(config: RunConfig, stack: ExitStack, observer: Observer) -> Resources:
-    """Start or join Ray and divide its resources."""
-    from vbp.pipeline.on_ray import cluster
-    from vbp.pipeline.on_ray.preflight import preflight_on_a_worker, preflight_on_all_nodes
-
-    observer.note("Joining Ray." if os.environ.get("RAY_ADDRESS") else "Starting Ray.")
-    try:
-        stack.enter_context(cluster.connected())
-        given = divide(
-            cluster.nodes(),
-            config.device,
-            config.workers,
-            grows=cluster.grows(),
-            labels=parse_labels(config.node_labels),
-        )
-        given = dataclasses.replace(given, hardware=cluster.hardware(given))
-        refuse_missing_gpus(given.hardware)
-        preflight_on_a_worker(config.input, config.output, config.storage_options)
-        preflight_on_all_nodes(config)
-    except OSError as error:  # of Ray: what is wrong with a place is a UsageError by now
-        raise InterruptedRunError(f"Ray does not work here: {error!r}. Run the same command again.") from error
-    return given
-
-
-def reports(
-    recipe: Recipe | Recipes, shards: Sequence[int], given: Resources | None, images: int
-) -> Generator[dict[str, Any]]:
-    """Work on `shards`, here or on Ray, with so many `images`; one report for each part that was committed."""
-    if not shards:
-        return
-    if given is None:
-        from vbp.pipeline import local
-
-        yield from local.reports(recipe, shards)
-    else:
-        from vbp.pipeline.on_ray import reports as on_ray
-
-        yield from on_ray.reports(recipe, shards, given, images)
+def _of_each(runs: Sequence[Run], step: Callable[[Run], T]) -> dict[str, T]:
+    """One step of all runs, by name; a refusal says which run it is of."""
+    done = {}
+    for each in runs:
+        with naming(each.name):
+            done[each.name] = step(each)
+    return done

@@ -13,9 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.shared import Recipes, UnitWork
-from vbp.pipeline.source import Work
+from vbp.pipeline.recipe import Rows, Steps
 from vbp.pipeline.steps import Batch
 
 T = TypeVar("T")
@@ -30,15 +28,15 @@ class Chain:
     """All five steps in one object: shard numbers in, one report a part out.
 
     Args:
-        recipe: what to do.
+        steps: what to do.
     """
 
-    def __init__(self, recipe: Recipe | Recipes) -> None:
-        self._source = recipe.source()
-        self._rows = recipe.rows
-        self._fetch, self._decode = recipe.fetch(), recipe.decode()
-        self._explain = recipe.explain()
-        self._encode, self._write = recipe.encode(), recipe.write()
+    def __init__(self, steps: Steps) -> None:
+        self._source = steps.source()
+        self._rows = steps.rows
+        self._fetch, self._decode = steps.fetch(), steps.decode()
+        self._explain = steps.explain()
+        self._encode, self._write = steps.encode(), steps.write()
         self._reading, self._computing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     def __call__(self, shards: Batch) -> Iterator[Batch]:
@@ -48,11 +46,11 @@ class Chain:
                 yield from self._singly(work)
                 yield from self._overlapped(work)
 
-    def _singly(self, work: Work | UnitWork) -> Iterator[Batch]:
+    def _singly(self, work: Rows) -> Iterator[Batch]:
         for batch in work.singles():
             yield self._write(self._encode(self._explain(self._decode(self._fetch(batch)))))
 
-    def _overlapped(self, work: Work | UnitWork) -> Iterator[Batch]:
+    def _overlapped(self, work: Rows) -> Iterator[Batch]:
         read = (self._decode(self._fetch(batch)) for batch in work.batches(self._rows))
         explained = map(self._explain, ahead(self._reading, read))
         encoded = map(self._encode, ahead(self._computing, explained))
@@ -89,11 +87,11 @@ def joined(batches: list[Batch]) -> Batch:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def reports(recipe: Recipe | Recipes, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Work on `shards` here and now; yields a report for every part that was committed."""
-    chain = Chain(recipe)
-    for shard in shards:
-        for batch in chain({"shard": [shard]}):
+def reports(steps: Steps, units: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Work on `units` here and now; yields a report for every part that was committed."""
+    chain = Chain(steps)
+    for unit in units:
+        for batch in chain({"shard": [unit]}):
             yield from rows_of(batch)
 
 

@@ -349,6 +349,12 @@ def choose_classes(
     return chosen
 
 
+def wants_more(config: RunConfig, manifest: Manifest) -> bool:
+    """Whether the listing was cut at a limit that is now larger, or went by other suffixes than are asked for."""
+    cut = not manifest.complete and (config.limit is None or config.limit > manifest.images)
+    return cut or config.suffixes not in (None, manifest.suffixes)
+
+
 def is_cut_at_limit(config: RunConfig) -> bool:
     """Whether the folders after ``--limit`` stay unknown; those of a local tree are always looked up."""
     return "://" in config.input or is_manifest(config.input)

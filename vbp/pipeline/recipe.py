@@ -6,15 +6,16 @@ everything that cannot travel: file systems, the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.source import Source
-from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, Write
+from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write
 from vbp.storage.outline import suffixes_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,53 @@ if TYPE_CHECKING:
 
 PASSES = 4
 """Batches that each thread of the network on a CPU takes on between reading and writing."""
+
+
+class Rows(Protocol):
+    """What a unit of work still has to do."""
+
+    def singles(self) -> Iterator[Batch]:
+        """Batches of one image, to be done with before the next."""
+
+    def batches(self, rows: int) -> Iterator[Batch]:
+        """The others, `rows` at a time."""
+
+
+class Units(Protocol):
+    """Opens units of work by their numbers."""
+
+    def open(self, number: int, /) -> AbstractContextManager[Rows]:
+        """The rows of a unit; it counts as begun until the context ends."""
+
+
+class Steps(Protocol):
+    """What workers follow, whoever made it: where rows come from, and the five steps that they go through."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one forward pass."""
+
+    @property
+    def rows(self) -> int:
+        """Images that a process reads and writes together."""
+
+    def source(self) -> Units:
+        """Numbers of units -> rows that are not done yet."""
+
+    def fetch(self) -> Callable[[Batch], Batch]:
+        """The first step."""
+
+    def decode(self) -> Callable[[Batch], Batch]:
+        """The second step."""
+
+    def explain(self) -> Callable[[Batch], Batch]:
+        """The third step."""
+
+    def encode(self) -> Callable[[Batch], Batch]:
+        """The fourth step."""
+
+    def write(self) -> Callable[[Batch], Batch]:
+        """The last step: a report of each part."""
 
 
 @dataclass(frozen=True, kw_only=True)

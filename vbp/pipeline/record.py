@@ -199,6 +199,23 @@ class Record:
             mark_complete(self._output, summary.run_id, files, totals)
 
 
+def open_record(config: RunConfig, output: Folder) -> Record:
+    """What earlier runs left, as far as ``resume_mode`` lets it count.
+
+    Raises:
+        UsageError: there is a run, and ``resume_mode`` is fail; or the record is damaged.
+    """
+    if config.resume_mode == "overwrite":
+        return Record(output, {})
+    record = Record.load(output)
+    if record.facts and config.resume_mode == "fail":
+        raise UsageError(
+            f"OUTPUT (={config.output}) holds run {record.facts['run_id']}; "
+            "choose another OUTPUT, or --resume-mode resume or overwrite."
+        )
+    return record
+
+
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """All settings on which the written results depend, by name."""
     contents = {**recipe.contents, **_digest(recipe.scales)}

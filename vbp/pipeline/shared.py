@@ -1,29 +1,23 @@
-"""Workers that runs share: the steps of many recipes behind the face of one, each network loaded once a process.
+"""Presents several runs as one, so that they share workers; a run alone is one of them.
 
-``Recipes`` stands where a ``Recipe`` does.  It numbers the shards of all runs in one row of units, and its batches
-have a column ``run``, by which each step finds the recipe to follow.  So one set of workers, on Ray or in this
-process, goes from run to run and keeps what it has loaded; units that come in the order of their networks make it
-load each of them once.
+``Recipes`` numbers the shards of all runs in one row of units, and its batches have a column ``run``, by which each
+step finds the recipe to follow.  So one set of workers, on Ray or in this process, goes from run to run and keeps what
+it has loaded; units that come in the order of their networks make it load each of them once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vbp.errors import VBPError
-from vbp.pipeline.config import RunConfig
+from vbp.pipeline.failures import on_behalf_of
+from vbp.pipeline.loading import Networks, network_key
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.source import Source, Work
 from vbp.pipeline.steps import Batch, objects
-
-if TYPE_CHECKING:
-    from vbp.networks.models import Model
 
 UNITS_A_RUN = 1_000_000
 """More than a run can have shards."""
@@ -31,65 +25,8 @@ NETWORKS_AT_WORK = 2
 """Ready on the device at once: where runs meet, batches of both come in turns."""
 
 
-class RunFailedError(VBPError):
-    """One of several runs cannot go on; the others can.
-
-    Attributes:
-        run: its number.
-        is_crash: whether the cause is none that is raised on purpose.
-    """
-
-    run: int
-    is_crash: bool
-
-    @classmethod
-    def of(cls, run: int, cause: Exception) -> RunFailedError:
-        """A failure of run number `run`."""
-        if isinstance(cause, cls):
-            return cause
-        foreseen = isinstance(cause, (VBPError, OSError))
-        error = cls(str(cause) if foreseen else f"{type(cause).__name__}: {cause}")
-        error.run, error.is_crash = run, not foreseen
-        return error
-
-
-@contextmanager
-def _on_behalf_of(run: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise RunFailedError.of(run, error) from error
-
-
-class Networks:
-    """The loaded network of the run at hand, on this machine's CPU; one at a time, and none that travels."""
-
-    def __init__(self) -> None:
-        self._loaded: tuple[str, Model] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Networks, ()
-
-    def load(self, config: RunConfig) -> Model:
-        """The network that `config` names; errors as for ``load_model``."""
-        from vbp.networks.models import load_model
-
-        key = network_key(config)
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # the old one makes room first
-            model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
-            self._loaded = key, model
-        return self._loaded[1]
-
-
-def network_key(config: RunConfig) -> str:
-    """Equal for runs that can share a network."""
-    seed = config.seed if config.weights == "random" else None
-    return json.dumps([config.model, config.weights, seed])
-
-
 class Recipes:
-    """The recipes of many runs, by their number, behind the methods of one.
+    """The recipes of several runs, by their number; `Steps` for workers.
 
     Args:
         recipes: of runs that share device and threads; where the steps are spread over workers, also the `shape`.
@@ -122,8 +59,11 @@ class Recipes:
         return ByRun(lambda run: self._recipes[run].decode())
 
     def explain(self) -> ByRun:
-        """The third step."""
-        return ByRun(self._explain, NETWORKS_AT_WORK)
+        """The third step; of a run alone made at once: a worker that cannot load its network does not start."""
+        explain = ByRun(self._explain, NETWORKS_AT_WORK)
+        if self._is_alone:
+            explain.make(0)
+        return explain
 
     def encode(self) -> ByRun:
         """The fourth step."""
@@ -133,8 +73,15 @@ class Recipes:
         """The last step; its reports say of which ``run`` they are."""
         return ByRun(self._write)
 
+    @property
+    def _is_alone(self) -> bool:
+        return len(self._recipes) == 1
+
     def _explain(self, run: int) -> Callable[[Batch], Batch]:
-        return self._recipes[run].with_network(self._networks.load(self._recipes[run].config)).explain()
+        recipe = self._recipes[run]
+        if self._is_alone and not self._networks.has(recipe.config):
+            return recipe.explain()  # it loads its network for itself: nobody needs the copy that would be kept
+        return recipe.with_network(self._networks.load(recipe.config)).explain()
 
     def _write(self, run: int) -> Callable[[Batch], Batch]:
         write = self._recipes[run].write()
@@ -147,7 +94,7 @@ class Recipes:
 
 
 class ByRun:
-    """One step of many runs: each row goes through that of its ``run``.
+    """One step of several runs: each row goes through that of its ``run``.
 
     Args:
         make: the step of a run.
@@ -158,7 +105,7 @@ class ByRun:
     """
 
     def __init__(self, make: Callable[[int], Callable[[Batch], Batch]], most: int | None = None) -> None:
-        self._step = lru_cache(most)(make)
+        self.make = lru_cache(most)(make)
 
     def __call__(self, batch: Batch) -> Batch:
         """All rows, those of one run together."""
@@ -166,8 +113,8 @@ class ByRun:
         return _joined([self._one(int(run), batch, runs == run) for run in np.unique(runs)])
 
     def _one(self, run: int, batch: Batch, own: np.ndarray) -> Batch:
-        with _on_behalf_of(run):
-            return self._step(run)(batch if own.all() else {name: values[own] for name, values in batch.items()})
+        with on_behalf_of(run):
+            return self.make(run)(batch if own.all() else {name: values[own] for name, values in batch.items()})
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -184,7 +131,7 @@ def _concatenated(columns: list[np.ndarray]) -> np.ndarray:
 
 
 class Sources:
-    """Opens the units of many runs; as ``Source``."""
+    """Opens the units of several runs; as ``Source``."""
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         self._recipes = recipes
@@ -194,14 +141,14 @@ class Sources:
     def open(self, number: int) -> Iterator[UnitWork]:
         """The images of a unit that are not done yet."""
         run, shard = divmod(number, UNITS_A_RUN)
-        with _on_behalf_of(run), self._source(run).open(shard) as work:
-            yield UnitWork(work, run, self._recipes[run].rows)
+        with on_behalf_of(run), self._source(run).open(shard) as work:
+            yield UnitWork(work, run, self._recipes[run].rows if len(self._recipes) > 1 else None)
 
 
 class UnitWork:
-    """As ``Work``, the batches with the number of their run, and no larger than its `rows`."""
+    """As ``Work``, the batches with the number of their run, and no larger than its own `rows` beside larger ones."""
 
-    def __init__(self, work: Work, run: int, rows: int) -> None:
+    def __init__(self, work: Work, run: int, rows: int | None) -> None:
         self._work, self._run, self._rows = work, run, rows
 
     def singles(self) -> Iterator[Batch]:
@@ -210,7 +157,7 @@ class UnitWork:
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """As ``Work.batches``."""
-        return map(self._with_run, self._work.batches(min(rows, self._rows)))
+        return map(self._with_run, self._work.batches(min(rows, self._rows or rows)))
 
     def _with_run(self, batch: Batch) -> Batch:
         return batch | {"run": np.full(len(batch["key"]), self._run, np.int32)}

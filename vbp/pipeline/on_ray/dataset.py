@@ -24,9 +24,8 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTa
 from ray.data.block import BlockMetadata
 
 from vbp.pipeline.local import Chain
-from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.recipe import Steps
 from vbp.pipeline.resources import Resources
-from vbp.pipeline.shared import Recipes
 from vbp.pipeline.steps import Batch
 
 CHUNK_ROWS = 64
@@ -43,11 +42,11 @@ BLOCK_BYTES = 32 * 2**20
 """About 220 decoded images: what a killed node loses, and the rows of one part."""
 
 
-def plan(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
+def plan(steps: Steps, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
     """A dataset whose rows are the reports of committed parts; nothing runs before it is consumed.
 
     Args:
-        recipe: what to do.
+        steps: what to do.
         shards: numbers of the shards that have work left.
         given: resources of the workers that hold the network.
         spread: the shape; None chooses by the device.
@@ -71,27 +70,27 @@ def plan(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, *, s
         # One such task at a time lists far faster than anybody works, and each that runs beside it is one process
         # more that loads Ray Data while the network's workers load theirs.
         source = ray.data.read_datasource(Shards(shards), num_cpus=0, concurrency=1, override_num_blocks=len(shards))
-        return _spread(source, recipe, given) if spread else _fused(source, recipe, given, len(shards))
+        return _spread(source, steps, given) if spread else _fused(source, steps, given, len(shards))
 
 
-def _fused(source: Dataset, recipe: Recipe | Recipes, given: Resources, shards: int) -> Dataset:
+def _fused(source: Dataset, steps: Steps, given: Resources, shards: int) -> Dataset:
     return source.map_batches(
-        Chain, fn_constructor_args=(recipe,), batch_size=1, num_cpus=given.num_cpus, **_pool(given, shards)
+        Chain, fn_constructor_args=(steps,), batch_size=1, num_cpus=given.num_cpus, **_pool(given, shards)
     )
 
 
-def _spread(source: Dataset, recipe: Recipe | Recipes, given: Resources) -> Dataset:
+def _spread(source: Dataset, steps: Steps, given: Resources) -> Dataset:
     return (
-        source.map_batches(fetch_and_decode, fn_args=(recipe,), batch_size=1, num_cpus=given.codec_cpus)
+        source.map_batches(fetch_and_decode, fn_args=(steps,), batch_size=1, num_cpus=given.codec_cpus)
         .map_batches(
             ExplainActor,
-            fn_constructor_args=(recipe,),
-            batch_size=recipe.batch_size,
+            fn_constructor_args=(steps,),
+            batch_size=steps.batch_size,
             num_cpus=given.num_cpus,  # said, or Ray Data has a GPU worker claim one
             num_gpus=given.num_gpus or None,
             **_pool(given),
         )
-        .map_batches(encode_and_write, fn_args=(recipe,), batch_size=None, num_cpus=given.codec_cpus)
+        .map_batches(encode_and_write, fn_args=(steps,), batch_size=None, num_cpus=given.codec_cpus)
     )
 
 
@@ -103,9 +102,9 @@ def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
     return {"compute": pool} | ({"label_selector": dict(given.labels)} if given.labels else {})
 
 
-def fetch_and_decode(shards: Batch, recipe: Recipe | Recipes) -> Iterator[Batch]:
+def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[Batch]:
     """Shard numbers -> decoded rows, in chunks."""
-    source, fetch, decode = recipe.source(), recipe.fetch(), recipe.decode()
+    source, fetch, decode = steps.source(), steps.fetch(), steps.decode()
     for shard in shards["shard"]:
         with source.open(int(shard)) as work:
             for batch in chain(work.singles(), work.batches(CHUNK_ROWS)):
@@ -115,17 +114,17 @@ def fetch_and_decode(shards: Batch, recipe: Recipe | Recipes) -> Iterator[Batch]
 class ExplainActor:
     """The third step, built where the accelerator is."""
 
-    def __init__(self, recipe: Recipe | Recipes) -> None:
-        self._explain = recipe.explain()
+    def __init__(self, steps: Steps) -> None:
+        self._explain = steps.explain()
 
     def __call__(self, batch: Batch) -> Batch:
         """Decoded rows -> explained rows."""
         return self._explain(batch)
 
 
-def encode_and_write(batch: Batch, recipe: Recipe | Recipes) -> Batch:
+def encode_and_write(batch: Batch, steps: Steps) -> Batch:
     """Explained rows -> objects in storage and a committed part."""
-    return recipe.write()(recipe.encode()(batch))
+    return steps.write()(steps.encode()(batch))
 
 
 class Shards(Datasource):  # type: ignore[misc]

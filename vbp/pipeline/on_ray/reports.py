@@ -15,18 +15,17 @@ from vbp.pipeline.on_ray.metrics import Metrics
 from vbp.pipeline.resources import Resources, shortage
 
 if TYPE_CHECKING:
-    from vbp.pipeline.recipe import Recipe
-    from vbp.pipeline.shared import Recipes
+    from vbp.pipeline.recipe import Steps
 
 
-def reports(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, images: int) -> Iterator[dict[str, Any]]:
-    """Work on `shards` with the workers of `given`; yields a report for every part that was committed.
+def reports(steps: Steps, units: Sequence[int], given: Resources, images: int) -> Iterator[dict[str, Any]]:
+    """Work on `units` with the workers of `given`; yields a report for every part that was committed.
 
     Args:
-        recipe: what to do.
-        shards: numbers of the manifest's shards.
+        steps: what to do.
+        units: numbers that the source of `steps` opens.
         given: the workers, and what each of them has.
-        images: that are left in `shards`, for the metrics.
+        images: that are left in `units`, for the metrics.
 
     Raises:
         InterruptedRunError: the cluster lacks something or does not answer; says what to do.
@@ -38,7 +37,7 @@ def reports(recipe: Recipe | Recipes, shards: Sequence[int], given: Resources, i
 
     metrics = Metrics(images)
     try:
-        for report in dataset.plan(recipe, shards, given).iter_rows():
+        for report in dataset.plan(steps, units, given).iter_rows():
             metrics.add(report)
             yield report
     except RayTaskError as error:

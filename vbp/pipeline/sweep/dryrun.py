@@ -9,7 +9,7 @@ from typing import Any
 
 from vbp.errors import UsageError
 from vbp.pipeline.dryrun import Known, Plan, plan
-from vbp.pipeline.shared import network_key
+from vbp.pipeline.loading import network_key
 from vbp.pipeline.sweep.sweep import hours_spent
 from vbp.pipeline.sweep.sweepfile import Budget, Sweep, SweepRun
 

@@ -1,0 +1,217 @@
+"""From INPUT to the manifest: list the images, or bring the list of earlier runs up to date."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from vbp.pipeline import prepare
+from vbp.pipeline.apart import rows_apart
+from vbp.pipeline.calibrate import Choice, calibrated
+from vbp.pipeline.classes import ClassMap
+from vbp.pipeline.clearing import clear, holds_run
+from vbp.pipeline.loading import NetworkFacts
+from vbp.pipeline.observer import Observer
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.working import Due
+from vbp.storage.ledger import index
+from vbp.storage.ledger.reconcile import reconcile
+from vbp.storage.leftout import LeftOut
+from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.manifest.refresh import refresh_manifest
+from vbp.storage.manifest.rows import First, in_order
+from vbp.storage.results.files import files_of
+
+if TYPE_CHECKING:
+    from vbp.networks.models import Model
+    from vbp.pipeline.attempt import Attempt
+    from vbp.pipeline.resources import Resources
+
+
+class Checked:
+    """A run that network, machine and output allow; only its images can refuse it now.
+
+    Args:
+        attempt: the run.
+        recipe: how the results are made, as far as it is known without the images.
+        network: what is known of it.
+        load: loads it, which int8 needs to be calibrated.
+    """
+
+    def __init__(self, attempt: Attempt, recipe: Recipe, network: NetworkFacts, load: Callable[[], Model]) -> None:
+        self._attempt, self._recipe, self._network, self._load = attempt, recipe, network, load
+        self._config, self._output, self._record = attempt.config, attempt.output, attempt.record
+        self._choice = Choice(attempt.config.limit)
+
+    def listed(self, known: Manifest | None = None) -> Listed:
+        """With the manifest: read where there is one of this input, else made; brought up to date where that is wanted.
+
+        Args:
+            known: another run's list of the same input, to be taken over.
+
+        Raises:
+            UsageError: the input cannot be listed, or the record or the manifest is damaged.
+        """
+        manifest = self._record.manifest(self._config.input)
+        if manifest is None:
+            manifest = self._list_anew(known)
+        elif self._config.refresh or prepare.wants_more(self._config, manifest):
+            manifest = self._refreshed(manifest)
+        if not self._record.fits(manifest):
+            self._reconcile(manifest)
+        if told := prepare.about_left_out(manifest.left_out):
+            self._attempt.observer.note(f"Left out of the listing: {told}.")
+        return Listed(self, manifest, self._config.limit)
+
+    def due(self, manifest: Manifest, given: Resources | None) -> Due:
+        """See `Listed.due`."""
+        classes = self._classes(manifest)
+        threads = given.threads if given else 0
+        self._recipe = dataclasses.replace(
+            self._recipe, classes=classes, threads=threads, generation=manifest.generation
+        )
+        config = self._config
+        pending = list(index.pending_shards(self._output, manifest, config.retry_failed, config.limit))
+        if pending and self._lacks_scales:
+            if not self._choice.rows:  # the listing is an earlier attempt's
+                deque(self._choice.watch(manifest.rows()), maxlen=0)
+            self._calibrate()
+        return Due(self._attempt, self._recipe, manifest, pending)
+
+    # The manifest
+
+    def _list_anew(self, known: Manifest | None) -> Manifest:
+        config, left_out = self._config, LeftOut()
+        listing = known.rows() if known else self._rows(self._attempt.observer, left_out)
+        if known:
+            left_out.counts = dict(known.left_out)
+        shard_size, listing = prepare.choose_shard_size(config, listing)
+        if config.resume_mode == "overwrite" and holds_run(self._output):
+            self._refuse_before_clearing()
+            clear(self._output, self._attempt.run_id)
+        self._begin_listing()
+        return write_manifest(
+            self._output,
+            self._choice.watch(listing) if self._lacks_scales else listing,
+            shard_size,
+            config.limit,
+            input=config.input,
+            left_out=left_out,
+            suffixes=config.suffixes,
+            generation=self._record.facts.get("generation") or "",
+        )
+
+    def _refuse_before_clearing(self) -> None:
+        """List INPUT for the refusals alone: what is cleared cannot be had back. Errors as for `Listed.due`."""
+        config = self._config
+        limit = config.limit if prepare.is_cut_at_limit(config) else None
+        rows = in_order(First(self._rows(Observer(), LeftOut()), limit))
+        rows = self._choice.watch(rows) if self._lacks_scales else rows
+        folders = {row.label for row in rows if row.label is not None}
+        prepare.choose_classes(config, self._network.num_classes, self._network.class_names, sorted(folders))
+        if self._lacks_scales:
+            self._calibrate()
+
+    def _refreshed(self, manifest: Manifest) -> Manifest:
+        config = self._config
+
+        def forget(shard: int, rows: Mapping[int, ManifestRow]) -> None:
+            index.forget(self._output, shard, rows)
+            # what comes instead may be an error row or one without a mask, and leave these behind
+            self._drop([row.key for row in rows.values()])
+
+        left_out = LeftOut()
+        manifest, changes = refresh_manifest(
+            self._output,
+            manifest,
+            self._rows(self._attempt.observer, left_out),
+            config.limit,
+            forget=forget if config.refresh else None,
+            accept=self._classes,
+            left_out=left_out,
+            suffixes=config.suffixes,
+            before_change=self._begin_listing,
+        )
+        if config.refresh:
+            gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
+            more = f", {changes.beyond} more are new, but beyond --limit {config.limit}" if changes.beyond else ""
+            self._attempt.observer.note(
+                f"Since the last listing: {changes.new} images are new, {changes.changed} changed{more}{gone}."
+            )
+        return manifest
+
+    def _reconcile(self, manifest: Manifest) -> None:
+        """The rows on record were made by another manifest, or by none that is known."""
+        count = reconcile(self._output, manifest, self._drop, self._begin_listing)
+        self._record.adopt(manifest)
+        if count:
+            self._attempt.observer.note(
+                f"INPUT was listed anew, and {count} rows were of other images than are now in their places; "
+                "they were taken back."
+            )
+
+    def _begin_listing(self) -> None:
+        self._record.begin_listing(self._config, self._attempt.run_id)
+
+    def _rows(self, observer: Observer, left_out: LeftOut) -> Iterator[ManifestRow]:
+        rows = prepare.list_input(self._config, observer.listed, left_out)
+        return rows_apart(rows, self._config.input, self._config.output)
+
+    def _drop(self, keys: Sequence[str]) -> None:
+        """Remove the result files of images; those in tars go with their tars, when no row names these any more."""
+        files = files_of(self._output, self._config.as_json())
+        for key in keys:
+            for path in files.paths(key):
+                self._output.delete(path)
+
+    # What depends on the images
+
+    def _classes(self, manifest: Manifest) -> ClassMap | None:
+        """How the folders of `manifest` and the network's classes match; errors as for `Listed.due`."""
+        before = self._record.facts.get("classes")
+        folders = prepare.class_folders(self._config, manifest)
+        network = self._network
+        classes = prepare.choose_classes(self._config, network.num_classes, network.class_names, folders, before)
+        self._record.refuse_other_classes(classes)
+        return classes
+
+    @property
+    def _lacks_scales(self) -> bool:
+        return self._recipe.precision == "int8" and self._recipe.scales is None
+
+    def _calibrate(self) -> None:
+        """For int8: find the scales, where the run has none yet; errors as for `calibrated`."""
+        observer = self._attempt.observer
+        observer.note("Calibrating int8 on some of the images; the run keeps the scales.")
+        scales = calibrated(self._recipe, self._load(), self._choice.rows)
+        if scales["floats"]:
+            observer.note(f"{len(scales['floats'])} convolutions stay in float32: {', '.join(scales['floats'])}.")
+        self._recipe = dataclasses.replace(self._recipe, scales=scales)
+
+
+class Listed:
+    """A run whose images are known.
+
+    Attributes:
+        manifest: the images.
+        images: how many of them count, up to ``limit``.
+    """
+
+    def __init__(self, checked: Checked, manifest: Manifest, limit: int | None) -> None:
+        self._checked, self.manifest = checked, manifest
+        self.images = min(manifest.images, limit or manifest.images)
+
+    def due(self, given: Resources | None) -> Due:
+        """With what the images decide: how folders and classes match, the scales of int8, and what is left to do.
+
+        Args:
+            given: of Ray; None for work in this process.
+
+        Raises:
+            UsageError: ``select`` needs classes that nobody knows, folders now stand for other classes, or int8 finds
+                too few images that can be read.
+            ModelError: integers do not suit the network.
+        """
+        return self._checked.due(self.manifest, given)

@@ -1,0 +1,59 @@
+"""Networks for the runs of one process: loaded one at a time, and what stays known of each when it is gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vbp.networks.preprocessing import Preprocessing
+from vbp.pipeline.config import RunConfig
+
+if TYPE_CHECKING:
+    from vbp.networks.models import Model
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What a run has to know of its network before workers load it; as of ``Model``."""
+
+    sha256: str
+    preprocessing: Preprocessing
+    class_names: Sequence[str] | None
+    num_classes: int | None
+
+    @classmethod
+    def of(cls, model: Model) -> NetworkFacts:
+        """Of a loaded network."""
+        return cls(model.sha256, model.preprocessing, model.class_names, model.num_classes)
+
+
+class Networks:
+    """The loaded network of the run at hand, on this machine's CPU; one at a time, and none that travels."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[str, Model] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Networks, ()
+
+    def load(self, config: RunConfig) -> Model:
+        """The network that `config` names; errors as for ``load_model``."""
+        from vbp.networks.models import load_model
+
+        if self._loaded is None or not self.has(config):
+            self._loaded = None  # the old one makes room first
+            model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
+            self._loaded = network_key(config), model
+        return self._loaded[1]
+
+    def has(self, config: RunConfig) -> bool:
+        """Whether that network is the loaded one."""
+        return self._loaded is not None and self._loaded[0] == network_key(config)
+
+
+def network_key(config: RunConfig) -> str:
+    """Equal for runs that can share a network."""
+    seed = config.seed if config.weights == "random" else None
+    return json.dumps([config.model, config.weights, seed])

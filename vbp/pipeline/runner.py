@@ -1,0 +1,74 @@
+"""Who does the work: this process, or workers of Ray as soon as it is known that they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.observer import Observer
+from vbp.pipeline.resources import Resources
+
+if TYPE_CHECKING:
+    from vbp.pipeline.recipe import Steps
+
+LOCAL_IMAGES = 500
+"""``--runner auto`` stays in this process up to here: Ray takes 10 s to start, so many images about a minute."""
+
+
+def is_for_ray(config: RunConfig, images: int = 0) -> bool:
+    """Whether Ray does the work: where it was asked for, is there already, or there is much to do.
+
+    Args:
+        config: asks for a runner, or for none.
+        images: listed, of all runs together; 0 before the listing, and then Ray may still turn out to be needed.
+    """
+    if config.runner != "auto":
+        return config.runner == "ray"
+    if config.device == "mps":
+        return False
+    return bool(os.environ.get("RAY_ADDRESS")) or images > LOCAL_IMAGES
+
+
+class Runner:
+    """The workers of one drive.
+
+    Args:
+        configs: of all its runs, which share their runner.
+        stack: closes the connection to Ray.
+        observer: is told of it.
+
+    Attributes:
+        given: what Ray gives; None for work in this process.
+    """
+
+    def __init__(self, configs: Sequence[RunConfig], stack: ExitStack, observer: Observer) -> None:
+        self._configs, self._stack, self._observer = configs, stack, observer
+        self.given: Resources | None = None
+
+    def join(self, images: int = 0) -> None:
+        """Start or join Ray where the work is for it, and this has not been done yet; errors as for `workers`.
+
+        Args:
+            images: as for `is_for_ray`.
+        """
+        if self.given is None and self._configs and is_for_ray(self._configs[0], images):
+            from vbp.pipeline.on_ray.workers import workers
+
+            self._observer.note("Joining Ray." if os.environ.get("RAY_ADDRESS") else "Starting Ray.")
+            self.given = self._stack.enter_context(workers(self._configs))
+
+    def reports(self, steps: Steps, units: Sequence[int], images: int) -> Generator[dict[str, Any]]:
+        """Work on `units`, here or on Ray, with so many `images`; one report for each part that was committed."""
+        if not units:
+            return
+        if self.given is None:
+            from vbp.pipeline import local
+
+            yield from local.reports(steps, units)
+        else:
+            from vbp.pipeline.on_ray import reports as on_ray
+
+            yield from on_ray.reports(steps, units, self.given, images)

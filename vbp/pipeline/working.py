@@ -1,0 +1,159 @@
+"""The work of one run: what is left, parts counted as they come, and at last index, totals and promise."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vbp.errors import InterruptedRunError
+from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.summary import Summary
+from vbp.storage.ledger import index
+from vbp.storage.ledger.orphans import remove_orphans
+from vbp.storage.manifest.manifest import Manifest
+from vbp.storage.outline import TARS
+from vbp.storage.results.files import files_of
+
+if TYPE_CHECKING:
+    from vbp.pipeline.attempt import Attempt
+    from vbp.pipeline.resources import Resources
+
+
+class Due:
+    """A run that nothing can refuse any more.
+
+    Attributes:
+        recipe: how its results are made.
+        images: listed, up to ``limit``.
+        left: of them, images without a row.
+    """
+
+    def __init__(self, attempt: Attempt, recipe: Recipe, manifest: Manifest, pending: list[index.PendingShard]) -> None:
+        self._attempt, self.recipe, self._manifest, self._pending = attempt, recipe, manifest, pending
+        self.images = min(manifest.images, attempt.config.limit or manifest.images)
+        self.left = sum(shard.images for shard in pending)
+
+    def finished(self) -> Summary | None:
+        """The summary of an earlier run that left nothing to do, if there was one."""
+        return None if self._pending else self._attempt.record.finished(self.images, self._attempt.config)
+
+    def begun(self) -> Working:
+        """Before the first image: the old promise is withdrawn, the configuration put down."""
+        attempt, classes = self._attempt, self.recipe.classes
+        if classes is not None and not classes.index:
+            attempt.observer.note(f"No prediction is called correct or wrong: {classes.rule}.")
+        attempt.has_begun = True
+        attempt.record.begin(self.recipe)
+        return Working(attempt, self.recipe, self._manifest, self._pending)
+
+
+class Working:
+    """A run at work.
+
+    Attributes:
+        recipe: how its results are made.
+        pending: the shards that have work left, when it was last looked.
+        left: images of these that have not been reported yet.
+        seconds: of this attempt, in which it was worked on it; listing and start-up aside.
+    """
+
+    def __init__(self, attempt: Attempt, recipe: Recipe, manifest: Manifest, pending: list[index.PendingShard]) -> None:
+        self._attempt, self.recipe, self._manifest = attempt, recipe, manifest
+        self._expect(pending)
+        self.seconds = 0.0
+        self._computed = 0
+        self._stage_seconds: dict[str, float] = defaultdict(float)
+        self._missing: int | None = None
+
+    def count(self, report: Mapping[str, Any]) -> tuple[int, int]:
+        """A part was committed: its images without and with an error."""
+        ok, error = int(report["ok"]), int(report["error"])
+        self._computed += ok + error
+        self.left -= ok + error
+        for name, value in report.items():
+            if name.startswith("seconds_"):
+                self._stage_seconds[name.removeprefix("seconds_")] += float(value)
+        return ok, error
+
+    def look(self, *, retry_failed: bool = False) -> None:
+        """Find out what is left to do."""
+        attempt = self._attempt
+        self._expect(list(index.pending_shards(attempt.output, self._manifest, retry_failed, attempt.config.limit)))
+
+    def completed(self, given: Resources | None) -> Summary | None:
+        """Make the index; then the totals, and the promise if it holds.
+
+        Rows are lost where a part of the ledger is damaged, or where Ray repeats a task that was half done already.
+
+        Args:
+            given: of Ray; None for work in this process.
+
+        Returns:
+            None where images have no row: they are `pending` again.
+
+        Raises:
+            InterruptedRunError: as many images are without a row as the last time.
+        """
+        totals = self._indexed()
+        if totals.missing:
+            self.look()
+            return None
+        attempt = self._attempt
+        summary = self._summary(totals, given)
+        self._remove_orphans()
+        attempt.record.end(summary, totals.files)
+        attempt.output.look()
+        return summary
+
+    def _expect(self, pending: list[index.PendingShard]) -> None:
+        self.pending = pending
+        self.left = sum(shard.images for shard in pending)
+
+    def _indexed(self) -> index.Totals:
+        attempt = self._attempt
+        output, observer = attempt.output, attempt.observer
+        output.look()
+        totals = index.compact(output, self._manifest, limit=attempt.config.limit)
+        for path in totals.damaged:
+            observer.note(f"{output.uri(path)} is damaged and was removed; its images are done again.")
+        if totals.strange:
+            observer.note(f"{totals.strange} rows were of no image in their places; they were taken back.")
+        if totals.missing and totals.missing == self._missing:
+            raise InterruptedRunError(
+                f"{totals.missing} of {totals.images} images have no row in {output.uri('index')}, also after a "
+                "second try; run the same command again."
+            )
+        self._missing = totals.missing
+        return totals
+
+    def _summary(self, totals: index.Totals, given: Resources | None) -> Summary:
+        config, recipe = self._attempt.config, self.recipe
+        return Summary(
+            run_id=recipe.run_id,
+            output=self._attempt.output.url,
+            images=totals.images,
+            ok=totals.ok,
+            error=totals.error,
+            reasons=totals.by_reason,
+            computed=self._computed,
+            failures_allowed=config.failures_allowed(totals.images),
+            seconds=self.seconds,
+            stage_seconds={name: round(value, 3) for name, value in self._stage_seconds.items()},
+            runner="local" if given is None else "ray",
+            device=recipe.device,
+            precision=recipe.precision,
+            batch_size=recipe.batch_size,
+            workers=given.workers if given else 1,
+            classes=recipe.classes.rule if recipe.classes else None,
+            left_out=self._manifest.left_out,
+            max_failures=config.max_failures,
+        )
+
+    def _remove_orphans(self) -> None:
+        """Tars of commits that were cut off."""
+        attempt = self._attempt
+        if TARS in files_of(attempt.output, attempt.config.as_json()).folders:
+            removed = remove_orphans(attempt.output)
+            if removed:
+                attempt.observer.note(f"Removed {removed} tar file(s) of commits that were cut off.")
