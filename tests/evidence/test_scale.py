@@ -7,7 +7,7 @@ import sys
 from vbp.evidence import scale
 from vbp.evidence.scale import markdown
 from vbp.pipeline import RunConfig
-from vbp.pipeline.job import finished_earlier
+from vbp.pipeline.earlier import finished_earlier
 
 
 def test_listing(tmp_path, monkeypatch):

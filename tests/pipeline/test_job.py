@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 from vbp.errors import InterruptedRunError, StorageError, UsageError
 from vbp.pipeline import Observer, RunConfig, run
-from vbp.pipeline.runner import is_for_ray
 from vbp.review.status import status
 
 EXCEPTED = {"run_id", "seconds", "finished_at", "device", "mask_uri", "overlay_uri"}
@@ -90,21 +89,6 @@ class Notes(Observer):
 
     def note(self, text):
         self.notes.append(text)
-
-
-@pytest.mark.parametrize(
-    ("runner", "address", "images", "expected"),
-    [
-        ("auto", False, 500, False),
-        ("auto", False, 501, True),
-        ("auto", True, 1, True),
-        ("local", True, 501, False),
-        ("ray", False, 0, True),
-    ],
-)
-def test_ray_is_for_many_images_or_where_it_is(runner, address, images, expected, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "here") if address else monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert is_for_ray(RunConfig(input="s3://b/photos", output="out", runner=runner), images) is expected
 
 
 def assert_agree(one, other, *, exact):

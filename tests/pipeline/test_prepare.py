@@ -5,7 +5,6 @@ import torch
 
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
-from vbp.pipeline.job import is_for_ray
 from vbp.pipeline.prepare import choose_batch_size, choose_device, choose_shard_size, list_input
 
 
@@ -50,9 +49,6 @@ def test_an_apple_gpu_is_for_this_process_and_for_those_who_ask(monkeypatch):
     assert choose_device(config(device="mps")) == "mps"
     assert choose_device(config()) != "mps"
     assert choose_batch_size(config(), "mps", {"batch_size": 8, "device": "cpu"}) == 32
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert is_for_ray(config())
-    assert not is_for_ray(config(device="mps"), images=10_000)
     with pytest.raises(UsageError, match="--device mps is the GPU of this Mac alone, and Ray counts none such: leave"):
         config(device="mps", runner="ray")
 
