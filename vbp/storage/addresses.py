@@ -1,6 +1,6 @@
-"""Addresses as people type them: which cannot be meant, and what of one may be shown and kept.
+"""Addresses that people type: refuse the misspelt ones, and cut out secrets before one is shown or stored.
 
-What stands behind ``?`` in a web address may be a signature, before ``@`` a password: neither is part of a name.
+In a web address the text after ``?`` may be a signature, and the text before ``@`` a password.
 """
 
 import re
@@ -14,11 +14,11 @@ _NEARLY = re.compile(r"\s*(s3a?|gs|gcs|az|abfss?|hf|https?|sftp|ssh|file)\s*:\s*
 _BUCKET = re.compile(r"(?:s3a?|gs|gcs|az|abfss?)://", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VERSIONS = ("versionId", "versionid", "generation")
-"""What S3, Azure and Google call an object's version in a web address."""
+"""Query parameters of a web address in which S3, Azure and Google give an object's version."""
 
 
 def without_secrets(uri: str) -> str:
-    """The address without what may be secret: a password, and of a web address all before ``@`` and behind ``?``."""
+    """The address without secrets: a password, and in a web address all text before ``@`` and after ``?``."""
     is_web = bool(_WEB.match(uri))
     user = _USER.match(uri)
     if user:
@@ -28,7 +28,7 @@ def without_secrets(uri: str) -> str:
 
 
 def version_in(uri: str) -> str | None:
-    """The version of the object that a web address asks for; None where it asks for none."""
+    """The object version that a web address names; None if it names none."""
     if not _WEB.match(uri):
         return None
     given = parse_qs(uri.partition("?")[2].partition("#")[0])
@@ -36,11 +36,11 @@ def version_in(uri: str) -> str | None:
 
 
 def check_place(name: str, place: str) -> None:
-    """Refuse a place that is misspelt, before results lie where nobody looks for them.
+    """Refuse a misspelt place, before results are written where nobody looks for them.
 
     Args:
         name: what the place is, for the message: INPUT or OUTPUT.
-        place: a path or URL, as it was typed.
+        place: a path or URL, as the user typed it.
 
     Raises:
         UsageError: says what to write.
@@ -65,7 +65,7 @@ def check_place(name: str, place: str) -> None:
 
 
 def _check_key(name: str, place: str) -> None:
-    """Object stores take every string for a name: what a script or a habit of the web has put there shows nowhere."""
+    """Refuse a suspicious object name: object stores accept every string, so a misspelt name raises no error."""
     scheme, _, rest = place.partition("://")
     bucket, *parts = rest.rstrip("/").split("/")
     meant = [part for part in parts if part not in ("", ".", "..")]

@@ -1,6 +1,6 @@
-"""The one door to files: a folder on a local disk or on any store that fsspec reaches.
+"""All access to files: a folder on a local disk or on any store that fsspec reaches.
 
-A root is taken apart once; from there on files go by path, and a path is never made into a URL to read it:
+A root's URL is parsed once.  From there on files are named by path, and no URL is built from a path to read it:
 ``x::y.jpg``, ``a[1].jpg``, ``b?.jpg``, ``c#d.jpg`` and ``50%.jpg`` are names like any other.
 """
 
@@ -32,13 +32,13 @@ _READ_AHEAD = 1 << 20
 
 
 class Folder:
-    """A folder and the files below it, by their path relative to it (parts joined by ``/``).
+    """A folder and the files below it, named by their path relative to it (with ``/`` between its parts).
 
-    A pickled folder carries its URL and options alone; the file system is built again in each process, with
+    A pickled folder holds only its URL and options; each process opens the file system again, with
     the credentials that it finds there. All methods may be called from many threads.
 
-    Errors, after retries where these make sense: a missing file raises FileNotFoundError, a forbidden one
-    PermissionError, everything else, and whatever hinders a write, StorageError.
+    Errors, after retries where these can help: a missing file raises FileNotFoundError, a forbidden one
+    PermissionError.  Every other error, and every error of a write, raises StorageError.
     """
 
     def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None):
@@ -47,7 +47,7 @@ class Folder:
         Args:
             url: a path (``~`` is expanded), or any URL that fsspec knows: ``s3://bucket/photos``,
                 ``zip://photos::s3://bucket/a.zip``.
-            options: settings for the file systems by URL prefix, nothing secret among them:
+            options: settings for the file systems by URL prefix, without secrets:
                 ``{"s3://bucket": {"endpoint_url": "http://host:9000"}}``. The longest prefix wins.
 
         Raises:
@@ -64,12 +64,12 @@ class Folder:
 
     @property
     def is_web(self) -> bool:
-        """Whether a web server has it."""
+        """Whether the folder is on a web server."""
         return protocol_of(self.url) in ("http", "https")
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The settings that it was opened with."""
+        """The settings with which the folder was opened."""
         return self._options
 
     @property
@@ -81,18 +81,18 @@ class Folder:
         """Every file, streamed in byte order of its path.
 
         Raises:
-            FileNotFoundError: there is no such folder or bucket (below a bucket, where folders are a way of
-                speaking, nothing is listed).
-            StorageError: a folder below cannot be listed; none is ever skipped in silence.
+            FileNotFoundError: there is no such folder or bucket (a bucket has no real folders: a path in it
+                that no object begins with lists nothing).
+            StorageError: a folder below cannot be listed; none is skipped in silence.
         """
         return self._store.walk(self._root)
 
     def first(self) -> File | None:
-        """Some file of the folder, found without listing them all; None where there is none; errors as ``walk``."""
+        """Some file of the folder, found without listing all; None if there is none; errors as for ``walk``."""
         return self._store.first(self._root)
 
     def list(self, prefix: str = "") -> list[str]:
-        """The paths of all files below the folder ``prefix``, in byte order; none where there is none."""
+        """The paths of all files below the folder ``prefix``, in byte order; empty if it does not exist."""
         start = f"{prefix}/" if prefix else ""
         try:
             return [start + file.path for file in self._store.walk(self._at(prefix))]
@@ -100,55 +100,55 @@ class Folder:
             return []
 
     def temporaries(self, age: float = 0.0) -> Iterator[str]:
-        """The paths of files that writes have not finished, or never will: no other method shows them.
+        """The paths of temporary files of unfinished writes, running or killed; no other method shows them.
 
         Args:
-            age: seconds for which they have not changed. Object stores have none.
+            age: only files that have not changed for so many seconds. Object stores have no temporary files.
         """
         return temporaries(self._root, age) if self.is_local else iter(())
 
     def without_traces(self, path: str) -> AbstractContextManager[None]:
-        """Empty folders that were made within, ``path`` and those around it, go again; only disks have such."""
+        """A context at whose end folders made in it, ``path`` and its parents, are removed if empty; for disks."""
         return without_traces(self._at(path)) if self.is_local else nullcontext()
 
     def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
-        """The file's bytes, all by default, else from ``start`` up to ``end``; errors as for ``read_uri``."""
+        """The file's bytes, by default all, else those from ``start`` up to ``end``; errors as for ``read_uri``."""
         return self._store.read(self._at(path), start, end, limit=limit)
 
     def open(self, path: str) -> BinaryIO:
-        """The file for reading here and there; remote ones are fetched in pieces, as they are asked for."""
+        """The file, opened with random access; of a remote file only the pieces that are read are fetched."""
         return _open_file(self._store, self._at(path))
 
     def write(self, path: str, data: bytes) -> None:
-        """Write the file as a whole: readers, and whoever comes after a crash, see the old one or the new."""
+        """Write the file atomically: readers see the old file or the new one, also after a crash."""
         self._store.write(self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file unless there is one already; True if ``data`` is in it now by this call.
+        """Create the file unless it exists; True if this call has written ``data``.
 
-        Of several callers with different data exactly one gets True. (An object store cannot tell a repeated
-        request from a second caller with the very same bytes: put something of your own into them.)
+        Of several callers with different data exactly one gets True. (An object store cannot distinguish a repeated
+        request from a second caller with the same bytes: make each caller's data different.)
         """
         return self._store.create(self._at(path), data)
 
     def size(self, path: str = "") -> int | None:
-        """Bytes in the file; None where there is no such file. Without a path: where the folder itself is one."""
+        """Bytes in the file; None if it does not exist.  Without a path: of the folder itself, if it is a file."""
         return self._store.size(self._at(path))
 
     def version(self) -> str | None:
-        """Where the folder itself is a file: what changes with its content. None on stores, where listings tell it."""
+        """The version of the folder itself if it is a local file: it changes with the content.  None on stores."""
         return str(os.stat(self._root).st_mtime_ns) if self.is_local else None
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         return self.size(path) is not None
 
     def delete(self, path: str) -> None:
-        """Remove the file; nothing happens where there is none."""
+        """Remove the file; nothing happens if it does not exist."""
         self._store.delete(self._at(path))
 
     def is_behind_link(self, folder: str) -> bool:
-        """Whether a folder below this one, or one on the way to it, is a link: what it holds is not this folder's."""
+        """Whether a folder below this one, or a folder on the path to it, is a link that leads elsewhere."""
         parts = folder.split("/") if self.is_local and folder else []
         return any(os.path.islink(self._at("/".join(parts[: n + 1]))) for n in range(len(parts)))
 
@@ -165,7 +165,7 @@ class Folder:
         return _open(self._base, self._settings, os.getpid())[0]
 
     def _at(self, path: str) -> str:
-        """The file's full path in the store; below a bucket any key, whatever it would mean elsewhere."""
+        """The file's full path in the store; in a bucket any key is allowed, also one with ``..``."""
         is_key = protocol_of(self.url) in _NEEDS_BUCKET
         if "\0" in path or (not is_key and (path.startswith("/") or ".." in path.split("/"))):
             raise StorageError(f"the path {path!r} does not lie within {self!r}; nothing was touched")
@@ -197,14 +197,14 @@ def read_uri(
     Args:
         uri: a path, or any URL that fsspec knows.
         options: as for ``Folder``.
-        start: the first byte that is wanted; the file's first by default.
-        end: the one after the last; the file's last by default.
-        limit: most bytes of a file that is read as a whole, and of a local one that it is a regular file.
+        start: offset of the first byte; by default 0.
+        end: offset after the last byte; by default the end of the file.
+        limit: largest file that is read as a whole; with it a local file must also be a regular file.
 
     Raises:
-        FileTooLargeError: it has more; at most so much is read.
-        FileNotFoundError: there is no such file.
-        PermissionError: it may not be read.
+        FileTooLargeError: the file is larger; no more than ``limit`` is read.
+        FileNotFoundError: the file does not exist.
+        PermissionError: the file may not be read.
         UsageError: the URL or the options cannot be used.
         StorageError: the store does not answer, after retries.
     """
@@ -213,13 +213,13 @@ def read_uri(
 
 
 def write_uri(uri: str | os.PathLike[str], data: bytes, options: Mapping[str, Any] | None = None) -> None:
-    """Write the file at a path or URL as a whole; arguments and errors as for ``read_uri``."""
+    """Write the file at a path or URL atomically; arguments and errors as for ``read_uri``."""
     store, path = _find(uri, options)
     store.write(path, data)
 
 
 def open_uri(uri: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> BinaryIO:
-    """The file at a path or URL for reading here and there; arguments and errors as for ``read_uri``."""
+    """The file at a path or URL, opened with random access; arguments and errors as for ``read_uri``."""
     return _open_file(*_find(uri, options))
 
 
@@ -277,9 +277,9 @@ def _open_file(store: Store, path: str) -> BinaryIO:
 
 
 def _locate(url: str, options: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """Take a URL apart: (the URL made absolute, what to open, with which settings, the path in there).
+    """Parse a URL into: the absolute URL, the URL of its store, the store's settings, the path in the store.
 
-    The second is empty for local files. The settings are JSON text: opened stores are found again by them.
+    The store's URL is empty for local files. The settings are JSON text, by which an opened store is cached.
     """
     protocol = protocol_of(url)
     if url.startswith(("/", "~")) or not (_URL.match(url) or _CHAINED.match(url)) or protocol in ("file", "local"):
@@ -304,7 +304,7 @@ def _locate(url: str, options: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 @lru_cache(maxsize=256)
 def _open(base: str, settings: str, process: int) -> tuple[Store, str]:
-    """The store, and the path of ``base`` in it, opened once in each process: the one place that chooses."""
+    """The store of ``base`` and its path in there; each process opens a store once.  Only here a store is chosen."""
     if not base:
         return LocalStore(), ""
     options = json.loads(settings)
@@ -313,7 +313,7 @@ def _open(base: str, settings: str, process: int) -> tuple[Store, str]:
 
 def _absolute(path: str) -> str:
     path = os.path.expanduser(path)
-    # Only the disk knows where .. leads after a link; without one the path stays as the user knows it.
+    # Only the disk knows where .. leads after a link; without .. the path stays as the user wrote it.
     return os.path.realpath(path) if ".." in path.split("/") else os.path.abspath(path)
 
 

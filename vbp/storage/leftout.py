@@ -1,7 +1,7 @@
-"""What a listing passes over: every file that is no image is counted, by the end of its name.
+"""LeftOut: counts the files that a listing leaves out because they are no images, by suffix or kind.
 
-Files that systems and programs put beside people's own (a Mac's ``._a.jpg``, ``Thumbs.db``, ``.ipynb_checkpoints``,
-whatever else is hidden) are no images, whatever their suffix, and their folders no classes.
+Files that operating systems and programs add (a Mac's ``._a.jpg``, ``Thumbs.db``, ``.ipynb_checkpoints``,
+and all other hidden files) are no images, whatever their suffix, and their folders are no classes.
 """
 
 import re
@@ -30,12 +30,12 @@ SYSTEM_NAMES = frozenset(
         "thumbs.db",
     }
 )
-"""Of files and folders, in lower case; those that begin with a dot are hidden and need no entry."""
+"""Names of system files and folders in lower case; names that begin with a dot are hidden and need no entry."""
 SYSTEM, NO_SUFFIX, OTHERS, REPEATED = "system", "none", "others", "repeated"
-"""Kinds that are counted beside suffixes: system files, names without a suffix, suffixes beyond the first ``KINDS``,
-and rows of a manifest file that name an image once more."""
+"""Kinds that are counted besides suffixes: system files, names without a suffix, suffixes after the first ``KINDS``,
+and rows of a manifest file that repeat an image."""
 KINDS = 40
-"""Suffixes that are told apart, at most: a name may end in anything."""
+"""The most suffixes that are counted one by one, since a name may end in anything."""
 
 _SUFFIX = re.compile(r".\.([A-Za-z0-9_~+-]{1,12})\Z", re.DOTALL)
 _WORDS = {
@@ -47,18 +47,18 @@ _WORDS = {
 
 
 def is_system(path: str) -> bool:
-    """Whether a file, by its path in a folder, is hidden or a system's own, or lies in such a folder."""
+    """Whether the file at `path` is hidden or a system file, or lies in such a folder."""
     return any(_is_system_name(name) for name in path.split("/"))
 
 
 def suffix_of(path: str) -> str:
-    """``.jpg`` of ``cat/a.JPG``; empty where the name has none that is short and plain."""
+    """The suffix in lower case, ``.jpg`` of ``cat/a.JPG``; empty if the name has no short, plain suffix."""
     match = _SUFFIX.search(path.rpartition("/")[2])
     return f".{match[1].lower()}" if match else ""
 
 
 class LeftOut:
-    """Counts, while a listing is made.
+    """The counts of one listing.
 
     Attributes:
         counts: files by suffix or by one of the kinds above; at most ``KINDS`` suffixes.
@@ -68,30 +68,30 @@ class LeftOut:
         self.counts: dict[str, int] = {}
 
     def add(self, path: str) -> None:
-        """One more file that is no image."""
+        """Count a file that is no image."""
         kind = SYSTEM if is_system(path) else suffix_of(path) or NO_SUFFIX
         if kind not in self.counts and kind not in _WORDS and len(self.counts) >= KINDS:
             kind = OTHERS
         self.count(kind)
 
     def count(self, kind: str) -> None:
-        """One more of a kind that is known."""
+        """Count one file of a known kind."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
 
 
 def in_words(counts: Mapping[str, int], most: int = 12) -> str:
-    """``6 end in .heic, 1 is a system file``: the largest first; empty where nothing was left out."""
+    """The counts as a phrase, largest first: ``6 end in .heic, 1 is a system file``; empty if there are none."""
     order = sorted(counts.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
-    told = [_told(kind, count) for kind, count in order[:most]]
+    phrases = [_phrase(kind, count) for kind, count in order[:most]]
     rest = sum(count for _, count in order[most:])
-    return ", ".join([*told, _told(OTHERS, rest)] if rest else told)
+    return ", ".join([*phrases, _phrase(OTHERS, rest)] if rest else phrases)
 
 
 def suffixes_in(text: str | Iterable[str]) -> tuple[str, ...]:
-    """Suffixes as they are asked for, in order: ``.jpg`` of ``JPG``; ``none`` for names without one stays.
+    """Suffixes from ``--suffixes``, sorted: ``.jpg`` from ``JPG``; ``none`` stays, for names without a suffix.
 
     Raises:
-        ValueError: one of them is no end of a file's name, or there is none; it is the message.
+        ValueError: a name is no suffix, or there is none; the message is that name.
     """
     asked = text.split(",") if isinstance(text, str) else text
     names = [name.strip().lower() for name in asked]
@@ -107,6 +107,6 @@ def _is_system_name(name: str) -> bool:
     return name.lower() in SYSTEM_NAMES
 
 
-def _told(kind: str, count: int) -> str:
+def _phrase(kind: str, count: int) -> str:
     one, many = _WORDS.get(kind, (f"ends in {kind}", f"end in {kind}"))
     return f"{count} {one if count == 1 else many}"

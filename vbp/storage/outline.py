@@ -15,11 +15,11 @@ from typing import NamedTuple
 from vbp.choices import MASK_FORMATS
 
 OWN = "_run"
-"""What a run needs for itself: its record, the lease, the manifest, the parts."""
+"""Files for the runs themselves: the record, the lease, the manifest, the parts."""
 INDEX = "index"
-"""One row for every image."""
+"""The index: one row for every image."""
 RUNS = "runs"
-"""Of a sweep alone: the outputs of its runs."""
+"""Outputs of the runs of a sweep."""
 TARS = "shards"
 """Results in tar files."""
 
@@ -28,11 +28,11 @@ class Kind(NamedTuple):
     """A kind of result file."""
 
     folder: str
-    """Below OUTPUT, where each result is a file of its own."""
+    """Folder below OUTPUT, in layout files."""
     suffixes: tuple[str, ...]
-    """That its files may have, whatever was asked for."""
+    """All suffixes that its files can have, in any configuration."""
     is_indexed: bool
-    """Whether the index tells where the file lies."""
+    """Whether the index has a column with the file's place."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -44,9 +44,9 @@ KINDS: Mapping[str, Kind] = {
 INDEXED = tuple(name for name, kind in KINDS.items() if kind.is_indexed)
 FOLDERS = tuple(kind.folder for kind in KINDS.values())
 RESULT_FOLDERS = (*FOLDERS, TARS)
-"""All that hold results in one layout or another."""
+"""All folders that hold results, of every layout."""
 SUFFIXES = tuple(dict.fromkeys(suffix for kind in KINDS.values() for suffix in kind.suffixes))
-"""Of result files."""
+"""All suffixes of result files."""
 
 
 def suffixes_of(mask_format: str) -> dict[str, str]:
@@ -55,5 +55,5 @@ def suffixes_of(mask_format: str) -> dict[str, str]:
 
 
 def place_columns(*kinds: str) -> tuple[str, ...]:
-    """Columns of the index that tell where results of these kinds lie: an offset and a length where that is a tar."""
+    """Index columns with the places of results of these kinds: URI, and offset and length within a tar."""
     return tuple(f"{kind}_{what}" for kind in kinds for what in ("uri", "offset", "length"))

@@ -1,4 +1,4 @@
-"""Numbered Parquet files, built row group by row group, each put into its place as a whole."""
+"""Numbered Parquet files, built row group by row group, each written atomically."""
 
 import contextlib
 import hashlib
@@ -14,29 +14,29 @@ from vbp.storage.files import Folder
 
 
 class Written(NamedTuple):
-    """What tells a file's content."""
+    """Size and SHA-256 of a file that was written."""
 
     bytes: int
     sha256: str
 
 
 def numbered(prefix: str, number: int) -> str:
-    """The path of a file in the folder ``prefix``."""
+    """The path of the file with this number in the folder ``prefix``."""
     return f"{prefix}/part-{number:05d}.parquet"
 
 
 @contextlib.contextmanager
 def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of ours, read here and there, its pages checked.
+    """A Parquet file of a run, opened with random access; the checksums of its pages are verified.
 
     Raises:
-        UsageError: it is not what was written.
+        UsageError: the file is damaged.
     """
     with folder.open(path) as file:
         try:
             yield pq.ParquetFile(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            # Arrow's own complaints have no errno, and no class of their own; the store's have one or the other
+            # An error of Arrow is a bare OSError without errno; an error of the store has a subclass or an errno.
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
                 raise
             reason = str(error).splitlines()[0]
@@ -46,7 +46,7 @@ def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
 
 
 class RollingParquet:
-    """Row groups in the numbered files of a folder; whoever adds them says where a file ends.
+    """Writes row groups to the numbered files of a folder; the caller decides where a file ends.
 
     A file is built in memory and written by ``roll``.
     """
@@ -55,17 +55,17 @@ class RollingParquet:
         """Begin at file ``number`` of the folder ``prefix`` in ``folder``."""
         self._folder, self._prefix, self._schema = folder, prefix, schema
         self.number = number
-        """Of the file that the next row group goes to."""
+        """Number of the file that gets the next row group."""
         self.groups = 0
-        """Row groups in it so far."""
+        """Row groups in this file so far."""
         self.files: dict[str, Written] = {}
-        """What ``roll`` has written, by path."""
+        """The files that ``roll`` has written, by path."""
         self._sink: pa.BufferOutputStream | None = None
         self._writer: pq.ParquetWriter | None = None
 
     @property
     def bytes(self) -> int:
-        """Its size so far."""
+        """Size of the current file so far."""
         return self._sink.tell() if self._sink else 0
 
     def add(self, table: pa.Table) -> None:
@@ -89,7 +89,7 @@ class RollingParquet:
         self.groups = 0
 
     def remove_later_files(self) -> None:
-        """Delete what another, longer series left behind."""
+        """Delete files with higher numbers, left by an earlier, longer series."""
         name = re.compile(re.escape(self._prefix) + r"/part-(\d+)\.parquet")
         for path in self._folder.list(self._prefix):
             match = name.fullmatch(path)

@@ -1,9 +1,9 @@
-"""The small files that say how a run stands: ``_run/run.json``, and ``_SUCCESS``, which promises that all is done.
+"""The record of a run, ``_run/run.json``, and ``_SUCCESS``, which promises that the index is complete.
 
-``run.json`` names the attempt that changed the output last, before its first change; ``_SUCCESS`` names the attempt
-that made it, and the files of the index that it speaks of.
+An attempt writes its name into ``run.json`` before it changes the output.  ``_SUCCESS`` names the attempt that wrote
+it, and the files of its index.  If the two attempts differ, the promise does not count.
 
-Of a sweep the first is ``_run/sweep.json``, and the second names the promises of its runs, too.
+A sweep has ``_run/sweep.json`` instead of ``run.json``, and its ``_SUCCESS`` also names the promises of its runs.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ _WITHDRAWN = b'{"withdrawn": true}\n'
 
 
 def load_record(output: Folder, path: str = RUN) -> dict[str, Any] | None:
-    """The fields of a JSON file; None where there is no such file.
+    """The fields of a JSON file; None if it does not exist.
 
     Raises:
-        StorageError: the file is not what was written.
+        StorageError: the file is damaged.
     """
     try:
         data = output.read(path)
@@ -44,10 +44,10 @@ def load_record(output: Folder, path: str = RUN) -> dict[str, Any] | None:
 
 
 def load_run(output: Folder) -> dict[str, Any] | None:
-    """The fields of ``run.json``; None where there is none.
+    """The fields of ``run.json``; None if it does not exist.
 
     Raises:
-        StorageError: it is not what was written; fields that others have added do not matter.
+        StorageError: the file is damaged; unknown fields are ignored.
     """
     record = load_record(output)
     for name, is_right in _RIGHT.items() if record is not None else ():
@@ -66,7 +66,7 @@ def load_run(output: Folder) -> dict[str, Any] | None:
 
 
 def _at(record: Any, name: str) -> Any:
-    """The value under ``name``, parts joined by dots; None where there is none."""
+    """The value under a dotted ``name``; None if it is missing."""
     for part in name.split("."):
         record = record.get(part) if isinstance(record, Mapping) else None
     return record
@@ -108,18 +108,18 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "summary.output": _is(str),
     "summary.stage_seconds": _is(dict),
 }
-"""What the fields that are read must be, where they are there."""
+"""A check for each field that is read; it applies if the field is present."""
 
 
 def save_record(output: Folder, fields: Mapping[str, Any], path: str = RUN) -> None:
-    """Replace the JSON file; nothing secret belongs into it."""
+    """Replace the JSON file; `fields` must not hold secrets."""
     text = json.dumps(fields, indent=1, ensure_ascii=False)
-    # a place whose name is not UTF-8 is held with lone surrogates, and their escapes are JSON's own
+    # A place that is not UTF-8 holds lone surrogates; backslashreplace writes them as JSON escapes.
     output.write(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def withdraw(output: Folder, path: str) -> None:
-    """Take the JSON file back; in a store where a deletion may come late, and hit a successor's, by a write."""
+    """Delete the JSON file; but on stores, where a late deletion could hit a successor's file, overwrite it."""
     if output.is_local:
         output.delete(path)
     else:
@@ -127,11 +127,11 @@ def withdraw(output: Folder, path: str) -> None:
 
 
 def is_complete(output: Folder, path: str = RUN) -> bool:
-    """Whether every listed image has its row, so that ``index/`` can be relied on.
+    """Whether a valid ``_SUCCESS`` promises that every listed image has its row in ``index/``.
 
     Args:
         output: OUTPUT.
-        path: of the record that the promise stands beside.
+        path: the record that belongs to the promise.
 
     Raises:
         StorageError: the record is damaged.
@@ -141,7 +141,7 @@ def is_complete(output: Folder, path: str = RUN) -> bool:
 
 
 def broken_promise(output: Folder, path: str = RUN) -> str | None:
-    """Why a ``_SUCCESS`` that is there does not count; None where it does, or there is none; else as `is_complete`."""
+    """Why an existing ``_SUCCESS`` does not count; None if it counts or does not exist; rest as for `is_complete`."""
     promise = load_promise(output)
     if promise is None:
         return "it is not what was written" if output.exists(SUCCESS) else None
@@ -149,14 +149,14 @@ def broken_promise(output: Folder, path: str = RUN) -> str | None:
 
 
 def _misfit(output: Folder, promise: Mapping[str, Any], path: str) -> str | None:
-    """In what a promise does not fit what is there.
+    """How a promise differs from the output; None if it fits.
 
-    The record must be of the attempt that made it, the index of the very files, by name and size (`changed_files` looks
-    into them), and the runs of a sweep must promise what they did. Else another attempt has come in between, and the
-    next run makes both anew.
+    The record must name the same attempt, the index must have the same files by name and size (`changed_files` compares
+    the content), and the promises of a sweep's runs must be unchanged.  Otherwise another attempt has changed the
+    output in between, and the next run makes index and promise anew.
     """
     attempt = (load_record(output, path) or {}).get("attempt")
-    if attempt != promise.get("attempt"):  # an older vbp wrote neither
+    if attempt != promise.get("attempt"):  # an older vbp recorded no attempt in either
         return f"{path} is of attempt {attempt}, not of {promise.get('attempt')}"
     promised = {path: file["bytes"] for path, file in promise.get("index", {}).items()}
     sizes = _sizes(output) if promise else {}
@@ -173,7 +173,7 @@ def _bytes(size: int | None) -> str:
 
 
 def changed_files(output: Folder) -> Iterator[str]:
-    """Files of the index that are not, byte for byte, what ``_SUCCESS`` promises; reads all of them."""
+    """Files of the index whose SHA-256 is not the one in ``_SUCCESS``; reads all files of the index."""
     for path, file in (load_promise(output) or {}).get("index", {}).items():
         digest = hashlib.sha256()
         with output.open(path) as stream:
@@ -184,7 +184,7 @@ def changed_files(output: Folder) -> Iterator[str]:
 
 
 def promises_of(output: Folder, runs: Iterable[str]) -> dict[str, str | None]:
-    """By the name of a run of a sweep the SHA-256 of what it promises; None where it promises nothing."""
+    """The SHA-256 of the ``_SUCCESS`` of each run of a sweep, by the run's name; None for a run without one."""
 
     def digest(name: str) -> str | None:
         try:
@@ -198,7 +198,7 @@ def promises_of(output: Folder, runs: Iterable[str]) -> dict[str, str | None]:
 
 
 def load_promise(output: Folder) -> dict[str, Any] | None:
-    """What ``_SUCCESS`` says; nothing where an older vbp wrote it, None where there is none that can be read."""
+    """The content of ``_SUCCESS``; empty if an older vbp wrote it, None if it does not exist or is damaged."""
     try:
         data = output.read(SUCCESS)
         promise = json.loads(data) if data.strip() else {}
@@ -223,14 +223,14 @@ def mark_complete(
     totals: Mapping[str, int],
     runs: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Promise that all is done; the last write of a run.
+    """Write ``_SUCCESS``, the promise that all is done; it is the last write of a run.
 
     Args:
         output: OUTPUT.
-        attempt: that has made the record and the index.
-        files: of the index, by path.
-        totals: of the index, for people.
-        runs: of a sweep, what they promised before their rows were read.
+        attempt: the attempt that wrote the record and the index.
+        files: the files of the index, by path.
+        totals: totals of the index, for people.
+        runs: for a sweep, `promises_of` its runs from before their rows were read.
     """
     index = {path: written._asdict() for path, written in sorted(files.items())}
     of_runs = {} if runs is None else {"runs": runs}
@@ -238,16 +238,16 @@ def mark_complete(
 
 
 def mark_incomplete(output: Folder) -> None:
-    """Take it back; comes before a run's first write.
+    """Delete ``_SUCCESS``; this comes before a run's first write.
 
-    Where the output is of a sweep, the index of all runs holds rows that are about to change: its promise goes first.
+    If the output belongs to a sweep, the sweep's index has rows that will change, so its promise is deleted first.
     """
     sweep, runs, name = output.url.rpartition(f"/{RUNS}/")
     if runs and "/" not in name:
         above = Folder(sweep, output.options)
         if above.exists(SWEEP):
             above.delete(SUCCESS)
-    if output.exists(SUCCESS):  # a deletion may come late, so there is none without need
+    if output.exists(SUCCESS):  # a deletion may take effect late, so none is sent without need
         output.delete(SUCCESS)
 
 

@@ -1,4 +1,4 @@
-"""Sorting of any number of items: what memory does not hold waits in a temporary folder."""
+"""External sort: items that do not fit into memory wait as sorted runs in a temporary folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ITEMS_AT_ONCE = 1000
 
 
 class Sorter(Generic[T]):
-    """Takes items in any order and gives them back sorted; a ``with`` block bounds the life of its files.
+    """Takes items in any order and yields them sorted; used in a ``with`` block, which deletes its files.
 
     Args:
-        kind: a NamedTuple.
-        schema: Arrow types of its fields.
-        key: what items are compared by, equal ones staying in their order; None: all values, of which none is None.
+        kind: the items' class, a NamedTuple.
+        schema: Arrow types of the fields.
+        key: gives the value to compare by; equal items keep their order. None: compare all fields, none of them None.
     """
 
     def __init__(self, kind: type[T], schema: pa.Schema, key: Callable[[T], Any] | None = None) -> None:
@@ -43,13 +43,13 @@ class Sorter(Generic[T]):
             self._folder.cleanup()
 
     def add(self, item: T) -> None:
-        """One more."""
+        """Add an item."""
         self._items.append(item)
         if len(self._items) >= ITEMS_IN_MEMORY:
             self._write_run()
 
     def __iter__(self) -> Iterator[T]:
-        """All of them, from the least to the greatest."""
+        """All items, from the smallest to the largest."""
         self._items.sort(key=self._key)
         return heapq.merge(*map(self._read_run, self._runs), self._items, key=self._key)
 

@@ -1,1 +1,1 @@
-"""Collections: what goes in, as one row an image, whatever it lies in."""
+"""Collections: the images of INPUT, one row for each, in whatever form INPUT is."""

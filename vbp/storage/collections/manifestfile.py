@@ -1,7 +1,7 @@
-"""Manifest files: lists of images that people bring, as rows, whatever their dialect.
+"""Manifest files: lists of images that users give as INPUT, read as rows, in the usual dialects.
 
-The column of places is called ``uri``, or as other tools call it (``PLACES``); case, blanks, ``_`` and ``-`` do not
-matter. Text is UTF-8 or UTF-16; the columns of a ``.csv`` file stand between commas, semicolons, tabs or bars.
+The column with the images' places is ``uri`` or has another usual name (``PLACES``); case, blanks, ``_`` and ``-`` are
+ignored. Text is UTF-8 or UTF-16; the columns of a ``.csv`` file are separated by commas, semicolons, tabs or bars.
 """
 
 import codecs
@@ -27,7 +27,7 @@ PLACES = (
     *("uri", "url", "path", "file", "filename", "filepath", "filelocation"),
     *("image", "imagepath", "imageurl", "imageuri", "imagefile"),
 )
-"""What the column of places may be called; ``uri`` comes first, and of the others there must be one alone."""
+"""Names of the column of places: ``uri`` is preferred; of the others a file may have only one."""
 
 _ABSOLUTE = re.compile(r"/|~/|[A-Za-z][A-Za-z0-9+.-]*://")
 _COLUMNS = ("uri", "key", "label", "version")
@@ -37,24 +37,24 @@ _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Record = Mapping[str, Any]
 _Records = Iterable[tuple[str, Record]]
-"""Rows by column, each with the words that say where it stands."""
+"""Rows by column, each with a phrase that says where it stands in the file, for messages."""
 
 
 def is_manifest(uri: str) -> bool:
-    """Whether INPUT is a manifest file, by its extension."""
+    """Whether INPUT is a manifest file, judged by its suffix."""
     return uri.lower().endswith(MANIFEST_SUFFIXES)
 
 
 def read_manifest_input(uri: str, options: Mapping[str, Any] | None = None) -> Iterator[ManifestRow]:
-    """The images that a manifest names, in its order.
+    """The images of a manifest file, in its order.
 
     A ``.parquet`` or ``.csv`` file has a column ``uri`` (or another of ``PLACES``) and may have ``key``, ``label`` and
-    ``version`` (an etag, or whatever changes with the content); a ``.txt`` file has one URI a line. A relative path
-    counts from the manifest's own folder. The file is read piece by piece.
+    ``version`` (an etag, or anything that changes with the content); a ``.txt`` file has a URI per line. Relative paths
+    count from the manifest's own folder. The file is read in pieces.
 
     Raises:
-        FileNotFoundError: there is no such manifest.
-        UsageError: it is not of that format, or a row has no URI; the row or line is named.
+        FileNotFoundError: the manifest does not exist.
+        UsageError: the file does not have that format, or a row has no URI; names the row or line.
     """
     reader = {".parquet": _parquet_records, ".csv": _csv_records, ".txt": _text_records}
     suffix = next(suffix for suffix in MANIFEST_SUFFIXES if uri.lower().endswith(suffix))
@@ -65,7 +65,7 @@ def read_manifest_input(uri: str, options: Mapping[str, Any] | None = None) -> I
                 yield _row(record, home, f"{where} of {uri}")
         except (pa.ArrowException, csv.Error, ValueError, OSError) as error:
             if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
-                raise  # of the store; what pyarrow says of a damaged file is a bare OSError
+                raise  # an error of the store; pyarrow raises a bare OSError for a damaged file
             raise UsageError(f"{uri} cannot be read as {suffix[1:]}: {error}") from error
 
 
@@ -92,12 +92,12 @@ def _text(value: Any, name: str, where: str) -> str:
         except UnicodeDecodeError as error:
             raise UsageError(f"{where}: its {name} is bytes that are no text ({value[:16]!r})") from error
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # whole numbers beside nulls are floats in many files
+        value = int(value)  # in many files a column of whole numbers with nulls is of floats
     return str(value)
 
 
 def _absolute(uri: str, home: str) -> str:
-    """A place that means the same everywhere; ``..`` goes up from the manifest's folder."""
+    """The absolute place of a relative one; ``..`` goes up from the manifest's folder."""
     if _ABSOLUTE.match(uri) or not home:
         return uri
     scheme, separator, rest = home.rpartition("://")
@@ -150,7 +150,7 @@ def _csv_records(file: BinaryIO) -> _Records:
 
 
 def _separator(line: str) -> str:
-    """What stands between columns: the first of the usual ones that makes a column of places, else the commonest."""
+    """The separator of columns: the first usual one that gives a column of places, else the most frequent one."""
     for separator in _SEPARATORS:
         names = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
         if set(map(_plain, names)) & set(PLACES):
@@ -159,10 +159,10 @@ def _separator(line: str) -> str:
 
 
 def _named(given: Sequence[str]) -> dict[str, str]:
-    """The columns that count, as ``_COLUMNS`` calls them -> as the file does.
+    """The columns that are used: name in ``_COLUMNS`` -> name in the file.
 
     Raises:
-        UsageError: no column could be one that is needed, or more than one.
+        UsageError: a needed column is missing, or several columns could be it.
     """
     found = {name: [each for each in given if _plain(each) == name] for name in (*PLACES, *_COLUMNS)}
     found["uri"] = found["uri"] or [each for name in PLACES for each in found[name]]
@@ -186,7 +186,7 @@ def _text_records(file: BinaryIO) -> _Records:
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    """The lines, with their ends; a byte order mark says what they are written in."""
+    """The lines with their ends, decoded as the byte order mark says."""
     start = file.read(2)
     file.seek(0)
     if start in _MARKS:

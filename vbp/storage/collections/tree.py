@@ -1,4 +1,4 @@
-"""What there is to do, as a stream of rows: the images of a tree; those of manifest files are in ``manifestfile``."""
+"""The images of a tree as a stream of rows; images of manifest files are in ``manifestfile``."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ IMAGE_SUFFIXES = (
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics", ".heifs")
-"""Read where the package for them is installed."""
+"""Suffixes that are read if the package for them is installed."""
 
 
 class ManifestRow(NamedTuple):
     """One image to explain."""
 
     key: str
-    """Names its results, see ``vbp.storage.naming``."""
+    """The image's key, which names its results; see ``vbp.storage.naming``."""
     uri: str
-    """Where it lies, for people and other programs."""
+    """The image's absolute place, for people and other programs."""
     path: bytes | None
-    """Relative to INPUT, the bytes of the file system; None for a row of a manifest: read its ``uri``."""
+    """Path relative to INPUT, as the file system's bytes; None for a row of a manifest, which is read by ``uri``."""
     label: str | None
     size: int | None = None
     version: str | None = None
@@ -38,15 +38,15 @@ def list_tree(
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
     left_out: LeftOut | None = None,
 ) -> Iterator[ManifestRow]:
-    """The image files of a folder, known by their suffix, in byte order of the path; system files are none.
+    """The image files of a folder, recognised by suffix, in byte order of the path, without system files.
 
     Args:
         folder: INPUT.
-        suffixes: in lower case, of images; ``none`` for names that have none.
+        suffixes: suffixes of images in lower case; ``none`` stands for names without a suffix.
         left_out: counts the files that are no images.
 
     Raises:
-        FileNotFoundError, StorageError: as ``Folder.walk``.
+        FileNotFoundError, StorageError: as for ``Folder.walk``.
     """
     for file in folder.walk():
         if is_system(file.path) or not _ends_in(file.path, suffixes):
@@ -59,9 +59,9 @@ def list_tree(
 
 
 def one_image(source: Folder, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> ManifestRow | None:
-    """INPUT as a collection of one, where its name is an image's and there is such a file; None where it is a folder.
+    """The row of INPUT itself if it is an image file; None if it is a folder or has no suffix of an image.
 
-    Its path is empty: it is INPUT itself. Web servers have no folders of such names and are not asked.
+    The row's path is empty. On a web server the suffix decides, without a request: no folder there has such a name.
     """
     place = source.url.partition("?")[0] if source.is_web else source.url
     name = place.rstrip("/").rpartition("/")[2]

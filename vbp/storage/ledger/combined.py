@@ -1,4 +1,4 @@
-"""One index of several outputs: all their rows, each with what tells its output from the others."""
+"""One index of several outputs: the rows of all of them, with columns that say from which output a row comes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from vbp.storage.outline import INDEX
 from vbp.storage.parquet import RollingParquet, Written
 
 RUN = "run"
-"""The column that names the output that a row comes from; begins the names of those that tell the outputs apart."""
+"""The column with the name of a row's output; the names of the other added columns begin with it."""
 
 
 class Combined(NamedTuple):
@@ -21,24 +21,24 @@ class Combined(NamedTuple):
 
     rows: int
     files: Mapping[str, Written]
-    """By path."""
+    """The files that were written, by path."""
 
 
 def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]]], columns: pa.Schema) -> Combined:
-    """Write ``index/`` of `output` from the indexes of other outputs, in their order; memory holds one file.
+    """Write ``index/`` of `output` from the indexes of other outputs, in their order; memory holds one file of it.
 
-    Repeated, it writes the same files. It may be killed at any time: whoever calls it says when it is complete.
+    A repeated call writes the same files.  It may be killed at any time, so the caller marks when it is complete.
 
     Args:
-        output: where the index goes.
-        indexes: outputs with an index, and the values of `columns` for all their rows.
-        columns: stand before those of the index, and share no name with them.
+        output: the output that gets the index.
+        indexes: outputs with an index, each with the values of `columns` for its rows.
+        columns: columns to put before those of the index; no name may be in both.
 
     Returns:
-        What was written.
+        The files that were written.
 
     Raises:
-        StorageError: an index is damaged, or the store does not take the new one.
+        StorageError: an index is damaged, or the store refuses the new one.
     """
     schema = pa.schema([*columns, *INDEX_SCHEMA])
     writer, count = RollingParquet(output, INDEX, schema), 0
@@ -57,11 +57,11 @@ def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]
 
 
 def read_combined(output: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of a combined index, some at a time, those of one table of one run.
+    """The rows of a combined index as tables; the rows of a table are of one run.
 
     Args:
-        output: where the index lies.
-        columns: of ``INDEX_SCHEMA``; what leads the rows comes always.
+        output: the output that has the index.
+        columns: columns of ``INDEX_SCHEMA``; the added columns are always read.
     """
     for path in output.list(INDEX):
         with output.open(path) as file:

@@ -1,12 +1,12 @@
-"""An output as its holder sees it: what another run has made since cannot be changed any more.
+"""HeldFolder: an output as the holder of its lease sees it; once another run has the lease, its changes fail.
 
-A process may freeze between a look at the lease and the change that it looked for, and go on much later, when others
-have taken the output over.  So a change itself has to fail then:
+A process may freeze after it has checked the lease and before it changes a file, and go on much later, when another
+attempt has taken the output over.  Then the change itself must fail (fencing):
 
-- On a disk it is a rename out of the holder's own folder, which whoever takes over removes (``staged``).
-- In an object store, a file is created where there is none, or replaced in the version that was there before a look at
-  the lease: whatever a successor has written has another version.  There are no such deletions; each follows a look.
-- Other stores can neither: each change follows a look.
+- On a disk a change is a rename out of the holder's own folder, and the next holder removes that folder (``staged``).
+- In an object store a write is conditional: it creates a new object, or replaces the version that existed before the
+  lease was checked.  A successor's object has another version.  A deletion cannot be conditional; it follows a check.
+- Other stores have neither, so each change follows a check.
 """
 
 import contextlib
@@ -29,56 +29,56 @@ _TRIES = 10
 
 
 class HeldFolder(Folder):
-    """OUTPUT, to be changed by one attempt; folders below it (`child`) are for reading alone.
+    """OUTPUT, changed by one attempt; folders below it (`child`) must only be read.
 
     Raises:
-        LeaseLostError: of every change: another attempt has the output.
+        LeaseLostError: raised by every change once another attempt has the output.
     """
 
     def __init__(
         self, url: str | os.PathLike[str], options: Mapping[str, Any] | None, attempt: str, *, looks: bool = True
     ):
-        """Nothing is read yet; whether the attempt has the output shows when it changes something.
+        """Nothing is read yet; the first change shows whether the attempt has the output.
 
         Args:
             url: OUTPUT.
             options: as for ``Folder``.
-            attempt: the name of a lease's attempt.
-            looks: at the lease before each change, where the store cannot fence it; else whoever writes many files
-                looks once for them (`look`). Deletions are looked for in any case.
+            attempt: name of the attempt that takes the lease.
+            looks: whether each write checks the lease first, on stores without fencing; otherwise the caller
+                checks once before many writes (`look`). Deletions always check.
         """
         super().__init__(url, options)
         self.attempt, self._looks = attempt, looks
 
     @classmethod
     def of(cls, folder: Folder, attempt: str) -> "HeldFolder":
-        """The same folder, held."""
+        """`folder` as a held folder."""
         return cls(folder.url, folder.options, attempt)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(HeldFolder, looks=self._looks), (self.url, self.options, self.attempt)
 
     def look(self) -> None:
-        """Raise LeaseLostError where another attempt has the output."""
+        """Check the lease: raise LeaseLostError if another attempt has the output."""
         check(self, self.attempt)
 
     def write(self, path: str, data: bytes) -> None:
         """As of ``Folder``."""
-        with self._told():
+        with self._naming_holder():
             super().write(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
         """As of ``Folder``."""
-        with self._told():
+        with self._naming_holder():
             return super().create(path, data)
 
     def delete(self, path: str) -> None:
         """As of ``Folder``."""
-        with self._told():
+        with self._naming_holder():
             super().delete(path)
 
     def enter(self) -> None:
-        """Before the lease is taken: on a disk, the attempt's own folder is made."""
+        """Make the attempt's own folder on a disk; comes before the lease is taken."""
         if not self.is_local:
             return
         try:
@@ -87,10 +87,10 @@ class HeldFolder(Folder):
             raise StorageError(f"cannot write {display(self._staging)}: {error.strerror}") from error
 
     def take(self, expected: bytes, lease: bytes) -> bool | None:
-        """Put `lease` into the place of the `expected` one; of several attempts exactly one succeeds.
+        """Replace the `expected` lease by `lease`; of several attempts exactly one succeeds.
 
         Returns:
-            Whether it did; None where the store cannot do it in one step.
+            Whether it succeeded; None if the store cannot do it in one step.
         """
         if self.is_local:
             return self._take_on_disk(expected, lease)
@@ -102,20 +102,20 @@ class HeldFolder(Folder):
         return None
 
     def renew(self, expected: bytes, lease: bytes) -> None:
-        """Put `lease` into the place of our `expected` one; what has been given back is never made again."""
+        """Replace our `expected` lease by `lease`; a lease that was released is not created again."""
         if isinstance(self._plain, ObjectStore):
-            self.take(expected, lease)  # where that fails, the next look tells why
+            self.take(expected, lease)  # if that fails, the next check says why
         else:
             self.write(LEASE, lease)
 
     def _take_on_disk(self, expected: bytes, lease: bytes) -> bool:
-        """Whoever renames the old lease away may make the new one."""
+        """Rename the old lease into our folder, which only one attempt can do, and then make the new lease."""
         taken = temporary_name(self._staging)
         try:
             os.rename(self._at(LEASE), taken)
             with open(taken, "rb") as file:
                 found = file.read()
-            if found != expected:  # it was renewed, or another's already: back with it
+            if found != expected:  # it was renewed, or belongs to another attempt: put it back
                 with contextlib.suppress(FileExistsError):
                     os.link(taken, self._at(LEASE))
         except FileNotFoundError:
@@ -126,7 +126,7 @@ class HeldFolder(Folder):
         return found == expected and self.create(LEASE, lease)
 
     def evict(self) -> None:
-        """After the lease is taken: on a disk, the folders of all others are removed, and they change nothing more."""
+        """Remove all other attempts' folders on a disk, so that their changes fail; comes after taking the lease."""
         if not self.is_local:
             return
         for name in os.listdir(self._at(HOLDERS)):
@@ -134,7 +134,7 @@ class HeldFolder(Folder):
                 self._remove_holder(name)
 
     def _remove_holder(self, name: str) -> None:
-        """By way of our own folder: who has lost that removes nobody else's."""
+        """Remove another attempt's folder by a rename into ours; this fails if we have lost our own folder."""
         here = f"{self._staging}/{name}"
         try:
             os.rename(self._at(f"{HOLDERS}/{name}"), here)
@@ -142,20 +142,20 @@ class HeldFolder(Folder):
             return
         except OSError as error:
             raise StorageError(f"cannot remove {self.uri(f'{HOLDERS}/{name}')}: {error.strerror}") from error
-        for _ in range(_TRIES):  # a late write may put a file into it until it is gone
+        for _ in range(_TRIES):  # a late write may put a file into the folder while it is being removed
             shutil.rmtree(here, ignore_errors=True)
             if not os.path.isdir(here):
                 return
         raise StorageError(f"cannot remove {display(here)}; remove it, and run the same command again")
 
     def leave(self) -> None:
-        """After the lease is given back."""
+        """Remove the attempt's own folder; comes after the lease is released."""
         if self.is_local:
             shutil.rmtree(self._staging, ignore_errors=True)
 
     @property
     def is_fenced_out(self) -> bool:
-        """Whether another has removed this attempt's folder."""
+        """Whether another attempt has removed this attempt's folder."""
         return self.is_local and not os.path.isdir(self._staging)
 
     @cached_property
@@ -174,7 +174,7 @@ class HeldFolder(Folder):
         return (Conditional if isinstance(plain, ObjectStore) else Looking)(plain, self.look, self._looks)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _naming_holder(self) -> Iterator[None]:
         try:
             yield
         except LeaseLostError:
@@ -182,7 +182,7 @@ class HeldFolder(Folder):
 
 
 class Looking:
-    """A store that is changed after a look: a process that freezes in between still makes the one change."""
+    """A store whose changes follow a check of the lease; a process that freezes in between still makes one change."""
 
     def __init__(self, store: Store, look: Callable[[], None], looks: bool):
         self._store, self._look, self._looks = store, look, looks
@@ -195,7 +195,7 @@ class Looking:
         self._store.write(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file unless there is one: this harms nobody, however late."""
+        """Create the file unless it exists; this does no harm, however late."""
         return self._store.create(path, data)
 
     def delete(self, path: str) -> None:
@@ -205,12 +205,12 @@ class Looking:
 
 
 class Conditional(Looking):
-    """An object store: an object is made where there is none, or replaced in the version that it had before a look."""
+    """An object store: a write creates an object, or replaces the version that existed before the lease was checked."""
 
     _store: ObjectStore
 
     def write(self, path: str, data: bytes) -> None:
-        """One request where there is no such object, three more where there is one; and the look before."""
+        """Write the object: one request if it is new, else three more, besides the check of the lease."""
         if self._looks:
             self._look()
         if self._store.put_if(path, data, None):

@@ -1,4 +1,4 @@
-"""Who has an output: what ``_run/lease.json`` says."""
+"""Holder: the content of ``_run/lease.json``, which says which attempt has an output."""
 
 import json
 import os
@@ -17,17 +17,17 @@ LEASE = "_run/lease.json"
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has the output."""
+    """The attempt that has the output, and its process."""
 
     attempt: str
     host: str
     machine: str
-    """Tells hosts, reboots and containers of one name apart."""
+    """Differs between hosts, reboots and containers with the same name."""
     pid: int
     started: str
-    """When the process started, as `start_of` says: a process id alone is used again, and is 1 in containers."""
+    """When the process started, from `start_of`; process ids are reused, and are 1 in containers."""
     token: str
-    """Of this one lease."""
+    """A random name of this lease."""
     renewed_at: str
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Holder:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it was a process of this very machine and is gone; False where that cannot be known."""
+        """Whether the process ran on this machine and has ended; False if that cannot be known."""
         if (self.host, self.machine) != (socket.gethostname(), machine()):
             return False
         try:
@@ -49,15 +49,15 @@ class Holder:
 
 
 def holder(output: Folder) -> Holder | None:
-    """Who has the output; None where nobody has, or the lease cannot be read."""
+    """The holder of the output; None if there is none, or the lease cannot be read."""
     return parse(read(output) or b"")
 
 
 def check(output: Folder, attempt: str) -> None:
-    """Before a step that only the holder may take.
+    """Check the lease before a step that only its holder may take.
 
     Raises:
-        LeaseLostError: the attempt does not hold the output any more.
+        LeaseLostError: the attempt no longer has the lease.
     """
     current = holder(output)
     if current is None or current.attempt != attempt:
@@ -65,13 +65,13 @@ def check(output: Folder, attempt: str) -> None:
 
 
 def lost(output: Folder, attempt: str, current: Holder | None) -> LeaseLostError:
-    """What to say where `current` has the output in the attempt's place."""
+    """The error for an attempt whose output `current` has now."""
     whose = str(current) if current else "nobody"
     return LeaseLostError(f"attempt {attempt} lost {output.url}: {whose} has it now; nothing more is committed")
 
 
 def read(output: Folder) -> bytes | None:
-    """The lease as it stands; None where there is none."""
+    """The bytes of the lease; None if there is none."""
     try:
         return output.read(LEASE)
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def read(output: Folder) -> bytes | None:
 
 
 def parse(data: bytes) -> Holder | None:
-    """What a lease says; None where it is damaged."""
+    """The holder that a lease names; None if the lease is damaged."""
     try:
         return Holder(**json.loads(data))
     except (ValueError, TypeError):
@@ -87,12 +87,12 @@ def parse(data: bytes) -> Holder | None:
 
 
 def start_of(pid: int) -> str:
-    """When a process started, in terms that no setting of the clock changes.
+    """When a process started, by a clock that nobody can set.
 
     Raises:
-        psutil.Error: there is no such process, or it cannot be looked at.
+        psutil.Error: the process does not exist, or may not be inspected.
     """
-    try:  # Linux counts ticks from the start of the machine; psutil adds the clock's time of that, which may be set
+    try:  # Linux counts ticks since boot; psutil adds the time of boot, which changes if the clock is set
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return f"tick {fields[19]}"
     except (OSError, IndexError):
@@ -100,7 +100,7 @@ def start_of(pid: int) -> str:
 
 
 def machine() -> str:
-    """Changes with the host, its every start, and the container."""
+    """A name that differs between hosts, boots and containers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,13 +1,13 @@
-"""The ledger of what is done, image by image, and the index that is made from it.
+"""The ledger, which records what is done for each image, and the index, which is made from it.
 
 ::
 
-    OUTPUT/_run/parts/<shard>/<name>.parquet   the only commit record: rows of one shard, written once complete
+    OUTPUT/_run/parts/<shard>/<name>.parquet   the only record of what is done: rows of one shard
     OUTPUT/index/part-NNNNN.parquet            made from the parts at the end: one row per image
 
-An image may have rows in several parts, of retries and of runs that overlapped: the newest ok row counts, else the
-newest error. The name of a part tells its attempt, the positions in its shard that it holds, and how many of them
-went well; so a listing alone answers most questions.
+An image may have rows in several parts, because of retries and overlapping attempts: the newest ok row counts, else
+the newest error row.  The name of a part says its attempt, the positions of its rows in the shard, and the number of
+ok rows.  So most questions need only a listing.
 """
 
 import contextlib
@@ -66,29 +66,29 @@ INDEX_FILE_BYTES = 128_000_000
 
 
 class PendingShard(NamedTuple):
-    """A shard that is not finished."""
+    """A shard with images left to do."""
 
     shard: int
     images: int
-    """How many of its images are left."""
+    """Number of images that are left."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What the index holds."""
+    """Totals of the index."""
 
     images: int
-    """How many should have a row."""
+    """Images that should have a row."""
     ok: int
     error: int
     by_reason: dict[str, int]
     """Error rows by ``stage: type``."""
     files: Mapping[str, Written] = field(default_factory=dict, compare=False)
-    """Of the index, by path."""
+    """Files of the index, by path."""
     damaged: tuple[str, ...] = ()
-    """Parts that could not be read and were removed; images that had their rows there alone are to be done again."""
+    """Damaged parts, which were removed; images whose only row was there must be done again."""
     strange: int = 0
-    """Rows of other images than the manifest has at their positions; taken back, these are to be done again."""
+    """Rows whose key is not the manifest's at that position; they were deleted, and the images must be done again."""
 
     @property
     def missing(self) -> int:
@@ -97,7 +97,7 @@ class Totals:
 
 
 def done(output: Folder, shard: int) -> pa.Table:
-    """What is on record of a shard: ``position`` (int32) and ``status``, one row per position."""
+    """The rows on record of a shard: ``position`` (int32) and ``status``, one row per position."""
     return newest(read_parts(output, parts_of(output, shard))).select(["position", "status"])
 
 
@@ -106,13 +106,13 @@ def pending_shards(
 ) -> Iterator[PendingShard]:
     """The shards with images left, in order.
 
-    One listing, streamed; only such parts are read whose names do not say it all.
+    It streams one listing; a part is opened only if its name does not say enough.
 
     Args:
         output: OUTPUT.
         manifest: the list of images.
-        retry_failed: whether images with an error row are to be done again.
-        limit: only the first so many images count.
+        retry_failed: whether images with an error row must be done again.
+        limit: only the first ``limit`` images of the manifest count.
     """
 
     def left(task: tuple[int, list[Part]]) -> PendingShard:
@@ -135,9 +135,9 @@ def rows_left(
     limit: int | None = None,
     parts: list[Part] | None = None,
 ) -> pa.Table:
-    """The rows of ``Manifest.read_shard`` that are still to be done; arguments as for ``pending_shards``.
+    """The rows of ``Manifest.read_shard`` whose images are left to do; arguments as for ``pending_shards``.
 
-    `parts`: those of the shard, where they have been listed already.
+    `parts`: the shard's parts, if they are listed already.
     """
     wanted = _wanted(manifest, shard, limit)
     found = current(parts_of(output, shard) if parts is None else parts, manifest.generation)
@@ -147,9 +147,9 @@ def rows_left(
 
 
 def progress(output: Folder, manifest: Manifest) -> tuple[int, int]:
-    """How many images are ok and how many failed, by the names of the parts alone.
+    """Numbers of ok and of failed images, from the names of the parts alone.
 
-    Exact for every shard that is finished. In others, an image that failed again in a retry counts twice.
+    They are exact for finished shards. In other shards, an image that failed again in a retry counts twice.
     """
     ok = error = 0
     for shard, parts in parts_by_shard(output, manifest):
@@ -160,8 +160,8 @@ def progress(output: Folder, manifest: Manifest) -> tuple[int, int]:
 
 
 def counts(parts: list[Part], images: int) -> tuple[int, int]:
-    """``progress`` of one shard of so many images."""
-    # A repeated task may have come to another result under another name: the better one counts.
+    """``progress`` of one shard with ``images`` images."""
+    # A repeated task may have another result, in a part with another name: the better one counts.
     tasks = {(part.attempt, part.digest): part for part in sorted(parts, key=lambda part: part.ok)}
     ok = min(images, sum(part.ok for part in tasks.values()))
     return ok, min(images - ok, sum(part.error for part in tasks.values()))
@@ -170,13 +170,13 @@ def counts(parts: list[Part], images: int) -> tuple[int, int]:
 def newest_rows(
     output: Folder, manifest: Manifest, columns: list[str], where: Callable[[list[Part]], bool] = bool
 ) -> Iterator[tuple[int, pa.Table]]:
-    """What is on record, shard by shard in order: one row for every image that has one.
+    """The newest rows, shard by shard in order: one row for every image that has rows.
 
     Args:
         output: OUTPUT.
         manifest: the list of images.
-        columns: of ``PART_SCHEMA``; those that ``newest`` needs among them.
-        where: of a shard's parts, whether it is read; by default every shard that has parts.
+        columns: columns of ``PART_SCHEMA``, among them those that ``newest`` needs.
+        where: says, given a shard's parts, whether to read it; by default every shard with parts is read.
     """
     tasks = (task for task in parts_by_shard(output, manifest) if where(task[1]))
     for batch in _read_newest(output, manifest, columns, tasks):
@@ -184,15 +184,15 @@ def newest_rows(
 
 
 def read_index(output: Folder, columns: list[str], damaged: list[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of the index, some at a time, as they stand in its files.
+    """The rows of the index as tables, in the order of its files.
 
     Args:
         output: OUTPUT.
-        columns: of ``INDEX_SCHEMA``.
-        damaged: takes the paths of files that cannot be read to their end.
+        columns: columns of ``INDEX_SCHEMA``.
+        damaged: a list that gets the paths of damaged files.
 
     Raises:
-        StorageError: there is such a file, and no list to take it.
+        StorageError: a file is damaged, and ``damaged`` is None.
     """
     for path in output.list(INDEX):
         if not _INDEX_FILE.fullmatch(path):
@@ -212,22 +212,22 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
 
 
 def others_in_index(output: Folder) -> list[str]:
-    """Files among those of the index that no run has written; whoever reads the folder takes some for rows."""
+    """Files in the folder of the index that no run has written; other programs may read them as rows."""
     return [path for path in output.list(INDEX) if not _INDEX_FILE.fullmatch(path)]
 
 
 def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Totals:
     """Make the index from the parts, in files of about 128 MB, in the order of the manifest.
 
-    Repeated, it writes the same files. It may be killed at any time: the index is promised only while ``_SUCCESS``
-    exists, which the caller writes when ``ok + error == images``.
+    A repeated call writes the same files.  It may be killed at any time, since the index counts only while
+    ``_SUCCESS`` exists; the caller writes that if ``ok + error == images``.
     """
     writer = RollingParquet(output, INDEX, INDEX_SCHEMA)
     images, statuses, reasons = 0, Counter[str](), Counter[str]()
     damaged: list[Part] = []
     strange: list[tuple[int, list[int]]] = []
     for read in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
-        batch, strangers = _told_apart(manifest, read)
+        batch, strangers = _separated(manifest, read)
         strange += strangers
         for shard, table in batch:
             wanted = _wanted(manifest, shard, limit)
@@ -254,19 +254,19 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
 
 
 def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
-    """Which rows (`key`, `position`) are of other images than the manifest has there: a mask, true for such."""
+    """Boolean mask of rows (`key`, `position`): true if the manifest has another key at that position."""
     keys = manifest.read_shard(shard, ["key"])["key"].combine_chunks()
     known = pc.less(rows["position"], len(keys))
     theirs = keys.take(pc.if_else(known, rows["position"], 0))
     return pc.invert(pc.and_(known, pc.equal(rows["key"], theirs)))
 
 
-def _told_apart(
+def _separated(
     manifest: Manifest, batch: list[tuple[int, pa.Table]]
 ) -> tuple[list[tuple[int, pa.Table]], list[tuple[int, list[int]]]]:
-    """The rows of the images that the manifest has, and the positions of the others, both by shard.
+    """The rows that belong to the manifest, and the positions of all other rows, both by shard.
 
-    Rows whose results lie where none of ours can are others, too.
+    Rows that name an impossible place of a result do not belong to it either.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         masks = list(pool.map(lambda task: pc.or_(strangers(manifest, *task), misplaced(task[1])), batch))
@@ -280,14 +280,13 @@ def _told_apart(
 
 
 def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
-    """Take back the rows of some images of a shard, in every part: they are to be done again.
+    """Delete the rows of some images of a shard from all its parts, so that they are done again.
 
-    Whoever calls it holds the lease and has taken ``_SUCCESS`` back. A part that keeps other rows is written anew
-    under its new name before it is deleted under the old one; so a kill in between loses nothing, and the next call
-    finishes the work.
+    The caller holds the lease and has deleted ``_SUCCESS``.  If a part has other rows too, a new part with these is
+    written before the old one is deleted.  So a kill in between loses nothing, and the next call completes the work.
 
     Returns:
-        How many of the images had a row.
+        Number of the images that had a row.
     """
     wanted = pa.array(sorted(set(positions)), pa.int32())
     forgotten: set[int] = set()
@@ -314,7 +313,7 @@ def _read_newest(
     tasks: Iterator[tuple[int, list[Part]]],
     damaged: list[Part] | None = None,
 ) -> Iterator[list[tuple[int, pa.Table]]]:
-    """The newest rows of shards, as many shards at once as memory is meant for; `damaged` as for ``read_parts``."""
+    """The newest rows of shards, in lists of as many shards as memory allows; `damaged` as for ``read_parts``."""
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(tasks, _shards_at_once(manifest))):
             tables = pool.map(lambda task: newest(read_parts(output, task[1], columns, damaged)), batch)
@@ -322,7 +321,7 @@ def _read_newest(
 
 
 def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
-    """Every shard of the manifest, in order, with its parts; streams one listing."""
+    """Every shard of the manifest with its parts, in order; streams one listing."""
     files = output.child(PARTS).walk()
     groups = groupby(_paths(files), key=lambda path: path.partition("/")[0])
     found = next(groups, None)
@@ -337,22 +336,22 @@ def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, li
 
 
 def all_parts(output: Folder) -> Iterator[tuple[int, list[Part]]]:
-    """Every shard that has parts, also one that no manifest has; streams one listing."""
+    """Every shard that has parts, even if it is in no manifest; streams one listing."""
     for _, paths in groupby(_paths(output.child(PARTS).walk()), key=lambda path: path.partition("/")[0]):
         if parts := parse_parts(paths):
             yield parts[0].shard, parts
 
 
 def _paths(files: Iterable[File]) -> Iterator[str]:
-    with contextlib.suppress(FileNotFoundError):  # nothing was committed yet
+    with contextlib.suppress(FileNotFoundError):  # nothing is committed yet
         for file in files:
             yield file.path
 
 
 def _finished(output: Folder, parts: list[Part], retry_failed: bool, wanted: int) -> list[int]:
-    """Positions that need no more work; parts are read only where their names leave a question.
+    """Positions that need no more work; a part is opened only if its name does not say enough.
 
-    An image that could not be fetched is never finished: that was the store's failure, and may have passed.
+    An image that could not be fetched is never finished, because the store failed, and may work again.
     """
     told = [part for part in parts if part.holds_all_between and not part.error]
     finished = {position for part in told for position in range(part.first, part.last + 1)}
@@ -373,7 +372,7 @@ def _reasons(rows: pa.Table) -> Counter[str]:
 
 
 def _wanted(manifest: Manifest, shard: int, limit: int | None) -> int:
-    """How many of the shard's images, from its first, lie within the limit."""
+    """Number of the shard's first images that are within the limit."""
     images = manifest.shard_images(shard)
     return images if limit is None else max(0, min(images, limit - manifest.shard_start(shard)))
 

@@ -1,6 +1,6 @@
-"""One writer per output: ``_run/lease.json`` says which process of which host has it, renewed while it lives.
+"""Lease: one writer per output.  ``_run/lease.json`` names the process and host that has it, and is renewed.
 
-Who is told by the lease that the output is his changes it through a ``HeldFolder``, which makes it safe to be wrong.
+The holder changes the output through a ``HeldFolder``, which is safe even if the lease was lost unnoticed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from vbp.storage.ledger.holder import LEASE, Holder, check, holder, machine, par
 __all__ = ["LEASE", "HeldFolder", "Holder", "Lease", "check", "holder"]
 
 TAKE_OVER_AFTER = "VBP_LEASE_SECONDS"
-"""Environment variable: seconds of silence after which a holder is succeeded, for tests of it."""
+"""Environment variable for tests: seconds without a renewal after which another attempt takes over."""
 
 
 class Lease:
@@ -37,9 +37,9 @@ class Lease:
         take_over_after: float | None = None,
         poll_every: float | None = None,
     ):
-        """Prepare a lease for ``attempt``, which no other ever has the name of.
+        """Prepare a lease for ``attempt``, whose name must be unique.
 
-        Times in seconds, the same for all who share the output: 10, 60 and 1 by default.
+        Times in seconds, the same for all attempts on the output: 10, 60 and 1 by default.
         """
         silence = float(os.environ.get(TAKE_OVER_AFTER, 60.0)) if take_over_after is None else take_over_after
         self._held, self._attempt, self._token = HeldFolder.of(output, attempt), attempt, secrets.token_hex(8)
@@ -51,22 +51,22 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another has taken the lease over: stop committing."""
+        """Whether another attempt has taken the lease over; then stop committing."""
         return self._lost.is_set()
 
     def acquire(self, on_wait: Callable[[Holder | None, float], None] | None = None) -> None:
-        """Wait until the output is ours, then keep the lease renewed in the background.
+        """Wait until the output is ours, then renew the lease in the background.
 
-        A holder that died on this machine is succeeded at once, any other once its lease has not changed for
-        ``take_over_after`` seconds of our own clock, of which sleep is no part: clocks of two hosts are never
-        compared, nor is one that may be set.
+        If the holder died on this machine, its lease is taken over at once; otherwise once the lease has not changed
+        for ``take_over_after`` seconds.  Our own monotonic clock counts these, without the machine's sleep; clocks of
+        two hosts are never compared.
 
         Args:
-            on_wait: called at each look with the holder (None if the file cannot be read) and the seconds after
-                which it would be taken over if it stayed silent.
+            on_wait: called at each check with the holder (None if the file cannot be read) and the seconds after
+                which the lease is taken over if it is not renewed.
 
         Raises:
-            StorageError: the output cannot be written.
+            StorageError: the output cannot be written to.
         """
         seen, since = b"", time.monotonic()
         while True:
@@ -90,7 +90,7 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the output free for the next; where the store does not answer, the lease runs out by itself."""
+        """Release the output for the next attempt; if the store does not answer, the lease runs out by itself."""
         self._released.set()
         if self._thread is not None:
             self._thread.join()
@@ -100,14 +100,14 @@ class Lease:
         self._held.leave()
 
     def _begin(self, expected: bytes | None) -> bool:
-        """Take the lease where it stands as expected; whether the output is ours alone then."""
+        """Take the lease if its content is `expected`; returns whether the output is then ours alone."""
         self._held.enter()
         try:
             if not self._take(expected):
                 return False
             self._held.evict()
             return self._is_ours() and not self._held.is_fenced_out
-        except LeaseLostError:  # somebody else was quicker, and has removed what we had
+        except LeaseLostError:  # another attempt was quicker, and has removed our folder
             return False
 
     def _take(self, expected: bytes | None) -> bool:
@@ -117,7 +117,7 @@ class Lease:
         return self._take_blindly(expected) if taken is None else taken
 
     def _take_blindly(self, expected: bytes) -> bool:
-        """Several may try: the last to write wins, and after a pause each sees who that was."""
+        """Write the lease without a condition: the last writer wins, and after a pause each attempt reads who won."""
         if read(self._held) != expected:
             return False
         Folder(self._held.url, self._held.options).write(LEASE, self._content())
@@ -126,7 +126,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._released.wait(self._renew_every):
-            # While the store does not answer nobody can commit, nor take over: there is nothing to do but go on.
+            # While the store does not answer, no attempt can commit or take over, so going on is safe.
             try:
                 self._renew()
             except LeaseLostError:

@@ -1,13 +1,13 @@
-"""Marks of work in hand: what the next worker knows of one that died.
+"""Marks of work in progress, from which the next worker sees that an earlier one crashed.
 
 ::
 
-    OUTPUT/_run/parts/<shard>/begun-<left>-<token>       somebody works on the shard; `left` images had no row then
-    OUTPUT/_run/parts/<shard>/alone-<position>-<token>   somebody works on this one image and on nothing else
+    OUTPUT/_run/parts/<shard>/begun-<left>-<token>       a worker works on the shard; `left` images had no row then
+    OUTPUT/_run/parts/<shard>/alone-<position>-<token>   a worker works on this one image and on nothing else
 
-They lie beside the parts of their shard, so the one listing that tells what is done tells them, too.  Whoever made
-them removes them, however the work ends, unless the process is killed.  A mark that is found says, therefore, that
-its maker died; and where it says the same number of images left as there are now, that nothing came of that start.
+Marks lie beside the parts of their shard, so one listing finds both.  The worker that made a mark removes it when its
+work ends, also by an error, unless the process is killed.  So a mark that is left behind means that a worker crashed;
+if its `left` is the number of images that are left now, that worker finished nothing.
 """
 
 import contextlib
@@ -33,25 +33,25 @@ def is_mark(name: str) -> bool:
 
 
 class Marks:
-    """One start of work on a shard: a context, in which the shard is marked as begun."""
+    """The marks of one start of work on a shard; in its context a mark says that the shard is begun."""
 
     def __init__(self, output: Folder, shard: int, names: Iterable[str], left: int):
-        """Read what earlier starts left behind.
+        """Read the marks that earlier starts left behind.
 
         Args:
             output: OUTPUT.
-            shard: its number.
-            names: of the files in the shard's folder of parts.
-            left: how many of the shard's images are to be done now.
+            shard: the shard's number.
+            names: names of the files in the shard's folder of parts.
+            left: number of the shard's images that are left to do.
         """
         self._output, self._folder = output, f"{PARTS}/{shard:06d}"
         found = [match for match in map(_NAME.fullmatch, names) if match]
         self._earlier = [match[0] for match in found]
         self._begun = f"begun-{left}-{secrets.token_hex(4)}"
         self.stuck = any(match[1] == "begun" and int(match[2]) == left for match in found)
-        """Whether an earlier start died without a row to show for it."""
+        """Whether a worker crashed in an earlier start before it finished any image."""
         self.deaths = Counter(int(match[2]) for match in found if match[1] == "alone")
-        """How many workers died with this image alone in hand, by position."""
+        """Number of workers that crashed while they worked on one image alone, by its position."""
 
     def __enter__(self) -> "Marks":
         self._write(self._begun)
@@ -60,13 +60,13 @@ class Marks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # the shard came to its end, so no earlier mark means anything any more; after an error they still do
+        # If the shard is done, earlier marks have no more meaning; after an error they keep it.
         for name in [self._begun] if kind else [self._begun, *self._earlier]:
             self._remove(name)
 
     @contextlib.contextmanager
     def alone(self, position: int) -> Iterator[None]:
-        """In this context the image at `position` is the only one in hand."""
+        """A context in which a mark says that the worker works on the image at `position` alone."""
         name = f"alone-{position}-{secrets.token_hex(4)}"
         self._write(name)
         try:
@@ -79,5 +79,5 @@ class Marks:
         self._output.write(f"{self._folder}/{name}", json.dumps(whose).encode())
 
     def _remove(self, name: str) -> None:
-        with contextlib.suppress(StorageError, OSError):  # it would cost a later start some caution, no more
+        with contextlib.suppress(StorageError, OSError):  # a mark left behind only makes a later start more cautious
             self._output.delete(f"{self._folder}/{name}")

@@ -15,8 +15,8 @@ from vbp.storage.results.tars import Tar, parse_tar, path_of
 def remove_orphans(output: Folder) -> int:
     """Delete the tars that no row of any part points to; returns how many there were.
 
-    Only the holder of the lease may do so, and only while none of its workers is about to commit. Two sorted
-    listings are merged as they stream; parts are read only where a tar's commit cannot be told by its name.
+    Only the holder of the lease may call this, and only while none of its workers is about to commit.  Two sorted
+    listings are merged as they stream; parts are opened only if the name of a tar does not say its commit.
     """
     removed = 0
     for tars, parts in _shards(output):
@@ -46,7 +46,7 @@ def _shards(output: Folder) -> Iterator[tuple[list[Tar], list[Part]]]:
         found = list(group)
         named = (parse_tar(path) for path, is_tar in found if is_tar)
         yield (
-            [tar for tar in named if tar is not None],  # others are none of ours
+            [tar for tar in named if tar is not None],  # no run has written the other files
             parse_parts(path for path, is_tar in found if not is_tar),
         )
 

@@ -1,4 +1,4 @@
-"""The pace of a run: images a second, told from an even sample of its parts, so that it costs the same at any size."""
+"""The pace of a run in images per second, from an even sample of its parts, so that its cost has a bound."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vbp.storage.ledger.parts import Part, read_parts
 from vbp.storage.manifest.manifest import Manifest
 
 SAMPLE = 64
-"""Parts that are read, at most."""
+"""The most parts that are read."""
 _THREADS = 16
 
 
 def pace_of(output: Folder, manifest: Manifest, run_id: str | None) -> float | None:
-    """Images a second of one run; None where too little is done to tell."""
+    """Images per second of one attempt; None if too few are done."""
     sample = EvenSample()
     for _, parts in parts_by_shard(output, manifest):
         for part in parts:
@@ -28,7 +28,7 @@ def pace_of(output: Folder, manifest: Manifest, run_id: str | None) -> float | N
 
 
 class EvenSample:
-    """An even sample of a stream of parts, each with the number of rows that it stands for."""
+    """An even sample of a stream of parts; each has the number of rows that it represents."""
 
     def __init__(self) -> None:
         self._step, self._seen = 1, 0
@@ -36,7 +36,7 @@ class EvenSample:
         self.last: Part | None = None
 
     def add(self, part: Part) -> None:
-        """One more part."""
+        """Add a part of the stream."""
         rows = part.ok + part.error
         if self._seen % self._step:
             kept, before = self.parts[-1]
@@ -52,15 +52,15 @@ class EvenSample:
 
 
 def pace(output: Folder, sample: EvenSample) -> tuple[float | None, datetime | None]:
-    """How fast a run works, by the times at which its rows were finished.
+    """Images per second, from the times at which rows were finished.
 
     Args:
         output: OUTPUT.
-        sample: of the run's parts.
+        sample: a sample of the run's parts.
 
     Returns:
-        Images a second over the newer half of the sample, and when its newest row was finished; None where too little
-        is done to tell.
+        Images per second over the newer half of the sample, and when its newest row was finished; None if too few
+        images are done.
     """
     if sample.last is None:
         return None, None
@@ -77,7 +77,7 @@ def pace(output: Folder, sample: EvenSample) -> tuple[float | None, datetime | N
 
 
 def _finished_at(output: Folder, part: Part) -> datetime | None:
-    """When the part's last row was finished; None where it has just been replaced."""
+    """When the part's last row was finished; None if the part has just been replaced."""
     try:
         newest = pc.max(read_parts(output, [part], ["finished_at"])["finished_at"]).as_py()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Parts of the ledger: files of finished rows, whose names tell what they hold."""
+"""Parts of the ledger: files of finished rows, whose names summarise their content."""
 
 import hashlib
 import re
@@ -19,23 +19,23 @@ _NAME = re.compile(r"(\d+)/([^/]+?)(?:\.([0-9a-f]{8}))?-(\d+)-(\d+)-([0-9a-f]{12
 
 
 class Part(NamedTuple):
-    """What the name of a part tells."""
+    """The facts in the name of a part."""
 
     shard: int
     attempt: str
     first: int
     last: int
-    """The smallest and the largest position held."""
+    """The smallest and the largest position in the part."""
     digest: str
-    """Of all positions held."""
+    """Digest of all positions in the part."""
     ok: int
     error: int
     generation: str = ""
-    """Of the manifest that it was made under; empty where an older vbp made it."""
+    """Generation of the manifest at that time; empty if an older vbp made the part."""
 
     @property
     def path(self) -> str:
-        """In OUTPUT."""
+        """The part's path in OUTPUT."""
         counts = f"{self.ok}-{self.error}"
         attempt = f"{self.attempt}.{self.generation}" if self.generation else self.attempt
         name = f"{attempt}-{self.first:06d}-{self.last:06d}-{self.digest}-{counts}"
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
     @property
     def holds_all_between(self) -> bool:
-        """Whether it holds every position from first to last."""
+        """Whether the part holds every position from first to last."""
         return self.ok + self.error == self.last - self.first + 1
 
 
@@ -52,18 +52,18 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str, genera
 
     Args:
         output: OUTPUT.
-        table: columns of ``INDEX_SCHEMA`` and ``position``, each at most once; absent ones that may be null become so.
-        shard: the shard that they belong to.
-        attempt: names the run; letters, digits, ``_``, ``.`` and ``-``.
-        generation: of the manifest.
+        table: columns of ``INDEX_SCHEMA`` and ``position``, each at most once; a missing nullable one becomes null.
+        shard: number of the shard to which the rows belong.
+        attempt: name of the attempt; letters, digits, ``_``, ``.`` and ``-``.
+        generation: the manifest's generation.
 
     Returns:
         The part's path. A task that is repeated with the same result overwrites its own part.
 
     Raises:
-        StorageError: the store does not take it.
-        ColumnError: a column is not declared, or one that must be there is missing.
-        ValueError: the table is empty, has a position twice, or a status that there is not.
+        StorageError: the store refuses the part.
+        ColumnError: a column is not declared, or a required one is missing.
+        ValueError: the table is empty, has a position twice, or has an unknown status.
     """
     table = _conformed(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int32())))
     positions = sorted(table["position"].to_pylist())
@@ -79,7 +79,7 @@ def write_part(output: Folder, table: pa.Table, shard: int, attempt: str, genera
 
 
 def parse_parts(paths: Iterable[str]) -> list[Part]:
-    """Parts by their paths below ``PARTS``; other files, also such as nearly have such a name, are none of ours."""
+    """Parse the paths of parts below ``PARTS``; files with other names are skipped."""
     matches = [(path, m) for path in paths if (m := _NAME.fullmatch(path)) is not None]
     parts = [
         (path, Part(int(m[1]), m[2], int(m[4]), int(m[5]), m[6], int(m[7]), int(m[8]), m[3] or ""))
@@ -89,7 +89,7 @@ def parse_parts(paths: Iterable[str]) -> list[Part]:
 
 
 def current(parts: Iterable[Part], generation: str) -> list[Part]:
-    """Those that count under a manifest of this generation: a start over leaves all that come late behind."""
+    """The parts of this generation; after a start over, parts that an earlier attempt writes late do not count."""
     return [part for part in parts if part.generation in ("", generation)]
 
 
@@ -104,9 +104,9 @@ def read_parts(
 ) -> pa.Table:
     """All rows of the parts; by default the columns that ``newest`` needs.
 
-    A part that is not what was written, also when it is read a second time, is left out, and added to `damaged`: its
-    images count as not done. So is one that nobody of us can have written: without a column that must be there, with
-    nulls, offsets or positions that cannot be.
+    A part that is damaged, also when it is read a second time, is left out and added to `damaged`; its images count
+    as not done.  The same holds for a part that no run can have written: a required column is missing, or nulls,
+    offsets or positions are impossible.
     """
     columns = columns or ["position", "status", "finished_at", "run_id"]
     tables = [PART_SCHEMA.empty_table().select(columns)]
@@ -122,21 +122,21 @@ def read_parts(
 
 
 def _rows(output: Folder, part: Part, columns: list[str]) -> pa.Table | None:
-    """What the part holds, columns that it was written without as nulls; None where it is damaged, or not of ours."""
+    """The rows of a part; columns that it lacks are null. None if it is damaged, or no run can have written it."""
     data = output.read(part.path)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         rows = conformed(file.read(columns=columns), columns)
-    except (pa.ArrowException, OSError, KeyError):  # of the bytes: they are in memory, so no store is involved
+    except (pa.ArrowException, OSError, KeyError):  # the bytes are damaged; they are in memory, so it is no store
         return None
     return rows if rows.num_rows == part.ok + part.error and _are_possible(rows, part) else None
 
 
 def conformed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """These columns as ``PART_SCHEMA`` has them; those that an older vbp did not write as nulls.
+    """These columns with the types of ``PART_SCHEMA``; columns that an older vbp did not write are null.
 
     Raises:
-        ArrowInvalid, KeyError: they are not what one of us has written.
+        ArrowInvalid, KeyError: no run has written such a table.
     """
     fields = [PART_SCHEMA.field(name) for name in columns]
     rows = pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
@@ -150,9 +150,9 @@ def conformed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 
 _MOST = 2**62
-"""Of an offset and of a length: their sum is a whole number of 64 bits."""
+"""The largest offset and the largest length, so that their sum fits into 64 bits."""
 _LAST_MOMENT = 253_402_300_799_999
-"""In ms since 1970: later ones are no dates of Python's."""
+"""The latest time in ms since 1970 that Python's dates can hold."""
 
 
 def _are_possible(rows: pa.Table, part: Part) -> bool:
@@ -165,7 +165,7 @@ def _are_possible(rows: pa.Table, part: Part) -> bool:
 
 
 def _lie_between(column: pa.ChunkedArray, least: int, most: int) -> bool:
-    """Whether all values that are there do."""
+    """Whether all values that are not null lie between `least` and `most`."""
     found = pc.min_max(column.cast(pa.int64()))
     return not found["min"].is_valid or (least <= found["min"].as_py() and found["max"].as_py() <= most)
 

@@ -1,7 +1,7 @@
-"""Rows held against a manifest that they may not have been made by: a row is of its key, not of its place.
+"""Reconcile the ledger with a manifest under which its rows may not have been made: a row belongs to its key.
 
-Positions count in one manifest alone. Where that was lost, and the input was listed anew, or where another one was put
-in its place, the same positions may be of other images: such rows are taken back, and their images are done again.
+Positions are valid in one manifest alone.  If the manifest was lost and the input was listed again, or if another one
+was put in its place, a position may mean another image.  Such rows are deleted, and their images are done again.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ Drop = Callable[[list[str]], None]
 
 
 def reconcile(output: Folder, manifest: Manifest, drop: Drop, before_change: Callable[[], None]) -> int:
-    """Take back all rows of other images than the manifest has at their positions; returns how many there were.
+    """Delete all rows whose key is not the manifest's at their position; returns how many there were.
 
-    Whoever calls it holds the lease. Killed at any time and repeated, it comes to the same end.
+    The caller holds the lease.  It may be killed at any time; a repeated call completes it.
 
     Args:
         output: OUTPUT.
-        manifest: the list of images as it is now.
-        drop: called with the keys of such rows, which nothing on record explains afterwards.
-        before_change: called before anything changes, maybe more than once; never where all rows fit.
+        manifest: the present manifest.
+        drop: called with the keys of the deleted rows, whose results no record names afterwards.
+        before_change: called before anything changes, maybe more than once; never called if all rows fit.
     """
     count = 0
     for shard, parts in all_parts(output):

@@ -1,10 +1,10 @@
-"""A disk as the holder of an output may change it: until another takes its place, and not one rename longer.
+"""StagedStore: a disk as the holder of an output changes it; the changes fail once another attempt has taken over.
 
-A process may freeze between a look at the lease and the change that it looked for, and go on a day later.  So the
-right to change an output is a folder, ``OUTPUT/_run/holders/<attempt>/``, and every change is one rename out of it
-(write), one link out of it (create) or one rename into it (delete).  Who takes the output over removes the folder, and
-no rename from it or into it succeeds from then on, whatever was looked at before.  It is removed when the disk says so:
-a removed folder takes no new file, and what was in it was removed before it.
+A process may freeze after it has checked the lease and before it changes a file, and go on a day later.  So the right
+to change an output is a folder, ``OUTPUT/_run/holders/<attempt>/``.  Every change is one rename out of it (write), one
+link out of it (create) or one rename into it (delete).  The attempt that takes the output over removes the folder;
+from then on no rename from it or into it can succeed.  The file system guarantees this: a removed folder takes no new
+file, and it can be removed only when it is empty.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class StagedStore(LocalStore):
-    """The disk as one holder sees it.
+    """The disk, changed through the folder of one holder.
 
     Args:
         staging: the holder's own folder, an absolute path on the disk of the output.
@@ -53,7 +53,7 @@ class StagedStore(LocalStore):
             self._replace_elsewhere(temporary, path)
 
     def _replace_elsewhere(self, temporary: str, path: str) -> None:
-        """On another disk, which a linked folder leads to, nothing can be renamed to: there only the look is left."""
+        """Write to another disk, behind a linked folder: a rename to it is impossible, so a check must do."""
         with open(temporary, "rb") as file:
             copy = write_temporary(os.path.dirname(path), file.read())
         with removed(copy):
@@ -86,7 +86,7 @@ class StagedStore(LocalStore):
 
 
 def _in_folder(operation: Callable[[], T], path: str) -> T:
-    """Try again with the file's folder made, where it was missing."""
+    """Run ``operation``; if the file's folder is missing, make it and try again."""
     try:
         return operation()
     except FileNotFoundError:

@@ -1,13 +1,13 @@
-"""The manifest: the images of a run, listed once, kept in shards that are read one by one.
+"""The manifest: the images of a run, listed once and stored in shards, which are read one by one.
 
 ::
 
-    OUTPUT/_run/manifest/part-00000.parquet   one row group a shard, a bounded number of shards
-    OUTPUT/_run/manifest.json                 written last: without it there is no manifest
+    OUTPUT/_run/manifest/part-00000.parquet   one row group for each shard, a bounded number of shards
+    OUTPUT/_run/manifest.json                 written last; without it the manifest does not count
 
-Rows of one listing are sorted (those of a tree by their path, those of a manifest file by their key); a later
-listing appends shards of what is new (``refresh``). So everything here is a merge of sorted streams, and
-memory does not grow with the collection: it holds one file of shards while that is built.
+Rows of one listing are sorted (those of a tree by path, those of a manifest file by key); a later listing appends
+shards with its new images (``refresh``).  So everything here is a merge of sorted streams.  Memory does not grow with
+the collection: it holds one file of the manifest while that is built.
 """
 
 import math
@@ -41,52 +41,52 @@ __all__ = [
     "write_manifest",
 ]
 
-MAX_SHARDS = 999_999  # folders of parts are named by six digits
+MAX_SHARDS = 999_999  # a folder of parts has a name of six digits
 MAX_LABELS = 100_000
 
 MANIFEST_PARTS = "_run/manifest"
 
 MANIFEST = "_run/manifest.json"
 _LATER = {"size", "version"}
-"""Columns that the first manifests had not."""
+"""Columns that the first versions of the manifest did not have."""
 _SHARDS_PER_PART = 256
 _ROWS_PER_PART = 1_000_000
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The list of images as it stands in the output."""
+    """The list of images of an output."""
 
     folder: Folder
     """OUTPUT."""
     input: str
     shard_size: int
-    """Images of a full shard; the last shard of each listing may hold fewer."""
+    """Images in a full shard; the last shard of a listing may hold fewer."""
     listings: tuple[int, ...]
-    """How many images the first listing found, and how many each later one added."""
+    """Images that each listing added, the first listing first."""
     labels: tuple[str, ...]
-    """The distinct labels, sorted; the first ``MAX_LABELS`` seen."""
+    """The different labels, sorted; only the first ``MAX_LABELS`` that were found."""
     labels_complete: bool
     limit: int | None
-    """At most so many images were asked for in the last listing."""
+    """``--limit`` of the last listing."""
     complete: bool
-    """Whether the last listing came to its end before the limit."""
+    """Whether the last listing found all images before it reached the limit."""
     listed_at: str
     generation: str = ""
-    """Only parts of the same one count: each start over begins another. Empty where an older vbp made it."""
+    """Only parts of the same generation count; each start over begins another. Empty if an older vbp made it."""
     id: str = ""
-    """Of the first listing: positions count in this manifest alone. Empty where an older vbp made it."""
+    """Id of the first listing: positions are valid in this manifest alone. Empty if an older vbp made it."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Files that the last listing passed over, by suffix or kind (``vbp.storage.leftout``)."""
+    """Number of files that the last listing left out, by suffix or kind (``vbp.storage.leftout``)."""
     suffixes: tuple[str, ...] | None = None
-    """Those of images that the last listing was asked for; None for the usual ones."""
+    """``--suffixes`` of the last listing; None for the usual ones."""
 
     @classmethod
     def load(cls, output: Folder) -> "Manifest | None":
-        """The manifest of an output; None where there is none, or where its listing was cut off.
+        """The manifest of an output; None if there is none, or its first listing was not completed.
 
         Raises:
-            StorageError: it is not what was written.
+            StorageError: the manifest is damaged.
         """
         record = load_record(output, MANIFEST)
         if record is None:
@@ -96,7 +96,7 @@ class Manifest:
             "generation": "",
             "left_out": {},
             "suffixes": None,
-        }  # what an older vbp did not put down
+        }  # fields that an older vbp did not record
         record = older | record
         wrong = [name for name, is_right in _RIGHT.items() if not is_right(record.get(name))]
         if wrong:
@@ -109,21 +109,21 @@ class Manifest:
 
     @property
     def images(self) -> int:
-        """How many images are listed."""
+        """Number of listed images."""
         return sum(self.listings)
 
     @property
     def shards(self) -> int:
-        """How many shards hold them."""
+        """Number of shards."""
         return sum(self._shards_of_listings)
 
     def shard_start(self, shard: int) -> int:
-        """How many images come before the shard's first."""
+        """Number of images before the shard."""
         listing, within = self._find(shard)
         return sum(self.listings[:listing]) + within * self.shard_size
 
     def shard_images(self, shard: int) -> int:
-        """How many images the shard holds."""
+        """Number of images in the shard."""
         listing, within = self._find(shard)
         return min(self.shard_size, self.listings[listing] - within * self.shard_size)
 
@@ -131,7 +131,7 @@ class Manifest:
         """The shard's rows: ``columns``, and ``position`` (int32), the row's number within the shard.
 
         Raises:
-            UsageError: its file is not what was written.
+            UsageError: the manifest's file is damaged.
         """
         listing, within = self._find(shard)
         part, group = divmod(within, self.shards_per_part)
@@ -140,10 +140,10 @@ class Manifest:
         return with_positions(table)
 
     def conformed(self, shard: int, rows: pa.Table, columns: Sequence[str] = tuple(MANIFEST_SCHEMA.names)) -> pa.Table:
-        """These columns of a shard, as ``MANIFEST_SCHEMA`` has them; those of which an older vbp knew nothing as nulls.
+        """These columns of a shard, with the types of ``MANIFEST_SCHEMA``; columns that an older vbp lacked are null.
 
         Raises:
-            ArrowInvalid: they are not what was written.
+            ArrowInvalid: the rows are damaged.
         """
         rows.validate(full=True)
         if rows.num_rows != self.shard_images(shard):
@@ -157,21 +157,21 @@ class Manifest:
         return rows.select(list(columns))
 
     def rows(self) -> Iterator[ManifestRow]:
-        """All rows, shard by shard."""
+        """All rows, in the order of shards."""
         for shard in range(self.shards):
             yield from rows_of(self.read_shard(shard))
 
     @property
     def shards_per_part(self) -> int:
-        """How many row groups a file of the manifest holds."""
+        """Number of row groups in a full file of the manifest."""
         return max(1, min(_SHARDS_PER_PART, _ROWS_PER_PART // self.shard_size))
 
     def first_shard(self, listing: int) -> int:
-        """How many shards come before those of a listing."""
+        """Number of the first shard of a listing."""
         return sum(self._shards_of_listings[:listing])
 
     def first_part(self, listing: int) -> int:
-        """How many files come before those of a listing."""
+        """Number of the first file of a listing."""
         return sum(math.ceil(shards / self.shards_per_part) for shards in self._shards_of_listings[:listing])
 
     @cached_property
@@ -183,7 +183,7 @@ class Manifest:
         return list(accumulate(self._shards_of_listings))
 
     def _find(self, shard: int) -> tuple[int, int]:
-        """The listing that the shard belongs to, and the shard's number within it."""
+        """The shard's listing, and the shard's number within it."""
         ends = self._ends
         if not 0 <= shard < self.shards:
             raise IndexError(f"shard {shard} is none of the {self.shards} that there are")
@@ -218,7 +218,7 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "suffixes": lambda value: value is None or (isinstance(value, list) and all(map(_is_text, value))),
     "generation": _is_text,
 }
-"""What each field of the record must be."""
+"""A check for each field of the record."""
 
 
 def write_manifest(
@@ -232,17 +232,17 @@ def write_manifest(
     suffixes: tuple[str, ...] | None = None,
     generation: str = "",
 ) -> Manifest:
-    """List the images of ``source`` from scratch.
+    """Write a new manifest with the images of ``source``.
 
     Args:
         output: OUTPUT.
-        source: rows of ``list_tree`` or of ``read_manifest_input``.
+        source: rows from ``list_tree`` or ``read_manifest_input``.
         shard_size: images per shard, the unit of work and of resume.
-        limit: stop after so many images.
+        limit: the most images that are listed.
         input: INPUT, for the record.
-        left_out: what ``source`` passes over, counted as it goes; for the record.
-        suffixes: of images, where they are others than usual; for the record.
-        generation: of the parts that are to count.
+        left_out: files that ``source`` leaves out, counted while it runs; for the record.
+        suffixes: ``--suffixes``, if given; for the record.
+        generation: generation of the parts that will count.
 
     Raises:
         UsageError: two images of a manifest file have one key, or there are too many shards.
@@ -267,17 +267,17 @@ def append(
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
 ) -> Manifest:
-    """Add a listing of ``rows``, in order, as new shards; killed half-way, the manifest is as it was.
+    """Add a listing of ``rows``, in order, as new shards; if this is killed, the manifest stays as it was.
 
     Args:
-        manifest: what is listed so far.
-        rows: what ``source`` has beyond that.
-        source: tells whether it was cut at its limit.
+        manifest: the manifest so far.
+        rows: the rows of ``source`` that are not listed yet.
+        source: says whether it was cut at its limit.
         before_save: called before a manifest with new images replaces the old one.
-        accept: called with such a manifest before that; what it raises keeps the old one.
-        relabelled: labels that known images have got; looked at when ``rows`` have ended.
-        left_out: what ``source`` passes over; None keeps what is on record.
-        suffixes: of images, that ``source`` goes by, where they are others than usual.
+        accept: called with the new manifest before that; an exception from it keeps the old manifest.
+        relabelled: new labels of known images; read after ``rows`` have ended.
+        left_out: files that ``source`` leaves out; None keeps the counts on record.
+        suffixes: ``--suffixes`` of ``source``, if given.
 
     Raises:
         UsageError: there are too many shards.
@@ -299,7 +299,7 @@ def append(
         if writer.groups == manifest.shards_per_part:
             writer.roll()
     writer.roll()
-    writer.remove_later_files()  # of a listing that was cut off
+    writer.remove_later_files()  # left by a listing that was not completed
     labels.update(relabelled)
     extended = replace(
         manifest,

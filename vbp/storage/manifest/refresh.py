@@ -1,11 +1,12 @@
-"""Another listing of the same input: what is new, what was replaced, and what is gone.
+"""``--refresh``: list the same input again, and find images that are new, changed or gone.
 
-Both listings are streams in one order, so they are compared side by side. New images become new shards. A changed one
-is forgotten by the ledger *before* its row of the manifest tells the new size and version: whenever a run dies, an
-image is either known to have changed, or pending, or done anew. What is gone keeps its row, and its results.
+Both listings are streams in the same order, so they are compared side by side.  New images become new shards.  The
+rows of a changed image are deleted from the ledger *before* its row of the manifest gets the new size and version.  So
+at whatever moment a run dies, the image still counts as changed, or as not done, or is done again.  Images that are
+gone keep their rows and results.
 
-Memory: one shard of each listing so far, and of the changed images those of one file of the manifest, about 150 MB
-where every image has changed.
+Memory holds one shard of each listing so far, and the changed images of one file of the manifest: about 150 MB if
+every image has changed.
 """
 
 import heapq
@@ -29,18 +30,18 @@ from vbp.storage.parquet import RollingParquet, numbered, open_parquet
 _THREADS = 16
 
 Forget = Callable[[int, Mapping[int, ManifestRow]], None]
-"""Takes back what is on record of images of a shard, by position."""
+"""Deletes the rows of some images from the ledger, by shard and positions."""
 
 
 class Changes(NamedTuple):
-    """How a listing differs from what was listed before, in images."""
+    """How a listing differs from the manifest, in numbers of images."""
 
     new: int
     changed: int
     gone: int
-    """0 where the listing was cut at its limit: nobody knows what came after."""
+    """0 if the listing was cut at its limit, since the images after it are unknown."""
     beyond: int = 0
-    """New, but not listed: with them more would be listed than the limit allows."""
+    """New images that are not listed because of the limit."""
 
 
 def refresh_manifest(
@@ -55,23 +56,23 @@ def refresh_manifest(
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
 ) -> tuple[Manifest, Changes]:
-    """Append the images of ``source`` that are not listed yet, and forget those that have changed.
+    """Append the new images of ``source`` to the manifest, and delete the rows of changed images from the ledger.
 
-    An image has changed when its size or version (where both listings know it), its URI or its label differ. Killed
-    at any time and repeated, it comes to the same end.
+    An image has changed if its size or version (if both listings have it), its URI or its label differs.  The call
+    may be killed at any time; a repeated call completes it.
 
     Args:
         output: OUTPUT.
-        manifest: what is listed so far; shards and positions of its images stay.
-        source: rows of ``list_tree`` or of ``read_manifest_input``.
-        limit: look at the first so many images only, and list no more than so many in all: the limit counts in the
-            order of the manifest, and what is listed behind it would never be done.
-        forget: called, in threads, for each shard with changed images; None leaves these as they are.
-        before_change: called before the ledger or the list of images changes, maybe more than once; never where
+        manifest: the manifest so far; its images keep their shards and positions.
+        source: rows from ``list_tree`` or ``read_manifest_input``.
+        limit: the most images of ``source`` that are read, and the most that the manifest may hold.  A run does the
+            first ``limit`` images of the manifest, so an image listed after them would never be done.
+        forget: called, in threads, for each shard with changed images; None leaves their rows as they are.
+        before_change: called before the ledger or the manifest changes, maybe more than once; never called if
             nothing is new or changed.
-        accept: called with the manifest that new images make, before it counts; refuses it by a UsageError.
-        left_out: what ``source`` passes over, counted as it goes; for the record.
-        suffixes: of images, where they are others than usual; for the record.
+        accept: called with the manifest with the new images, before it counts; may refuse it by a UsageError.
+        left_out: files that ``source`` leaves out, counted while it runs; for the record.
+        suffixes: ``--suffixes``, if given; for the record.
 
     Raises:
         UsageError: two images of a manifest file have one key, or there are too many shards.
@@ -99,12 +100,12 @@ class _Place(NamedTuple):
     listing: int
     part: int
     group: int
-    """Of the part's row groups, each of which is a shard."""
+    """Number of the row group in the file; a row group is a shard."""
     position: int
 
 
 class _Comparison:
-    """A listing beside the one before: yields what is new, counts the rest."""
+    """Compares a listing with the manifest: yields new rows, and counts the others."""
 
     def __init__(
         self, manifest: Manifest, source: First, rewriter: "_Rewriter | None", left_out: LeftOut | None = None
@@ -114,7 +115,7 @@ class _Comparison:
         self.relabelled: set[str] = set()
 
     def new_rows(self) -> Iterator[ManifestRow]:
-        """Rows that no listing has; when they end, everything that changed has been dealt with."""
+        """Rows that the manifest does not have; after the last one all changed rows have been rewritten."""
         for row, known in _side_by_side(in_order(self._source, self._left_out), _listed(self._manifest)):
             if known is None and row is not None:
                 if self._has_room():
@@ -142,14 +143,14 @@ class _Comparison:
 
 
 class _Rewriter:
-    """Changed rows wait here until the comparison has left the file of the manifest that holds them."""
+    """Collects changed rows, and rewrites a file of the manifest when the comparison has passed it."""
 
     def __init__(self, manifest: Manifest, forget: Forget, before_change: Callable[[], None] | None):
         self._manifest, self._forget, self._before_change = manifest, forget, before_change
         self._waiting: dict[int, tuple[int, defaultdict[int, dict[int, ManifestRow]]]] = {}
 
     def add(self, place: _Place, row: ManifestRow) -> None:
-        """Note that the row at ``place`` is now ``row``."""
+        """Record ``row`` as the new row at ``place``."""
         part, rows = self._waiting.setdefault(place.listing, (place.part, defaultdict(dict)))
         if part != place.part:
             self._apply(place.listing)
@@ -158,7 +159,7 @@ class _Rewriter:
             rows[place.group][place.position] = row
 
     def finish(self) -> None:
-        """Apply what is left."""
+        """Rewrite the files that are left."""
         for listing in sorted(self._waiting):
             self._apply(listing)
 
@@ -173,7 +174,7 @@ class _Rewriter:
 
 
 def _rewrite(output: Folder, part: int, changed: Mapping[int, Mapping[int, ManifestRow]]) -> None:
-    """Put changed rows into a file of the manifest, by row group and position; the file is replaced as a whole."""
+    """Put changed rows into a file of the manifest, by row group and position; the file is replaced atomically."""
     writer = RollingParquet(output, MANIFEST_PARTS, MANIFEST_SCHEMA, part)
     with open_parquet(output, numbered(MANIFEST_PARTS, part)) as parquet:
         for group in range(parquet.num_row_groups):
@@ -199,7 +200,7 @@ def _differs(row: ManifestRow, known: ManifestRow) -> bool:
 def _side_by_side(
     rows: Iterator[ManifestRow], listed: Iterator[tuple[ManifestRow, _Place]]
 ) -> Iterator[tuple[ManifestRow | None, tuple[ManifestRow, _Place] | None]]:
-    """Both streams, rows of one image together, None beside what only one of them has."""
+    """Pairs of rows of the same image from both streams; None in place of a missing row."""
     known = next(listed, None)
     for row in rows:
         order = order_of(row)
@@ -217,7 +218,7 @@ def _side_by_side(
 
 
 def _listed(manifest: Manifest) -> Iterator[tuple[ManifestRow, _Place]]:
-    """What all listings so far hold, in order."""
+    """The rows of the manifest and their places, in order."""
     listings = range(len(manifest.listings))
     return heapq.merge(*(_listed_in(manifest, listing) for listing in listings), key=lambda known: order_of(known[0]))
 

@@ -1,4 +1,4 @@
-"""Rows of the manifest as tables, and in order whatever their number."""
+"""Rows of the manifest as tables, and the sorting of any number of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -16,7 +16,7 @@ _OWN_KEY = "each a key of its own, in a column key of a .csv or .parquet file (a
 
 
 def order_of(row: ManifestRow) -> bytes:
-    """What rows are sorted by: the path in a tree, the key in a manifest file."""
+    """The value by which rows are sorted: the path in a tree, the key in a manifest file."""
     return row.key.encode() if row.path is None else row.path
 
 
@@ -30,18 +30,18 @@ def table_of(rows: Sequence[ManifestRow]) -> pa.Table:
 
 
 def rows_of(table: pa.Table) -> Iterator[ManifestRow]:
-    """The rows that a table of ``MANIFEST_SCHEMA`` holds."""
+    """The rows of a table of ``MANIFEST_SCHEMA``."""
     columns = (table[name].to_pylist() for name in ManifestRow._fields)
     return map(ManifestRow._make, zip(*columns, strict=True))
 
 
 def with_positions(rows: pa.Table) -> pa.Table:
-    """The rows of a shard with ``position`` (int32), the row's number within the shard."""
+    """The rows of a shard with the column ``position`` (int32): the row's number within the shard."""
     return rows.append_column("position", pa.array(range(rows.num_rows), pa.int32()))
 
 
 class First:
-    """The first rows of a stream, and whether there were more."""
+    """The first ``limit`` rows of a stream; afterwards it knows whether there were more."""
 
     def __init__(self, rows: Iterable[ManifestRow], limit: int | None):
         self._rows, self.limit, self.cut = rows, limit, False
@@ -55,14 +55,14 @@ class First:
 
 
 def in_order(rows: Iterable[ManifestRow], left_out: LeftOut | None = None) -> Iterator[ManifestRow]:
-    """Rows of a tree come sorted, those of a manifest file are sorted here.
+    """The rows in order: those of a tree come sorted, those of a manifest file are sorted here.
 
     Args:
-        rows: as they are listed; the first one is asked for at once.
+        rows: rows from a listing; the first one is read at once.
         left_out: counts the rows that repeat an image.
 
     Raises:
-        UsageError: two images of a manifest file have one key, or one image has two labels.
+        UsageError: two images of a manifest file have the same key, or one image has two labels.
     """
     iterator = iter(rows)
     first = list(islice(iterator, 1))
@@ -79,7 +79,7 @@ def sorted_by_key(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
 
 
 def _one_per_key(rows: Iterator[ManifestRow], left_out: LeftOut | None) -> Iterator[ManifestRow]:
-    """The same image named twice is one; two images under one key would overwrite each other's results."""
+    """Drop repeated images, and refuse two images with the same key, whose results would overwrite each other."""
     last: ManifestRow | None = None
     for row in rows:
         if last is not None and row.key == last.key:

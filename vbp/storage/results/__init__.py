@@ -1,4 +1,4 @@
-"""Where a result lies: writing (`layouts`), reading (`read`), and what should be there (`files`, `places`, `tars`)."""
+"""Where a result lies: writing (`layouts`), reading (`read`), and expected files (`files`, `places`, `tars`)."""
 
 from vbp.storage.results.read import read_result
 

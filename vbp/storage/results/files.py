@@ -17,8 +17,8 @@ class OwnFiles:
     """Layouts ``files`` and ``none``: each result is a file of its own, or there is none.
 
     Attributes:
-        kinds: of results that `read` can find.
-        folders: all that may hold results, whatever was asked for.
+        kinds: kinds of results that `read` can find.
+        folders: all folders that may hold results, in any configuration.
     """
 
     def __init__(self, output: Folder, config: Mapping[str, Any]) -> None:
@@ -28,16 +28,16 @@ class OwnFiles:
         self._output = output
 
     def paths(self, key: str) -> list[str]:
-        """Those in OUTPUT of an image's files."""
+        """The paths in OUTPUT of an image's files."""
         return [own_path(kind, key, self._suffixes[kind]) for kind in self.kinds]
 
     def expected(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-        """The paths of an image's files, and how many bytes each must have."""
+        """The paths of an image's files, and the least number of bytes of each."""
         for path in self.paths(row["key"]):
             yield path, 1
 
     def misplaced(self, row: Mapping[str, Any]) -> str | None:
-        """Why the row's results cannot be of it: they lie elsewhere than its key says; None where they are."""
+        """Why the places in a row cannot be of its image; None if they fit its key."""
         for kind in INDEXED:
             uri = row[f"{kind}_uri"]
             if uri is None and _is_due(row, kind, self.kinds):
@@ -47,52 +47,52 @@ class OwnFiles:
         return None
 
     def key_of(self, path: str) -> str | None:
-        """The image that a result would be of, by its path; None where it is no name of a result."""
+        """The key of the image whose result has this path; None if it is no path of a result."""
         return key_of_result(path)
 
     def is_tar_of(self, path: str, shards: int) -> bool:
-        """Never: there are none."""
+        """False: this layout has no tars."""
         return False
 
     def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
-        """Never: what an unfinished image may have is told by `expected`."""
+        """False: `expected` already names the files of unfinished images."""
         return False
 
     def read(self, row: Mapping[str, Any], kind: str) -> bytes:
         """One of an image's files.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: the file does not exist.
             StorageError: the store does not answer.
         """
         return self._output.read(own_path(kind, row["key"], self._suffixes[kind]))
 
 
 def _is_due(row: Mapping[str, Any], kind: str, kinds: Collection[str]) -> bool:
-    """Whether a row must name a result: of these kinds, where a mask was made."""
+    """Whether a row must name a result of `kind`: the run writes it, and the image has a mask."""
     return kind in kinds and row["status"] == "ok" and row["mask_mean"] is not None
 
 
 class Tars:
-    """Layout ``webdataset``: each result is a range of a tar; attributes as of `OwnFiles`."""
+    """Layout ``webdataset``: each result is a range of a tar; attributes as for `OwnFiles`."""
 
     def __init__(self, output: Folder, config: Mapping[str, Any]) -> None:
         self.kinds = tuple(kind for kind in INDEXED if kind in config.get("outputs", ()))
-        self.folders = (TARS,) if self.kinds else ()  # without masks and overlays no row names its tar
+        self.folders = (TARS,) if self.kinds else ()  # rows name tars only for masks and overlays
         self._output = output
 
     def paths(self, key: str) -> list[str]:
-        """None: an image's results go with their tar, when no row names that any more."""
+        """Empty: an image's results are deleted with their tar, once no row names it."""
         return []
 
     def expected(self, row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-        """The tar of an image's results, and how many bytes it must have; nobody knows it before there is a row."""
+        """The tar of an image's results, and its least number of bytes; empty if the row names no tar."""
         for kind in INDEXED:
             if row.get(f"{kind}_uri") is not None:
                 yield path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"] + row[f"{kind}_length"]
 
     def misplaced(self, row: Mapping[str, Any]) -> str | None:
-        """Why the row's results cannot be of it: they are no range of a tar of its shard; None where they are."""
+        """Why the places in a row cannot be of its image: no range of a tar of its shard; None if they are one."""
         for kind in INDEXED:
             uri, offset, length = (row[f"{kind}_{name}"] for name in ("uri", "offset", "length"))
             if uri is None and _is_due(row, kind, self.kinds):
@@ -104,26 +104,26 @@ class Tars:
         return None
 
     def key_of(self, path: str) -> str | None:
-        """None: a tar is of many images."""
+        """None: a tar holds many images."""
         return None
 
     def is_tar_of(self, path: str, shards: int) -> bool:
-        """Whether it is a tar of one of so many shards, by its name."""
+        """Whether `path` is the name of a tar of one of the first `shards` shards."""
         shard = shard_of(path)
         return shard is not None and shard < shards
 
     def may_be_under_way(self, path: str, unfinished: Collection[int]) -> bool:
-        """Whether its commit may have been begun alone: the next run ends it, or removes the tar."""
+        """Whether the tar may belong to an unfinished commit, which the next run completes, or whose tar it removes."""
         return shard_of(path) in unfinished
 
     def read(self, row: Mapping[str, Any], kind: str) -> bytes:
-        """One of an image's files, cut where its tar ends; errors as for `OwnFiles.read`."""
+        """One of an image's files, shorter if its tar ends early; errors as for `OwnFiles.read`."""
         if row[f"{kind}_uri"] is None:
             raise FileNotFoundError(f"the image {row['key']!r} has no {kind}")
         path, start, length = path_of(row[f"{kind}_uri"]), row[f"{kind}_offset"], row[f"{kind}_length"]
         try:
             return self._output.read(path, start, start + length)
-        except StorageError:  # stores refuse a range that begins beyond the end
+        except StorageError:  # stores refuse a range that begins after the end of the file
             with self._output.open(path) as file:
                 file.seek(start)
                 return file.read(length)
@@ -142,10 +142,10 @@ def files_of(output: Folder, config: Mapping[str, Any]) -> OwnFiles | Tars:
 
     Args:
         output: OUTPUT.
-        config: of the run, as on record: ``layout``, ``outputs``, ``mask_format``.
+        config: the run's configuration on record; needs ``layout``, ``outputs``, ``mask_format``.
 
     Raises:
-        UsageError: the layout, or what is written, is none that is known here.
+        UsageError: the layout or an output is unknown to this vbp.
     """
     name, mask_format = config.get("layout"), config.get("mask_format", "png8")
     strange = [kind for kind in config.get("outputs", ()) if kind not in KINDS]

@@ -1,7 +1,7 @@
 """Layouts: how the result files of a run lie in its output.
 
-A layout takes the files of one commit, puts them into storage, and says in index columns where they are.  With
-``none`` no files are made, so that there is nothing to lay out.
+A layout writes the files of one commit, and returns index columns with their places.  With
+``none`` no files are made, so it needs no layout.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from vbp.storage.results.tar import TarBuilder
 from vbp.storage.results.tars import write_tar
 
 Files = Mapping[str, Sequence[bytes | None]]
-"""Files by kind, one entry an image; None where an image has none."""
+"""Files by kind, with one entry for each image; None for an image without a file."""
 Columns = dict[str, list[Any]]
 
 
 class Layout(Protocol):
-    """What ``Write`` asks of a layout."""
+    """The interface of a layout, used by ``Write``."""
 
     def write(self, shard: int, rows: pa.Table, files: Files) -> Columns:
-        """Put files into storage, each as a whole, before their rows are committed.
+        """Write files, each atomically, before their rows are committed.
 
         Args:
-            shard: the shard that all rows belong to.
-            rows: what the index will say of the images, and ``position``, which they are sorted by.
-            files: one entry a row.
+            shard: number of the shard to which all rows belong.
+            rows: index columns of the images, and ``position``, by which the rows are sorted.
+            files: one entry for each row.
 
         Returns:
-            The columns that tell where the files are, by path in OUTPUT.
+            The columns with the places of the files, as paths in OUTPUT.
 
         Raises:
-            StorageError: the store does not take them.
+            StorageError: the store refuses a file.
         """
         ...
 
@@ -53,14 +53,14 @@ class MirroredTree:
     Args:
         output: OUTPUT.
         suffixes: file name suffix of each kind.
-        threads: writes in flight.
+        threads: writes that run at the same time.
     """
 
     def __init__(self, output: Folder, suffixes: Mapping[str, str], threads: int) -> None:
         self._output, self._suffixes, self._threads = output, suffixes, threads
 
     def write(self, shard: int, rows: pa.Table, files: Files) -> Columns:
-        """See ``Layout``; names depend on the keys alone."""
+        """See ``Layout``; the files' names depend only on the keys."""
         keys = rows["key"].to_pylist()
         paths = {kind: [own_path(kind, key, self._suffixes[kind]) for key in keys] for kind in files}
         present = [
@@ -78,8 +78,8 @@ class MirroredTree:
 class WebDataset:
     """``shards/<shard>/<name>.tar``: one object for each commit, its members grouped as WebDataset wants them.
 
-    An image's members are ``<sample>.mask.png``, ``<sample>.overlay.jpg`` and so on, and ``<sample>.json``, which says
-    what the index says of it, except what changes from run to run; so equal results are equal bytes.
+    An image's members are ``<sample>.mask.png``, ``<sample>.overlay.jpg`` and so on, and ``<sample>.json`` with its
+    index columns, without those that change from run to run; so equal results give equal bytes.
 
     Args:
         output: OUTPUT.
@@ -119,7 +119,7 @@ def make_layout(name: str, output: Folder, suffixes: Mapping[str, str], threads:
 
 
 def _description(facts: Mapping[str, Any]) -> bytes:
-    """What a training loader may want to know of an image; JSON knows no infinity."""
+    """The JSON member of an image; infinite numbers become null, since JSON has none."""
     kept = {name: facts[name] for name in SAMPLE if name in facts}
     finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in kept.items()}
     return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode()

@@ -1,7 +1,7 @@
-"""Where the results of a row lie: in the ledger relative to OUTPUT, in the index by absolute URL or path.
+"""Where the results of a row lie: a relative path in the ledger, an absolute URL or path in the index.
 
-So a ledger stays true wherever OUTPUT is moved, and the index is made anew from it. Rows of an older vbp hold absolute
-places; of these only what lies below OUTPUT counts. A place that nobody of us can have written is none.
+So the ledger stays valid when OUTPUT is moved, and the index is made again from it.  Ledger rows of an older vbp hold
+absolute places; only their part below OUTPUT is used.  A place that no run can have written counts as null.
 """
 
 import re
@@ -20,13 +20,13 @@ def place_of(uri: str, kind: str, key: str, shard: int) -> str | None:
     """The path in OUTPUT of a result.
 
     Args:
-        uri: as the row has it: relative, or absolute, whatever OUTPUT was called then.
-        kind: of ``INDEXED``.
-        key: of the image.
-        shard: that holds the image.
+        uri: the row's place: relative, or absolute below a former URL of OUTPUT.
+        kind: one of ``INDEXED``.
+        key: the image's key.
+        shard: number of the image's shard.
 
     Returns:
-        None where no run can have put a result of this image there.
+        None if no run can have written a result of this image there.
     """
     for suffix in KINDS[kind].suffixes:
         own = own_path(kind, key, suffix)
@@ -37,17 +37,17 @@ def place_of(uri: str, kind: str, key: str, shard: int) -> str | None:
 
 
 def own_path(kind: str, key: str, suffix: str) -> str:
-    """The path in OUTPUT of a result that is a file of its own."""
+    """The path in OUTPUT of a result in the layout ``files``."""
     return f"{KINDS[kind].folder}/{key}{suffix}"
 
 
 def names_of(key: str) -> Iterator[str]:
-    """Every path that a result of an image may have in a mirrored tree."""
+    """Every path that a result of an image can have in the layout ``files``."""
     return (own_path(name, key, suffix) for name, kind in KINDS.items() for suffix in kind.suffixes)
 
 
 def key_of_result(path: str) -> str | None:
-    """The image whose result would have this path; None where none can."""
+    """The key of the image whose result has this path; None if it is no path of a result."""
     for kind in KINDS.values():
         for suffix in kind.suffixes:
             if path.startswith(f"{kind.folder}/") and path.endswith(suffix):
@@ -56,7 +56,7 @@ def key_of_result(path: str) -> str | None:
 
 
 def places(rows: pa.Table, kind: str) -> tuple[list[str | None], list[bool]]:
-    """``place_of`` for rows of the ledger, and which rows have one that cannot be."""
+    """``place_of`` for rows of the ledger, and for each row whether its place is impossible."""
     columns = (rows[name].to_pylist() for name in (f"{kind}_uri", "key", "shard"))
     triples = list(zip(*columns, strict=True))
     found = [None if uri is None else place_of(uri, kind, key, shard) for uri, key, shard in triples]
@@ -65,13 +65,13 @@ def places(rows: pa.Table, kind: str) -> tuple[list[str | None], list[bool]]:
 
 
 def misplaced(rows: pa.Table) -> pa.BooleanArray:
-    """Which rows of the ledger name a place that cannot be."""
+    """For each row of the ledger, whether it names an impossible place."""
     wrong = [places(rows, kind)[1] for kind in INDEXED]
     return pa.array([any(each) for each in zip(*wrong, strict=True)], pa.bool_())
 
 
 def made_absolute(output: Folder, rows: pa.Table) -> pa.Table:
-    """Rows of the ledger with places that say where the output is now; null where none can be."""
+    """Rows of the ledger with absolute places in the present OUTPUT; an impossible place becomes null."""
     root = pa.scalar(_root(output))
     for kind in INDEXED:
         name = f"{kind}_uri"
@@ -82,7 +82,7 @@ def made_absolute(output: Folder, rows: pa.Table) -> pa.Table:
 
 
 def elsewhere(output: Folder, rows: pa.Table) -> int:
-    """How many rows of the index point to where the output is not."""
+    """How many rows of the index name a place outside the present OUTPUT."""
     root = _root(output)
     counts = [
         pc.sum(pc.invert(pc.starts_with(rows[f"{kind}_uri"], root)), min_count=0).as_py() or 0 for kind in INDEXED
@@ -91,5 +91,5 @@ def elsewhere(output: Folder, rows: pa.Table) -> int:
 
 
 def _root(output: Folder) -> str:
-    """What leads the absolute place of every file of the output."""
+    """The beginning of the absolute place of every file of the output."""
     return output.uri("x").removesuffix("x")

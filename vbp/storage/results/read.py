@@ -1,4 +1,4 @@
-"""Results as the index names them: an object of their own, or a range of a tar."""
+"""Read a result by its row of the index: a file, or a range of a tar."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +8,19 @@ from vbp.storage.files import read_uri
 
 
 def read_result(row: Mapping[str, Any], kind: str = "mask", options: Mapping[str, Any] | None = None) -> bytes:
-    """The file that a row of the index points to, in any layout, on any store, by one request.
+    """The result that a row of the index names, in any layout, on any store, by one request.
 
     Args:
-        row: of the index, from Arrow, pandas or DuckDB: ``<kind>_uri``, ``<kind>_offset`` and ``<kind>_length`` count.
+        row: a row of the index, from Arrow, pandas or DuckDB, with ``<kind>_uri``, ``_offset`` and ``_length``.
         kind: mask or overlay.
         options: non-secret options by URL prefix, as for ``vbp.storage.files.Folder``.
 
     Returns:
-        The file's bytes; ``vbp.images.encode.decode_mask`` makes a mask of them.
+        The file's bytes; ``vbp.images.encode.decode_mask`` decodes those of a mask.
 
     Raises:
-        FileNotFoundError: the row has no such file, or it is gone.
-        PermissionError: it may not be read.
+        FileNotFoundError: the row names no such result, or its file does not exist.
+        PermissionError: the file may not be read.
         StorageError: the store does not answer, or the tar is shorter than the row says.
     """
     uri, offset, length = (_value(row.get(f"{kind}_{name}")) for name in ("uri", "offset", "length"))
@@ -36,5 +36,5 @@ def read_result(row: Mapping[str, Any], kind: str = "mask", options: Mapping[str
 
 
 def _value(cell: Any) -> Any:
-    """None for a null of any library: pandas has NaN there, and floats beside it."""
+    """The cell, or None for a null of any library; pandas has NaN for nulls, and then floats for whole numbers."""
     return None if cell is None or cell != cell else cell

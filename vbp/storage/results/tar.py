@@ -1,4 +1,4 @@
-"""Tar archives built in memory: the same members give the same bytes, and each member's place is known."""
+"""Tar archives built in memory: equal members give equal bytes, and the offset of each member is known."""
 
 import io
 import tarfile
@@ -7,16 +7,16 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class TarBuilder:
-    """Members in the order in which they are added; names of any length and script (POSIX pax)."""
+    """Builds an archive of members in the order of `add`; names may have any length and script (POSIX pax)."""
 
     def __init__(self) -> None:
         self._sink = io.BytesIO()
         self._tar = tarfile.TarFile(fileobj=self._sink, mode="w", format=tarfile.PAX_FORMAT)
         self.members = 0
-        """How many were added."""
+        """Number of members so far."""
 
     def add(self, name: str, data: bytes) -> int:
-        """Append a member; of everything that changes from run to run, such as times and users, it says nothing.
+        """Append a member, without times, users and other facts that change from run to run.
 
         Returns:
             The offset of its first byte: `data` stands in the archive as it is.
@@ -29,6 +29,6 @@ class TarBuilder:
         return self._sink.tell() - blocks * _BLOCK
 
     def finish(self) -> bytes:
-        """The archive; nothing can be added any more."""
+        """The archive's bytes; afterwards nothing can be added."""
         self._tar.close()
         return self._sink.getvalue()

@@ -1,1 +1,1 @@
-"""Stores: one file a kind of store, all behind one interface (``store.Store``)."""
+"""Stores: one module for each kind of store, all with the same interface (``store.Store``)."""

@@ -1,4 +1,4 @@
-"""Files of a local or mounted disk: streamed listings, and writes that are whole or absent."""
+"""Files of a local or mounted disk: streamed listings and atomic writes."""
 
 import contextlib
 import errno
@@ -30,12 +30,12 @@ class LocalStore:
     def walk(self, root: str) -> Iterator[File]:
         """Files below ``root`` in byte order of their relative path, linked folders included.
 
-        A link to a folder that it lies in is not followed. Only regular files are listed; a broken link is
-        listed without a size, so that reading it tells the error. Temporary names of writes are left out.
+        A link to a folder that contains the link is not followed. Only regular files are listed; a broken link is
+        listed without a size, so that reading it raises the error. Temporary files of writes are left out.
 
         Raises:
-            FileNotFoundError: there is no ``root``.
-            StorageError: a folder cannot be listed; named in the message.
+            FileNotFoundError: ``root`` does not exist.
+            StorageError: a folder cannot be listed; names it.
         """
         yield from walk(_enter(os.fsencode(root), b""))
 
@@ -44,7 +44,7 @@ class LocalStore:
         return next(self.walk(root), None)
 
     def size(self, path: str) -> int | None:
-        """Bytes in the file; None where there is none, or a folder."""
+        """Bytes in the file; None if it does not exist or is a folder."""
         try:
             info = attempt(lambda: os.stat(path), f"look at {display(path)}")
         except FileNotFoundError:
@@ -52,9 +52,9 @@ class LocalStore:
         return info.st_size if stat.S_ISREG(info.st_mode) else None
 
     def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
-        """The bytes from ``start`` up to ``end``; with a ``limit`` nothing but a regular file is read.
+        """The bytes from ``start`` up to ``end``; with a ``limit`` only a regular file is read.
 
-        A device or a pipe may never end, and to open one may never return.
+        Reading a device or a pipe may never end, and opening one may never return.
         """
 
         def read() -> bytes:
@@ -67,7 +67,7 @@ class LocalStore:
         return attempt(read, f"read {display(path)}")
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace the file; its folders are made. After a crash, the old file is there or the new one."""
+        """Replace the file atomically, and make its folders; after a crash, the old file or the new one exists."""
 
         def write() -> None:
             temporary = self._write_temporary(path, data)
@@ -77,7 +77,7 @@ class LocalStore:
         self._attempt_change(write, path)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file unless there is one; of several processes exactly one gets True."""
+        """Create the file unless it exists; of several processes exactly one gets True."""
 
         def create() -> bool:
             temporary = self._write_temporary(path, data)
@@ -87,7 +87,7 @@ class LocalStore:
         return self._attempt_change(create, path)
 
     def delete(self, path: str) -> None:
-        """Remove the file; nothing happens where there is none."""
+        """Remove the file; nothing happens if it does not exist."""
 
         def delete() -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -102,7 +102,7 @@ class LocalStore:
             raise StorageError(str(error)) from error
 
     def _write_temporary(self, path: str, data: bytes) -> str:
-        """Put the data on disk under a new name in the same folder, which is made where it is missing."""
+        """Write the data to a new name in the same folder, which is made if it is missing."""
         folder = os.path.dirname(path)
         try:
             return write_temporary(folder, data)
@@ -129,7 +129,7 @@ def _check_regular(path: str, limit: int) -> None:
 
 @contextlib.contextmanager
 def without_traces(folder: str) -> Iterator[None]:
-    """Folders from ``folder`` up that are made within, and all below it where it is new, go again if they are empty."""
+    """Remove the empty folders that were made in the context: ``folder`` with all below it, and its parents."""
     new: list[str] = []
     above = folder
     while not os.path.isdir(above):
@@ -140,26 +140,26 @@ def without_traces(folder: str) -> Iterator[None]:
     finally:
         below = [path for path, _, _ in os.walk(folder, topdown=False) if not _is_anothers(path)] if new else []
         for path in (*below, *new):
-            with contextlib.suppress(OSError):  # not empty, or gone
+            with contextlib.suppress(OSError):  # not empty, or removed already
                 os.rmdir(path)
 
 
 def _is_anothers(path: str) -> bool:
-    """Whether it is the folder by which the next holder of an output has the right to change it."""
+    """Whether `path` is the folder of another attempt that holds the output (see ``vbp.storage.ledger.staged``)."""
     return os.path.basename(os.path.dirname(path)) == "holders"
 
 
 def display(path: str) -> str:
-    """The path as valid UTF-8: bytes that are none are percent-escaped."""
+    """The path as valid UTF-8; other bytes are percent-escaped."""
     if path.isascii():
         return path
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in path)
 
 
 def temporaries(root: str, age: float = 0.0) -> Iterator[str]:
-    """Temporary names of writes below ``root``, of those that go on and those that were cut off; none behind links.
+    """Temporary files of running and killed writes below ``root``; links are not followed.
 
-    Names that others have given are none, though listings leave out some that are like them.
+    Only names that `temporary_name` has made count; listings also leave out some similar names.
     """
     for folder, _, names in os.walk(os.fsencode(root)):
         for name in filter(_TEMPORARY.fullmatch, names):
@@ -171,21 +171,21 @@ def temporaries(root: str, age: float = 0.0) -> Iterator[str]:
 def _is_older(path: bytes, age: float) -> bool:
     try:
         return time.time() - os.lstat(path).st_mtime >= age
-    except OSError:  # gone by now
+    except OSError:  # removed in the meantime
         return False
 
 
 def _enter(top: bytes, path: bytes) -> Level:
-    """List a folder; `path` is relative to `top`, with a ``/`` at its end."""
+    """List a folder; `path` is relative to `top`, and ends with ``/``."""
     folder = os.path.join(top, path)
     try:
         info = os.stat(folder)
         with os.scandir(folder) as entries:
-            # a / behind the names of folders makes their order that of whole paths
+            # With a / after the names of folders, their order is the order of whole paths.
             names = sorted(entry.name + b"/" if _is_folder(entry) else entry.name for entry in entries)
     except OSError as error:
         if is_system(os.fsdecode(path).rstrip("/")) and isinstance(error, PermissionError):
-            return Level(path, [])  # lost+found, a Mac's .Trashes: closed, and nothing that anyone looks for
+            return Level(path, [])  # lost+found, a Mac's .Trashes: not readable, and without images
         message = f"cannot list the folder {display(os.fsdecode(folder)).rstrip('/')}: {error.strerror}"
         missing = isinstance(error, FileNotFoundError) and not path
         raise (FileNotFoundError if missing else StorageError)(message) from error
@@ -193,7 +193,7 @@ def _enter(top: bytes, path: bytes) -> Level:
 
 
 def _pieces(top: bytes, path: bytes, names: list[bytes]) -> list[Piece]:
-    """Each folder by itself, files between them together."""
+    """Pieces of a folder's names: each folder alone, and the files between two folders together."""
     pieces: list[Piece] = []
     for are_folders, group in groupby(names, lambda name: name.endswith(b"/")):
         if are_folders:
@@ -230,12 +230,12 @@ def _is_temporary(name: bytes) -> bool:
 
 
 def temporary_name(folder: str) -> str:
-    """A new name in the folder; it owes nothing to that of the file, which may be as long as the disk allows."""
+    """A new name in the folder; it does not contain the file's name, which may be as long as the disk allows."""
     return os.path.join(folder, f".vbp-{secrets.token_hex(8)}.tmp")
 
 
 def write_temporary(folder: str, data: bytes) -> str:
-    """Put the data on disk under a new name in the folder; FileNotFoundError where there is no such folder."""
+    """Write the data to a new name in the folder; FileNotFoundError if the folder does not exist."""
     temporary = temporary_name(folder)
     descriptor = _open_new(temporary)
     with _removed_on_failure(temporary):
@@ -266,7 +266,7 @@ def _removed_on_failure(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def removed(path: str) -> Iterator[None]:
-    """Whatever comes of it, the file is gone in the end."""
+    """A context that removes the file at its end, also after an error."""
     try:
         yield
     finally:
@@ -287,7 +287,7 @@ def _link(temporary: str, path: str, data: bytes) -> bool:
 
 
 def _create_in_place(path: str, data: bytes) -> bool:
-    """For disks without hard links: still exactly one winner, but readers may see a part of the data."""
+    """For disks without hard links: exactly one caller succeeds, but readers may see incomplete data."""
     try:
         descriptor = _open_new(path)
     except FileExistsError:

@@ -1,7 +1,7 @@
-"""Files of S3, Google Cloud Storage and Azure by obstore: the fast path for listings and small objects.
+"""Files of S3, Google Cloud Storage and Azure by obstore, which is fast for listings and small objects.
 
-``open_objects`` says where it serves. What it cannot do is done by fsspec (``remote``): options that it
-does not know, and single names that it cannot say.
+``open_objects`` decides whether obstore is used.  fsspec (``remote``) replaces it for options that obstore does not
+know, and for single names that it cannot express.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from vbp.storage.stores.store import File, refuse_larger
 
 T = TypeVar("T")
 
-# Our names of options -> obstore's, by family of protocols. Any other option is for fsspec.
+# Our names of options -> obstore's, by family of protocols. With any other option fsspec is used.
 _SETTINGS: dict[str, dict[str, str]] = {
     "s3": {
         "endpoint_url": "endpoint",
@@ -48,22 +48,22 @@ _CREDENTIALS_LAST = timedelta(minutes=5)  # botocore renews its own at least ten
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MANGLED = "\ufffd"
 _LEVEL_WITHIN = 2.0
-"""Seconds for the names of one folder, which obstore gives all together: who has too many of them is listed plainly."""
+"""Seconds for listing the names of one folder, which obstore returns all at once; after that, list sequentially."""
 
-_process: dict[str, int] = {}  # that used obstore first
+_process: dict[str, int] = {}  # id of the process that used obstore first
 
 
 class ObjectStore:
-    """Files by ``bucket/key``, one request a file."""
+    """Files by ``bucket/key``, with one request for each file."""
 
     def __init__(self, store: Any, url: str, bucket: str, is_sorted: bool, by_fsspec: Callable[[], RemoteStore]):
-        """Put the protocol of ``vbp.storage.stores.store`` before an obstore store.
+        """Wrap an obstore store in the interface ``vbp.storage.stores.store``.
 
         Args:
-            store: of one bucket.
-            url: of the bucket, for messages.
-            bucket: what every path begins with.
-            is_sorted: whether listings are known to come in byte order.
+            store: obstore's store of one bucket.
+            url: URL of the bucket, for messages.
+            bucket: the beginning of every path.
+            is_sorted: whether the store is known to list in byte order.
             by_fsspec: opens the same bucket by fsspec.
         """
         self._store, self._url, self._bucket = store, url, bucket
@@ -72,8 +72,8 @@ class ObjectStore:
     def walk(self, root: str) -> Iterator[File]:
         """Objects below ``root`` in byte order, streamed; markers of folders are left out.
 
-        Large folders are listed side by side. Memory is bounded: by pages (``prefetch``), by the names that
-        a store lists within ``_LEVEL_WITHIN`` seconds, and by ``in_byte_order`` for stores that do not sort.
+        Large folders are listed in parallel. Memory has a bound: the pages (``prefetch``), the names that
+        a store lists within ``_LEVEL_WITHIN`` seconds, and for unsorted stores the runs of ``in_byte_order``.
         """
         files = self._listed_ahead(root)
         return files if self._is_sorted else in_byte_order(files)
@@ -81,8 +81,8 @@ class ObjectStore:
     def listed(self, root: str) -> Iterator[File]:
         """Objects below ``root`` in the order of the store, one page after the other; markers of folders are left out.
 
-        Where a name comes up that obstore refuses, or one that the answer's XML could not hold, fsspec lists
-        instead: the rest where the order is known, else everything (``in_byte_order`` drops what comes twice).
+        If a name appears that obstore refuses, or that the answer's XML cannot hold, fsspec lists instead: only
+        the rest if the order is known, else everything (``in_byte_order`` drops names that come twice).
         """
         last = ""
         try:
@@ -90,7 +90,7 @@ class ObjectStore:
                 path = f"{self._bucket}/{entry['path']}"
                 if _MANGLED in path:
                     raise _UnspeakableError
-                # the marker of a folder has lost the slash at its end here, and of this name there is no object
+                # obstore cuts the final slash off a folder's marker, and no object has the shorter name
                 if path.startswith(f"{root}/") and (entry["size"] or self.size(path) is not None):
                     last = path.removeprefix(f"{root}/")
                     yield File(last, int(entry["size"]), _version(entry))
@@ -100,11 +100,11 @@ class ObjectStore:
                     yield file
 
     def first(self, root: str) -> File | None:
-        """Some object below ``root``: one request."""
+        """Some object below ``root``, by one request."""
         return next(self.listed(root), None)
 
     def size(self, path: str) -> int | None:
-        """Bytes in the object; None where there is none."""
+        """Bytes in the object; None if it does not exist."""
         if not _can_say(path):
             return self._by_fsspec.size(path)
         try:
@@ -132,13 +132,13 @@ class ObjectStore:
             except Exception as error:
                 if "NotPartial" not in str(error):
                     raise
-                # the server sends the whole where a piece was asked for, as it may
+                # servers may send the whole object for a request of a range
                 return bytes(self._store.get(self._key(path)).bytes())[start or 0 : end]
 
         return self._attempt(read, "read", path)
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace the object: one PUT, visible as a whole."""
+        """Replace the object atomically, by one PUT."""
         if not _can_say(path):
             return self._by_fsspec.write(path, data)
         try:
@@ -147,7 +147,7 @@ class ObjectStore:
             raise StorageError(str(error)) from error
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the object unless there is one."""
+        """Create the object unless it exists."""
         if not _can_say(path):
             return self._by_fsspec.create(path, data)
 
@@ -157,7 +157,7 @@ class ObjectStore:
         return created(create, lambda: self.read(path), data)
 
     def version(self, path: str) -> dict[str, str] | None:
-        """What tells the object from any other content under its name; None where there is none."""
+        """The object's etag and version, as far as the store has them; None if the object does not exist."""
         if not _can_say(path):
             return None
         try:
@@ -167,10 +167,10 @@ class ObjectStore:
         return {name: info[name] for name in ("e_tag", "version") if info.get(name)}
 
     def put_if(self, path: str, data: bytes, version: Mapping[str, str] | None) -> bool:
-        """Write the object if it has this version, or is not there (None); False where that is not so.
+        """Write the object if it has this version, or does not exist (None); else return False.
 
-        An answer may be lost after the store did its work: then False, too, though `data` is there. A store that
-        ignores conditions, and a name that cannot be said, are written in any case.
+        If the answer is lost after the store has written `data`, the result is False too. A store that
+        ignores conditions writes always; so does fsspec, for a name that obstore cannot express.
         """
         if not _can_say(path) or version == {}:
             self.write(path, data)
@@ -185,7 +185,7 @@ class ObjectStore:
         return True
 
     def delete(self, path: str) -> None:
-        """Remove the object; nothing happens where there is none."""
+        """Remove the object; nothing happens if it does not exist."""
         if not _can_say(path):
             return self._by_fsspec.delete(path)
         try:
@@ -196,17 +196,18 @@ class ObjectStore:
             raise StorageError(str(error)) from error
 
     def _listed_ahead(self, root: str) -> Iterator[File]:
-        """As ``listed``, folders side by side where that is quicker."""
+        """As ``listed``, but with folders in parallel if that is faster."""
         files = self.listed(root)
         start = list(islice(files, PAGE))
         listings = self._listings(root, start) if len(start) == PAGE else None
         yield from one_after_the_other(listings) if listings else chain(start, files)
 
     def _listings(self, root: str, start: Sequence[File]) -> list[Listing] | None:
-        """One for each folder, and for the files between, of the first level below ``root`` where ways part; in order.
+        """Listings that can run in parallel, in order: one for each folder, and for the files between two folders.
 
-        None where ``start``, the first page, shows small folders or single files there: to ask for each of them would
-        take longer than to go from page to page, even ``AHEAD`` at once.
+        They are of the first level below ``root`` that has several entries.  None if ``start``, the first page, shows
+        small folders or single files there: a request for each of them would take longer than listing page by page,
+        even with ``AHEAD`` requests at a time.
         """
         inner, level = "", list[File]()
         while len(level) < 2:
@@ -225,12 +226,12 @@ class ObjectStore:
         return listings
 
     def _below(self, root: str, folder: str) -> Iterator[File]:
-        """The files of ``folder`` by their path from ``root`` on."""
+        """The files of ``folder``, with paths relative to ``root``."""
         for file in self.listed(f"{root}/{folder.rstrip('/')}"):
             yield file._replace(path=folder + file.path)
 
     def _level(self, root: str, folder: str) -> list[File] | None:
-        """What lies in ``folder`` itself, in order, folders with a ``/``; None where it is much or cannot be said."""
+        """The entries of ``folder`` in order, folders with a ``/``; None if they are too many or a name is refused."""
         prefix = self._key(f"{root}/{folder}".rstrip("/"))
 
         async def look() -> Any:
@@ -243,7 +244,7 @@ class ObjectStore:
                     return None
                 raise
 
-        with ThreadPoolExecutor(1) as thread:  # ours may be in a loop
+        with ThreadPoolExecutor(1) as thread:  # an event loop may run in this thread
             found = self._attempt(lambda: thread.submit(asyncio.run, look()).result(), "list", f"{root}/{folder}")
         if found is None:
             return None
@@ -253,10 +254,10 @@ class ObjectStore:
         if any(file.path == "/" or _MANGLED in file.path for file in files):
             return None
         files.sort(key=lambda file: file.path)
-        return [file for file in files if file.path]  # a folder's own marker has no name in there
+        return [file for file in files if file.path]  # the folder's own marker has an empty path
 
     def _entries(self, root: str) -> Iterator[Mapping[str, Any]]:
-        """What obstore lists below ``root``, page by page; after a failure it goes on behind the last page."""
+        """Obstore's entries below ``root``, page by page; after a failure it continues after the last page."""
         if not _can_say(root):
             raise _UnspeakableError
         prefix = self._key(root) or None
@@ -291,17 +292,17 @@ class ObjectStore:
 
 
 class _UnspeakableError(Exception):
-    """A name that obstore cannot say."""
+    """A name that obstore cannot express."""
 
 
 def open_objects(url: str, options: Mapping[str, Any] | None) -> tuple[ObjectStore, str] | None:
-    """The store of a bucket's URL and its path in there; None where fsspec is to serve.
+    """The store of a bucket's URL, and the URL's path in it; None if fsspec must be used.
 
-    That is so for other protocols, where obstore is not installed, for options that it does not know, for credentials
-    that it cannot use, and in the child of a process that used it: its threads do not survive a fork.
+    fsspec is used for other protocols, if obstore is not installed, for options that it does not know, for credentials
+    that it cannot use, and in the child of a process that has used it, because its threads do not survive a fork.
 
     Raises:
-        UsageError: settings that do not fit.
+        UsageError: the settings do not fit the store.
     """
     family = family_of(url)
     settings = options_for(url, options)
@@ -342,10 +343,10 @@ def _check_endpoint(url: str, endpoint: str | None) -> None:
 
 
 def _aws_session() -> Any:
-    """Botocore's, which knows profiles and configuration files as obstore doesn't; None where it is not installed.
+    """A session of botocore, which reads profiles and configuration files; obstore does not. None if not installed.
 
     Raises:
-        UsageError: the configuration cannot be used as it stands.
+        UsageError: AWS' configuration is wrong.
     """
     try:
         import botocore.session
@@ -362,9 +363,9 @@ def _aws_session() -> Any:
 
 
 def _open_s3(cls: Any, bucket: str, config: dict[str, Any], client: dict[str, Any], session: Any) -> Any:
-    """With region and credentials from botocore's chain where there is a `session`.
+    """Open S3 with region and credentials from botocore's chain, if there is a `session`.
 
-    Else obstore's own: environment, container and instance identity.
+    Else obstore finds its own: environment, container and instance identity.
     """
     provider: Callable[[], Mapping[str, Any]] | None = None
     if session is not None:
@@ -377,13 +378,13 @@ def _open_s3(cls: Any, bucket: str, config: dict[str, Any], client: dict[str, An
         client_options=client,
         retry_config={"max_retries": 0},
         credential_provider=provider,
-        disable_bulk_delete=True,  # one DELETE for one key: not every store has the other
+        disable_bulk_delete=True,  # one DELETE for each key: not every store can delete in bulk
         **config,
     )
 
 
 class _BotocoreCredentials:
-    """What obstore asks for credentials; they never leave it."""
+    """Gives obstore the credentials of botocore, and nobody else."""
 
     def __init__(self, session: Any):
         self._session = session
@@ -407,7 +408,7 @@ class _BotocoreCredentials:
 
 
 def _needs_fsspec(family: str) -> bool:
-    """Whether the surroundings hold credentials or settings that obstore cannot use."""
+    """Whether the environment or files hold credentials or settings that obstore cannot use."""
     if family == "az":
         return "AZURE_STORAGE_CONNECTION_STRING" in os.environ
     if family == "gs":
@@ -425,7 +426,7 @@ def _google_federation() -> bool:
 
 
 def _ambient_endpoint(family: str, session: Any) -> str | None:
-    """The endpoint that the environment names or, of S3, the profile or the section of services that it points to."""
+    """The endpoint from the environment or, for S3, from the profile or its section of services."""
     names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("GOOGLE_BASE_URL",), "az": ("AZURE_ENDPOINT",)}
     if session is None:
         return next((os.environ[name] for name in names[family] if os.environ.get(name)), None)
@@ -438,7 +439,7 @@ def _ambient_endpoint(family: str, session: Any) -> str | None:
 
 
 def _can_say(path: str) -> bool:
-    """Whether obstore takes the path for what it is; it refuses or changes some."""
+    """Whether obstore can express the path; it refuses or changes some."""
     if _CONTROL.search(path) or any(part in ("", ".", "..") for part in path.split("/")):
         return False
     try:

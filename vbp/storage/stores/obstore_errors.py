@@ -1,6 +1,6 @@
-"""What an object store answered, read out of obstore's messages: its kind for ``retry``, and its words for people.
+"""Read an object store's answer from obstore's messages: its kind for ``retry``, and a sentence for people.
 
-A message of obstore holds the request's URL, which may be signed, and the whole answer; nothing of the URL is kept.
+A message of obstore holds the request's URL, which may be signed, and the whole answer; the URL is dropped.
 """
 
 import os
@@ -13,7 +13,7 @@ _CODE = re.compile(r"<Code>([^<]+)</Code>|\"(?:code|reason)\": ?\"(\w+)\"")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)|\"message\": ?\"([^\"\n]+)\"")
 _OTHER_REGION = "the bucket lies in another region than the one asked (set AWS_REGION, or region in --storage-options)"
 _PROVIDER = re.compile(r"PermissionError: ([^\n]*)")
-"""What our own provider of credentials says."""
+"""The message of our own provider of credentials."""
 _KINDS_OF_CODES = {
     "ExpiredToken": Kind.DENIED,
     "InvalidToken": Kind.DENIED,
@@ -22,7 +22,7 @@ _KINDS_OF_CODES = {
     "ConditionalRequestConflict": Kind.TRANSIENT,
     "OperationAborted": Kind.TRANSIENT,
 }
-# What the network's own errors look like in there: the innermost words first.
+# How errors of the network look in obstore's messages, the innermost first.
 _NETWORK = (
     (re.compile(r"InvalidCertificate\(\s*(\w+)"), "the server's TLS certificate is not accepted", Kind.PERMANENT),
     (re.compile("InvalidContentType|InvalidMessage"), "no TLS is spoken there; is the endpoint http?", Kind.PERMANENT),
@@ -35,7 +35,7 @@ _NETWORK = (
 
 
 def refusal(error: Exception) -> Refusal:
-    """The error of obstore in our terms."""
+    """Obstore's error as a ``Refusal``."""
     text = str(error)
     said, _, debug = text.partition("\n\nDebug source:")
     status = _STATUS.search(said)
@@ -54,10 +54,10 @@ def refusal(error: Exception) -> Refusal:
 
 
 def aws_trouble(error: Exception) -> str:
-    """What is wrong with AWS' configuration or credentials, and what to do, in one sentence.
+    """A sentence on an error in AWS' configuration or credentials, with the remedy.
 
     Args:
-        error: of botocore; OSError: of the program that ``credential_process`` names.
+        error: an error of botocore, or an OSError of the program that ``credential_process`` names.
     """
     name = type(error).__name__
     words = " ".join(str(error).split()).rstrip(".")

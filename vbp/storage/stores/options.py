@@ -1,4 +1,4 @@
-"""The ``--storage-options`` mapping: settings by URL prefix, and never a secret among them."""
+"""The ``--storage-options`` mapping: settings by URL prefix, without secrets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +13,15 @@ CREDENTIALS = {
     "hf": "HF_TOKEN",
     "sftp": "a key in ~/.ssh, or ssh-agent",
 }
-"""Where each kind of store looks for its credentials."""
+"""The environment variables with the credentials of each kind of store."""
 _FAMILIES = {"ssh": "sftp", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 
 def check_options(options: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The options as plain dicts, after checking that they go by URL prefix and hold no secret.
+    """The options as plain dicts, after a check that their keys are URL prefixes and no field holds a secret.
 
     Raises:
-        UsageError: a prefix is no URL, settings are no mapping, or a field is a place for a secret.
+        UsageError: a prefix is no URL, settings are no mapping, or a field is meant for a secret.
     """
     checked = {}
     for prefix, settings in (options or {}).items():
@@ -36,7 +36,7 @@ def check_options(options: Mapping[str, Any] | None) -> dict[str, dict[str, Any]
 
 
 def options_for(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of the longest prefix that ``url`` lies under; none where no prefix fits."""
+    """The settings of the longest prefix of ``url``; empty if no prefix fits."""
     fitting = [prefix for prefix in options or {} if _lies_under(url, prefix)]
     return dict(options[max(fitting, key=len)]) if options and fitting else {}
 
@@ -47,7 +47,7 @@ def protocol_of(url: str) -> str:
 
 
 def family_of(url: str) -> str:
-    """The protocol of a URL, the same for all that name one kind of store: ``az`` of ``abfs://container``."""
+    """The protocol of a URL, with one name for each kind of store: ``az`` of ``abfs://container``."""
     protocol = protocol_of(url)
     return _FAMILIES.get(protocol, protocol)
 

@@ -1,4 +1,4 @@
-"""Listings in byte order, whatever order a store has, in bounded memory."""
+"""Sort a store's listing into byte order, in bounded memory."""
 
 import heapq
 import json
@@ -13,7 +13,7 @@ _RUN = 200_000
 
 
 def in_byte_order(files: Iterable[File], run: int = _RUN) -> Iterator[File]:
-    """The files sorted by path, each path once; beyond ``run`` of them, sorted runs wait on the disk."""
+    """The files sorted by path, each path once; sorted runs of ``run`` files wait on the disk if there are more."""
     last = None
     for file in _merged(iter(files), run):
         if file.path != last:

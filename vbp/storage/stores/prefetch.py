@@ -1,8 +1,8 @@
-"""Listings of many pages as one stream: one after the other, while the next ones are read ahead in threads.
+"""Prefetch listings: one stream of their files in order, while threads read the next listings ahead.
 
-What was read ahead waits on the disk. In memory a queue must be short, and once it is full its listing waits for its
-turn: long listings would take as long as without threads. What is held: in memory a page of ``PAGE`` files for each of
-the ``AHEAD`` threads, on the disk at most ``PAGES`` pages for each, together some 2 GB.
+Pages that were read ahead wait on the disk.  A queue in memory would have to be short, and a full queue blocks its
+thread: long listings would take as long as without threads.  Memory holds a page of ``PAGE`` files for each of the
+``AHEAD`` threads; the disk holds at most ``PAGES`` pages for each thread, together about 2 GB.
 """
 
 import json
@@ -23,16 +23,16 @@ PAGE = 1000
 PAGES = 1000
 
 Listing: TypeAlias = Callable[[], Iterator[File]]
-"""Begins to list."""
+"""A function that starts a listing."""
 
 
 def one_after_the_other(listings: Iterable[Listing]) -> Iterator[File]:
     """The files of the first listing, then those of the second, and so on.
 
-    Where it is left early, it waits for the requests under way; no thread and no file outlives it.
+    If the caller stops early, it waits for running requests; no thread and no file stays behind.
 
     Raises:
-        Exception: of a listing, in its turn.
+        Exception: an error of a listing, raised when its turn comes.
     """
     waiting: deque[_Pages] = deque()
     with tempfile.TemporaryDirectory(prefix="vbp-") as folder, ThreadPoolExecutor(AHEAD, "vbp-list") as pool:
@@ -52,7 +52,7 @@ def one_after_the_other(listings: Iterable[Listing]) -> Iterator[File]:
 
 
 class _Pages:
-    """The files of one listing on their way from its thread to the reader."""
+    """The pages of one listing, between the thread that lists and the reader."""
 
     def __init__(self, folder: Path, number: int):
         self._folder, self._number = folder, number

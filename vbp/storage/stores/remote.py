@@ -1,4 +1,4 @@
-"""Files of an object store or another fsspec file system, one request a file."""
+"""Files of an object store or another fsspec file system, with one request for each file."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from vbp.storage.stores.retry import attempt, created, is_out_of_range, reason
 from vbp.storage.stores.store import File, refuse_larger
 from vbp.storage.stores.walk import Level, Piece, walk
 
-# The packages behind the protocols, as extras of our own. fsspec brings the rest.
+# Our extras with the packages for protocols; fsspec itself knows the other protocols.
 _EXTRAS = {
     "s3": "s3",
     "s3a": "s3",
@@ -53,15 +53,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 _QUOTED = re.compile(r"(?:[!#$&-;=?-Z_a-z~\[\]]|%[0-9A-Fa-f]{2})*")
-"""URLs that hold nothing but what may be sent."""
+"""Pattern of URLs that hold only allowed characters, so that they are sent unchanged."""
 CONNECT_SECONDS = IDLE_SECONDS = 15.0
-"""A web server may take so long to take a connection, and so long to send nothing."""
+"""Time limits in seconds: for a web server to accept a connection, and between two pieces of its answer."""
 ANSWER_SECONDS = 600.0
-"""And so long for one whole file, however steadily it comes."""
+"""Time limit in seconds for one whole file."""
 
 
 def _http() -> dict[str, Any]:
-    """How web servers are asked: not for ever, through the proxy of the environment, under a name of our own."""
+    """Settings for web servers: time limits, the proxy of the environment, and our own user agent."""
     from aiohttp import ClientTimeout
 
     timeout = ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=IDLE_SECONDS)
@@ -69,7 +69,7 @@ def _http() -> dict[str, Any]:
 
 
 class RemoteStore:
-    """Files by the path that their fsspec file system gives them."""
+    """Files by their path in an fsspec file system."""
 
     def __init__(self, filesystem: Any):
         self.filesystem = filesystem
@@ -77,9 +77,9 @@ class RemoteStore:
     def walk(self, root: str) -> Iterator[File]:
         """Objects below ``root`` in byte order; markers of folders are left out.
 
-        Most file systems (HTTP, WebDAV) are listed folder by folder, some folders ahead, and no more than these
-        is held in memory. A few list a whole tree in one call (the Hugging Face hub, archives, s3fs, gcsfs, adlfs),
-        and then fsspec holds it all, about 1 GB for a million keys of s3fs.
+        Most file systems (HTTP, WebDAV) are listed folder by folder, some folders ahead, and only these folders
+        are in memory. A few list a whole tree in one call (the Hugging Face hub, archives, s3fs, gcsfs, adlfs),
+        and then fsspec holds all of it, about 1 GB for a million keys of s3fs.
         """
         if _is_listed_by_folder(self.filesystem):
             yield from walk(self._level(root, root.rstrip("/") + "/" if root else ""))
@@ -96,7 +96,7 @@ class RemoteStore:
                 yield File(path, info.get("size"), _version(info))
 
     def first(self, root: str) -> File | None:
-        """Some object below ``root``: folder by folder, until one holds a file."""
+        """Some object below ``root``, searched folder by folder."""
         if _is_listed_by_folder(self.filesystem):
             return next(self.walk(root), None)
 
@@ -111,13 +111,13 @@ class RemoteStore:
         return attempt(first, f"list {self._name(root)}")
 
     def _level(self, folder: str, start: str) -> Level:
-        """List one folder; the paths of its files count from ``start``."""
+        """List one folder; the paths of its files are relative to ``start``."""
         found = attempt(lambda: self.filesystem.ls(folder, detail=True), f"list {self._name(folder)}")
         entries: dict[str, dict[str, Any]] = {}
         for info in found:
             is_folder = info.get("type") == "directory"
             path = self._path(info["name"].rstrip("/") if is_folder else info["name"], start)
-            # a / behind the names of folders makes their order that of whole paths
+            # With a / after the names of folders, their order is the order of whole paths.
             entries[f"{path}/" if is_folder else path] = info
         pieces: list[Piece] = []
         files: list[File] = []
@@ -133,11 +133,11 @@ class RemoteStore:
         return Level(folder.rstrip("/"), pieces)
 
     def _path(self, name: str, start: str) -> str:
-        """The path of what the file system calls ``name``, from ``start`` on."""
+        """The path, relative to ``start``, of the file system's ``name``."""
         return name.removeprefix(start) if start else name.lstrip("/")
 
     def size(self, path: str) -> int | None:
-        """Bytes in the object; None where there is none."""
+        """Bytes in the object; None if it does not exist."""
         try:
             info = attempt(lambda: self.filesystem.info(path), f"look at {self._name(path)}")
         except FileNotFoundError:
@@ -145,7 +145,7 @@ class RemoteStore:
         return int(info["size"]) if info.get("type") == "file" else None
 
     def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
-        """The bytes from ``start`` up to ``end``; with a ``limit`` one more is asked for, and shows that it is less."""
+        """The bytes from ``start`` up to ``end``; with a ``limit``, one byte more shows whether it is larger."""
         _refuse_version(path)
         if limit is not None and start is None and end is None:
             start, end = 0, limit + 1
@@ -154,7 +154,7 @@ class RemoteStore:
             try:
                 return bytes(self.filesystem.cat_file(path, start=start, end=end))
             except Exception as error:
-                if limit is not None and is_out_of_range(error):  # there is no first byte in an empty file
+                if limit is not None and is_out_of_range(error):  # an empty file has no first byte
                     return b""
                 raise
 
@@ -163,7 +163,7 @@ class RemoteStore:
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace the object: one PUT, visible as a whole."""
+        """Replace the object atomically, by one PUT."""
         _refuse_version(path)
         try:
             attempt(lambda: self.filesystem.pipe_file(path, data), f"write {self._name(path)}")
@@ -171,9 +171,9 @@ class RemoteStore:
             raise StorageError(str(error)) from error
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the object unless there is one.
+        """Create the object unless it exists.
 
-        Stores that ignore conditional requests (rclone's server) overwrite, and WebDAV cannot do it at all.
+        Stores that ignore conditional requests (rclone's server) overwrite it; WebDAV cannot do this at all.
         """
         _refuse_version(path)
 
@@ -183,7 +183,7 @@ class RemoteStore:
         return created(create, lambda: self.read(path), data)
 
     def delete(self, path: str) -> None:
-        """Remove the object; nothing happens where there is none."""
+        """Remove the object; nothing happens if it does not exist."""
         try:
             attempt(lambda: self.filesystem.rm_file(path), f"delete {self._name(path)}")
         except FileNotFoundError:
@@ -196,10 +196,10 @@ class RemoteStore:
 
 
 class HttpStore(RemoteStore):
-    """Files of a web server: a path is its URL, and names within it are quoted."""
+    """Files of a web server: a path is a URL whose names are quoted."""
 
     def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
-        """The bytes from ``start`` up to ``end``, counted as they come; also of a server that always sends all."""
+        """The bytes from ``start`` up to ``end``, also from a server that always sends the whole file."""
         if end is not None and end <= (start or 0):
             return b""
         read = partial(sync, self.filesystem.loop, self._get, path, start or 0, end, limit)
@@ -212,7 +212,7 @@ class HttpStore(RemoteStore):
         given = dict(self.filesystem.kwargs)
         headers |= given.pop("headers", {})
         async with session.get(_exactly(url), headers=headers, **given) as answer:
-            if answer.status == 416:  # begins behind the end
+            if answer.status == 416:  # the range begins after the end
                 return b""
             answer.raise_for_status()
             name = without_secrets(url)
@@ -234,7 +234,7 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
     """The store behind a URL, chained ones included, and the URL's path in it.
 
     Raises:
-        UsageError: an unknown protocol, a package that is not installed, or settings that do not fit.
+        UsageError: the protocol is unknown, a package is not installed, or the settings do not fit.
     """
     protocol = protocol_of(url)
     try:
@@ -244,7 +244,7 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
         named = f"install the package it names ({reason(error)})"
         remedy = f"pip install 'visualbackprop[{extra}]'" if extra else named
         raise UsageError(f"{protocol}:// needs a package that is not installed: {remedy}") from error
-    except (ValueError, TypeError, KeyError) as error:  # the last: a link of a chain without a protocol
+    except (ValueError, TypeError, KeyError) as error:  # KeyError: a link of a chain has no protocol
         raise UsageError(f"cannot open {url}: {reason(error)}") from error
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
@@ -252,21 +252,21 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
 
 
 def _exactly(url: str) -> Any:
-    """The URL for aiohttp, which writes it anew unless it is told not to: signatures do not survive that."""
+    """The URL as an object that aiohttp does not quote again, since that would break signatures."""
     from yarl import URL
 
     return URL(url, encoded=bool(_QUOTED.fullmatch(url)))
 
 
 def quoted(path: str) -> str:
-    """A file's path as a part of an ``http(s)`` URL."""
+    """A file's path, quoted for an ``http(s)`` URL."""
     return quote(path)
 
 
 def _is_listed_by_folder(filesystem: Any) -> bool:
-    """Whether the file system has no listing of whole trees, and fsspec would go from folder to folder."""
+    """Whether the file system cannot list whole trees, so that fsspec would list folder by folder."""
     kind = type(filesystem)
-    if issubclass(kind, CachingFileSystem):  # answers for another one
+    if issubclass(kind, CachingFileSystem):  # it wraps another file system
         return False
     if issubclass(kind, AsyncFileSystem):
         return kind._find is AsyncFileSystem._find and kind.find is AsyncFileSystem.find
@@ -291,7 +291,7 @@ def _defaults(protocol: str) -> dict[str, Any]:
 
 
 def _as_fsspec(url: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Our names of options as the file systems behind fsspec call them."""
+    """Our options under the names of the file systems behind fsspec."""
     family, settings = family_of(url), dict(settings)
     if family == "s3" and "region" in settings:
         settings["client_kwargs"] = {"region_name": settings.pop("region")} | settings.get("client_kwargs", {})
@@ -316,6 +316,6 @@ def _version(info: dict[str, Any]) -> str | None:
 
 
 def _refuse_version(path: str) -> None:
-    """s3fs reads another object than asked for: it cuts such names off there."""
+    """Refuse a name that s3fs cuts off at its version mark, because it would read another object."""
     if re.search(r"\?versionId=", path):
         raise StorageError(f"cannot use {path}: names with '?versionId=' are not supported")

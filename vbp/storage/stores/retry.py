@@ -1,4 +1,4 @@
-"""One policy for every store: what is tried again, how often, and what the error says in the end."""
+"""One policy for every store: which errors are tried again, how often, and which error is raised in the end."""
 
 import errno
 import re
@@ -16,10 +16,10 @@ T = TypeVar("T")
 TRIES = 6
 SECONDS = 60.0
 TRIES_WHEN_DENIED = 2  # a store under load has been seen to answer 403 to good credentials
-SECONDS_WHEN_THROTTLED = 300.0  # a store that asks for fewer requests gets them later, not never
+SECONDS_WHEN_THROTTLED = 300.0  # a store that asks to slow down needs more time
 
 THROTTLING_CODES = {"SlowDown", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "ServerBusy"}
-"""What S3, Google and Azure call it."""
+"""The codes of S3, Google and Azure for it."""
 
 _TRANSIENT_STATUS = {408, 409, 425, 500, 502, 503, 504, 507, 509, 529}
 _TRANSIENT_ERRNO = {
@@ -40,7 +40,7 @@ _SECRETS = (
 
 
 class Kind(Enum):
-    """Why an operation failed, as far as it decides what to do next."""
+    """Why an operation failed; this decides what to do next."""
 
     MISSING = "missing"
     DENIED = "denied"
@@ -51,7 +51,7 @@ class Kind(Enum):
 
 
 class Refusal(Exception):  # noqa: N818
-    """A store's answer that is sorted already."""
+    """A store's answer whose kind is known already."""
 
     def __init__(self, kind: Kind, words: str):
         super().__init__(words)
@@ -62,7 +62,7 @@ class Refusal(Exception):  # noqa: N818
 def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None] = time.sleep) -> T:
     """Run ``operation``, again after network errors, time-outs, throttling and server errors.
 
-    Waits grow exponentially with full jitter; at most ``TRIES`` tries or ``SECONDS`` seconds, and where the store
+    Waits grow exponentially with full jitter; at most ``TRIES`` tries or ``SECONDS`` seconds, and if the store
     asks to slow down, ``SECONDS_WHEN_THROTTLED`` seconds whatever the number of tries.
 
     Args:
@@ -71,11 +71,11 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
         sleep: waits so many seconds; tests pass their own.
 
     Raises:
-        FileNotFoundError: the file, or the bucket, is not there (never tried again).
+        FileNotFoundError: the file or the bucket does not exist (never tried again).
         FileExistsError: the store refuses to overwrite (never tried again).
-        PermissionError: the store refuses, also when asked a second time.
-        ImageError: as it comes, since it is not the store's.
-        StorageError: everything else, with the cause in its message and nothing secret.
+        PermissionError: the store refuses, also a second time.
+        ImageError: unchanged, since it is no error of the store.
+        StorageError: every other error, with the cause in its message, without secrets.
     """
     retrying = tenacity.Retrying(
         sleep=sleep,
@@ -105,15 +105,15 @@ _TRIED_AGAIN = (Kind.TRANSIENT, Kind.THROTTLED, Kind.DENIED)
 
 
 def created(create: Callable[[], object], read: Callable[[], bytes], data: bytes) -> bool:
-    """What came of a request to write a file unless there is one: whether it holds `data` now.
+    """Whether create-if-absent succeeded: whether the file holds `data` now.
 
-    An answer may be lost after the store did its work, and the repeated request then finds our own file: so what is
-    there is compared.
+    If an answer is lost after the store has written the file, the repeated request finds our own file.  So the
+    existing file is compared with `data`.
 
     Args:
-        create: makes the request; FileExistsError where there is a file.
-        read: the file's content.
-        data: what was to be written.
+        create: makes the request; raises FileExistsError if the file exists.
+        read: reads the file.
+        data: content of the new file.
 
     Raises:
         StorageError: the store refuses.
@@ -131,7 +131,7 @@ def created(create: Callable[[], object], read: Callable[[], bytes], data: bytes
 
 
 def kind(error: BaseException) -> Kind:
-    """Sort an error of any backend by its class, the HTTP status behind it, or its errno."""
+    """Classify an error of any backend by its class, the HTTP status behind it, or its errno."""
     if isinstance(error, Refusal):
         return error.kind
     if isinstance(error, FileNotFoundError):
@@ -143,7 +143,7 @@ def kind(error: BaseException) -> Kind:
     if isinstance(error, (ConnectionError, TimeoutError)):
         return Kind.TRANSIENT
     if any(_NETWORK_CLASS.search(cls.__name__) for cls in type(error).__mro__):
-        return Kind.TRANSIENT  # also where aiohttp speaks of a status: it calls a truncated body a 400
+        return Kind.TRANSIENT  # even if aiohttp reports a status: for a truncated body it reports 400
     for link in _chain(error):
         if _code(link) in THROTTLING_CODES:
             return Kind.THROTTLED
@@ -156,7 +156,7 @@ def kind(error: BaseException) -> Kind:
 
 
 def reason(error: BaseException) -> str:
-    """The error's own words on one line, passwords and signatures blotted out; never empty."""
+    """The error's message in one line, with passwords and signatures removed; never empty."""
     name = type(error).__name__
     words = str(getattr(error, "strerror", None) or "") or (f"{name}: {error}" if str(error).strip() else "")
     if not words:
@@ -185,12 +185,12 @@ def _comes_from_the_disk(error: BaseException) -> bool:
 
 
 def kind_of_status(status: int) -> Kind:
-    """Sort an HTTP status, 400 and above."""
+    """Classify an HTTP status, 400 and above."""
     if status in (401, 403):
         return Kind.DENIED
     if status in (404, 410):
         return Kind.MISSING
-    if status == 412:  # If-None-Match: the object is there
+    if status == 412:  # If-None-Match: the object exists
         return Kind.EXISTS
     if status == 429:
         return Kind.THROTTLED
@@ -198,7 +198,7 @@ def kind_of_status(status: int) -> Kind:
 
 
 def is_out_of_range(error: BaseException) -> bool:
-    """Whether a store says that a piece begins behind the file's end."""
+    """Whether a store says that a range begins after the file's end."""
     return any(_http_status(link) == 416 for link in _chain(error))
 
 
@@ -210,13 +210,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str | None:
-    """What S3 calls the error."""
+    """S3's code of the error; None if it has none."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code")) if isinstance(response, dict) else None
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status of the answer, from where botocore, aiohttp, Azure, requests and gcsfs each keep it; else None."""
+    """The HTTP status in an error of botocore, aiohttp, Azure, requests or gcsfs; else None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

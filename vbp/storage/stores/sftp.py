@@ -1,7 +1,7 @@
-"""Files of an SFTP server, whole or absent as on a local disk, by paramiko.
+"""Files of an SFTP server by paramiko, with atomic writes as on a local disk.
 
-fsspec's own would send the requests of all threads down one channel, which paramiko cannot keep apart, write in place,
-and believe any host.
+fsspec's SFTP file system sends the requests of all threads over one channel, where paramiko mixes up the answers.
+It also writes in place and trusts any host.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from vbp.storage.stores.walk import Level, Piece, walk
 T = TypeVar("T")
 
 CONNECTIONS = 8
-"""At a time, of one process: OpenSSH begins to refuse newcomers at ten."""
+"""The most connections of one process at a time; OpenSSH begins to refuse new ones at ten."""
 SECONDS = 15.0
-"""Without an answer, before a connection is given up."""
+"""Time limit in seconds for an answer, before a connection is given up."""
 
 
 class SftpStore:
@@ -37,14 +37,14 @@ class SftpStore:
         """Nothing is connected yet.
 
         Args:
-            url: of the server, for messages.
-            connect: opens one more connection.
+            url: URL of the server, for messages.
+            connect: opens a connection.
         """
         self._url, self._connect = url, connect
         self._slots, self._idle = Semaphore(CONNECTIONS), list[Connection]()
 
     def walk(self, root: str) -> Iterator[File]:
-        """Files below ``root`` in byte order, linked folders included; temporary names of writes are left out."""
+        """Files below ``root`` in byte order, linked folders included; temporary files of writes are left out."""
         yield from walk(self._enter(root, ""))
 
     def first(self, root: str) -> File | None:
@@ -52,7 +52,7 @@ class SftpStore:
         return next(self.walk(root), None)
 
     def size(self, path: str) -> int | None:
-        """Bytes in the file; None where there is none, or a folder."""
+        """Bytes in the file; None if it does not exist or is a folder."""
         try:
             info = self._attempt(lambda ftp: ftp.stat(path), "look at", path)
         except FileNotFoundError:
@@ -72,7 +72,7 @@ class SftpStore:
         return self._attempt(read, "read", path)
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace the file; its folders are made. Readers see the old one or the new."""
+        """Replace the file atomically, and make its folders."""
 
         def write(ftp: Any) -> None:
             with _temporary(ftp, path, data) as temporary:
@@ -81,12 +81,12 @@ class SftpStore:
         self._attempt_change(write, "write", path)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file unless there is one; after a lost answer True too, as ``RemoteStore.create`` says."""
+        """Create the file unless it exists; True also if only the answer was lost, as ``created`` finds out."""
 
         def create(ftp: Any) -> None:
             with _temporary(ftp, path, data) as temporary:
                 try:
-                    ftp.rename(temporary, path)  # which never replaces: OpenSSH makes a hard link
+                    ftp.rename(temporary, path)  # never replaces a file: OpenSSH makes a hard link
                 except OSError as error:
                     if _is_there(ftp, path):
                         raise FileExistsError(errno.EEXIST, "it exists") from error
@@ -102,7 +102,7 @@ class SftpStore:
         return True
 
     def delete(self, path: str) -> None:
-        """Remove the file; nothing happens where there is none."""
+        """Remove the file; nothing happens if it does not exist."""
 
         def delete(ftp: Any) -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -111,7 +111,7 @@ class SftpStore:
         self._attempt_change(delete, "delete", path)
 
     def _enter(self, top: str, inner: str) -> Level:
-        """List a folder; ``inner`` is its path from ``top`` on, with a ``/`` at its end."""
+        """List a folder; ``inner`` is its path relative to ``top``, and ends with ``/``."""
         folder = posixpath.join(top, inner)
 
         def look(ftp: Any) -> tuple[str, dict[str, Any]]:
@@ -139,7 +139,7 @@ class SftpStore:
         return attempt(lambda: self._once(operation), f"{verb} {self._url}{path}")
 
     def _once(self, operation: Callable[[Any], T]) -> T:
-        """Run ``operation`` with a connection of its own; one that may be broken is not used again."""
+        """Run ``operation`` with a connection of its own; a connection that may be broken is not used again."""
         with self._slots, _translated():
             try:
                 connection = self._idle.pop()
@@ -158,7 +158,7 @@ class SftpStore:
 
 
 class Connection(NamedTuple):
-    """One login; some versions of paramiko close it as soon as the client is forgotten."""
+    """A connection; it keeps the client, since some versions of paramiko close with a deleted client."""
 
     client: Any
     """``paramiko.SSHClient``."""
@@ -167,13 +167,13 @@ class Connection(NamedTuple):
 
 
 def open_sftp(url: str, options: Mapping[str, Any] | None) -> tuple[SftpStore, str] | None:
-    """The store of a server's URL and its root; None where the protocol is another.
+    """The store of a server's URL and its root; None for other protocols.
 
     User, keys and known hosts are those of ``ssh``: the URL's user, ``~/.ssh/id_*`` or the agent, and
     ``~/.ssh/known_hosts``. Options are those of ``paramiko.SSHClient.connect``.
 
     Raises:
-        UsageError: paramiko is not installed, or the URL does not fit.
+        UsageError: paramiko is not installed, or the URL is wrong.
     """
     if "::" in url or protocol_of(url) not in ("sftp", "ssh"):
         return None
@@ -191,7 +191,7 @@ def open_sftp(url: str, options: Mapping[str, Any] | None) -> tuple[SftpStore, s
 
     def connect() -> Connection:
         client = paramiko.SSHClient()
-        client.load_system_host_keys()  # and no other host is believed
+        client.load_system_host_keys()  # no other host is trusted
         try:
             client.connect(**settings)
             ftp = client.open_sftp()
@@ -206,7 +206,7 @@ def open_sftp(url: str, options: Mapping[str, Any] | None) -> tuple[SftpStore, s
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """What paramiko raises in our terms."""
+    """Turn paramiko's errors into those of ``vbp.storage.stores.store``."""
     from paramiko import AuthenticationException, BadHostKeyException, SSHException
 
     try:
@@ -229,7 +229,7 @@ def _translated() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(ftp: Any, path: str, data: bytes) -> Iterator[str]:
-    """The data under a new name in the file's folder, which is made where it is missing; removed on failure."""
+    """Write the data to a new name in the file's folder, which is made if it is missing; removed after a failure."""
     folder = posixpath.dirname(path)
     temporary = posixpath.join(folder, f".vbp-{secrets.token_hex(8)}.tmp")
     try:
@@ -241,7 +241,7 @@ def _temporary(ftp: Any, path: str, data: bytes) -> Iterator[str]:
         with file:
             file.set_pipelined(True)
             file.write(data)
-        if ftp.stat(temporary).st_size != len(data):  # answers to pipelined writes are not all looked at
+        if ftp.stat(temporary).st_size != len(data):  # paramiko does not check all answers of pipelined writes
             raise OSError(errno.EIO, "the server has not kept all bytes")
         yield temporary
     except BaseException:
@@ -265,16 +265,16 @@ def _make_folder(ftp: Any, folder: str) -> None:
         _make_folder(ftp, posixpath.dirname(folder))
         _make_folder(ftp, folder)
     except OSError:
-        if not stat.S_ISDIR(ftp.stat(folder).st_mode):  # somebody else made it
+        if not stat.S_ISDIR(ftp.stat(folder).st_mode):  # another process has made it
             raise
 
 
 def _entry(ftp: Any, folder: str, info: Any) -> tuple[str, Any]:
-    """Name and properties; a / behind the names of folders makes their order that of whole paths."""
+    """Name and properties of an entry; with a / after names of folders their order is that of whole paths."""
     if stat.S_ISLNK(info.st_mode):
         try:
             found = ftp.stat(posixpath.join(folder, info.filename))
-        except OSError:  # a broken link: reading it tells the error
+        except OSError:  # a broken link: reading it raises the error
             return info.filename, None
         return (f"{info.filename}/" if stat.S_ISDIR(found.st_mode) else info.filename), found
     return (f"{info.filename}/" if stat.S_ISDIR(info.st_mode) else info.filename), info

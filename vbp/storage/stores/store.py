@@ -1,6 +1,6 @@
-"""What every store can do: the whole of the interface behind ``vbp.storage.files.Folder``.
+"""Store: the interface of all stores, behind ``vbp.storage.files.Folder``.
 
-A store knows files by their full path: an absolute path on a local disk, ``bucket/key`` in an object store.
+A store names files by their full path: an absolute path on a local disk, ``bucket/key`` in an object store.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ class File(NamedTuple):
     """One file of a folder."""
 
     path: str
-    """Relative to the folder, parts joined by ``/``; bytes that are not UTF-8 are held as lone surrogates."""
+    """Path relative to the folder, with ``/`` between its parts; bytes that are not UTF-8 are lone surrogates."""
     size: int | None
-    """In bytes; None where the store does not say."""
+    """Size in bytes; None if the store does not report it."""
     version: str | None
-    """Changes when the content does: the etag, or the time of the last modification."""
+    """The etag or the time of the last modification, which changes with the content."""
 
 
 class Store(Protocol):
@@ -28,40 +28,40 @@ class Store(Protocol):
         ...
 
     def first(self, root: str) -> File | None:
-        """Some file below ``root``, found without listing them all; None where there is none."""
+        """Some file below ``root``, found without listing all; None if there is none."""
         ...
 
     def size(self, path: str) -> int | None:
-        """Bytes in the file; None where there is no such file."""
+        """Bytes in the file; None if it does not exist."""
         ...
 
     def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
-        """The bytes from ``start`` up to ``end``; the whole file by default, of at most ``limit`` bytes."""
+        """The bytes from ``start`` up to ``end``; by default the whole file, which may have at most ``limit`` bytes."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace the file as a whole: nobody ever sees a part of it."""
+        """Replace the file atomically."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file unless there is one; True if it now holds ``data``."""
+        """Create the file unless it exists; True if it now holds ``data``."""
         ...
 
     def delete(self, path: str) -> None:
-        """Remove the file; nothing happens where there is none."""
+        """Remove the file; nothing happens if it does not exist."""
         ...
 
 
 def refuse_larger(name: str, size: int | None, limit: int | None) -> None:
-    """Refuse what is too much to be held, by the size that is declared or, while it is read, by what has come.
+    """Refuse a file that is larger than the limit, by its declared size or by the bytes that were read so far.
 
     Args:
-        name: of the file, for the message.
-        size: in bytes; None where it is not known.
-        limit: most bytes that are taken; None: any number.
+        name: the file's name, for the message.
+        size: size in bytes; None if unknown.
+        limit: the largest size in bytes; None: no limit.
 
     Raises:
-        FileTooLargeError: it is more.
+        FileTooLargeError: the file is larger.
     """
     if size is not None and limit is not None and size > limit:
         raise FileTooLargeError(

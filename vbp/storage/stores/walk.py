@@ -1,7 +1,7 @@
-"""A tree of folders as one stream of files, in byte order, the next folders and files looked up ahead in threads.
+"""A tree of folders as one stream of files in byte order; threads look up the next folders and files ahead.
 
-A store that answers slowly is asked many things at once. What is held in memory: the names of one folder for each level
-of the tree, and what was looked up ahead, at most ``AHEAD`` folders or ``AHEAD`` times ``PIECE`` files at each level.
+So a slow store gets many requests at once.  Memory holds the names of one folder for each level of the tree, and the
+results of the requests ahead: at most ``AHEAD`` folders or ``AHEAD`` times ``PIECE`` files at each level.
 """
 
 from collections import deque
@@ -14,27 +14,27 @@ from vbp.storage.stores.store import File
 THREADS = 16
 AHEAD = 16
 PIECE = 100
-"""Files that are looked up together."""
+"""Number of files that are looked up together."""
 
 
 class Level(NamedTuple):
-    """A folder of which the names are known."""
+    """A folder whose names are listed."""
 
     identity: Hashable
-    """The same whatever way led here; a folder within itself is not entered."""
+    """Identity of the folder, whatever path leads to it; a folder within itself is not entered."""
     pieces: Sequence["Piece"]
-    """What is in it, in order."""
+    """Its entries, in order."""
 
 
 Piece: TypeAlias = Callable[[], "Level | list[File]"]
-"""Looks up one folder, or some files."""
+"""A function that looks up one folder, or some files."""
 
 
 def walk(root: Level) -> Iterator[File]:
-    """All files below ``root``. The folders from there on are on a stack of our own: trees may be deeper than Python's.
+    """All files below ``root``.  It keeps its own stack of folders, since trees may be deeper than Python's.
 
     Raises:
-        OSError, StorageError: of a piece, in its turn.
+        OSError, StorageError: an error of a piece, raised when its turn comes.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vbp-walk")
     try:
