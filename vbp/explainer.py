@@ -1,4 +1,4 @@
-"""The engine: batches of uint8 pixels on a device in, masks and predictions out.
+"""Explainer: a network on a device that turns batches of uint8 pixels into masks and predictions.
 
 Shapes: B images, H rows, W columns, C = 3 colours (RGB), K classes; h and w are the size of a feature map.
 """
@@ -30,20 +30,20 @@ from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
-"""And the type of what is not computed in integers."""
+"""The precisions, and for each the type of values that are not computed in integers."""
 WITHOUT_BFLOAT16 = frozenset(
     ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX10_1_256")
 )
-"""Values of ONEDNN_MAX_CPU_ISA under which oneDNN does not multiply bfloat16 in hardware, whatever there is."""
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN does not use the hardware for bfloat16, even if it exists."""
 LACK_OF_MEMORY = (
     "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
 )  # fmt: skip
-"""What is in the messages of CUDA's libraries when they find no memory: their errors have no type of their own."""
+"""Texts in errors of CUDA's libraries that run out of memory; these errors have no type of their own."""
 
 
 Calibration = NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | Scales
-"""Images, or what came of them."""
+"""Type variable for a batch of images or of results."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class ExplainedBatch:
     """The masks and predictions of a batch, as NumPy arrays on the CPU."""
 
     mask_BHW: NDArray[np.float32]
-    """In [0, 1], at the pixels' size; all zero where flat or not finite."""
+    """Masks in [0, 1], of the pixels' size; all zero if flat or not finite."""
     flat_B: NDArray[np.bool_]
-    """The mask has one value only."""
+    """Whether the mask has one value only."""
     finite_B: NDArray[np.bool_]
-    """No infinity or NaN came up on the way."""
+    """Whether no infinity or NaN occurred in the computation."""
     log10_max_B: NDArray[np.float64]
-    """log10 of the mask's maximum before any normalisation; -inf where that is 0, NaN if not finite."""
+    """log10 of the mask's maximum before any normalisation; -inf if that is 0, NaN if not finite."""
     logits_BK: NDArray[np.float32] | None
-    """The classifier's output; None where there is no classifier or it was not asked for."""
+    """The classifier's output; None without a classifier or with `classify=False`."""
     maps: list[NDArray[np.float32]] | None
     """With `keep_maps`: the averaged feature maps (B, h, w), from the input upwards."""
     masks: list[NDArray[np.float32]] | None
@@ -70,44 +70,44 @@ class Explainer:
     """A network on a device that explains batches of pixels.
 
     Args:
-        model: torchvision's name of a network, or a loaded `Model` (which is copied, not changed).
+        model: torchvision's name of a network, or a loaded `Model`, which is copied and not changed.
         weights: see `load_model`; without effect for a loaded `Model`.
-        preset: `paper` or `reference`, see `VisualBackProp` for this and for what it shares with it.
+        preset: `paper` or `reference`; see `VisualBackProp` for this and the other settings of the method.
         device: `auto` (the first CUDA device, else the CPU) or a torch device, such as `mps`.
-        precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 where the device computes it natively).
-            Averaged maps and masks are always float32. `int8`, on CPUs alone and never by `auto`, computes the
+        precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 if the device computes it natively).
+            Averaged maps and masks are always float32. `int8`, only on CPUs and never by `auto`, computes the
             convolutions in integers and needs `calibration`.
-        batch_size: run every batch at exactly this size, filled with black images where fewer came and cut where
-            more came, so that an image's mask never depends on how many images came with it. Halved for good where
-            the GPU runs out of memory, which may change last bits.
-        side_by_side: on a CPU, run the batches of `batch_size` images at the same time, each on a thread of its own.
-            That is faster than one after another on all threads, which wait for each other after every layer; it takes
-            the memory of so many batches. How many threads there are changes no result, not even last bits.
-        seed: of random weights, and of the noise.
+        batch_size: run every batch at exactly this size: smaller batches are filled with black images, larger ones
+            are split. So an image's mask never depends on the number of images beside it. If the GPU runs out of
+            memory, the size is halved for good, which may change last bits.
+        side_by_side: on a CPU, run several batches of `batch_size` images at the same time, each on its own thread.
+            That is faster than one batch on all threads, which wait for each other after every layer, but needs the
+            memory of all these batches. The number of threads changes no result, not even last bits.
+        seed: seed of random weights and of the noise.
         stages: which maps are multiplied.
-        pooling: the way down through pooling.
+        pooling: how the mask is led down through pooling.
         multiply_input: multiply the mask with the (normalised) input.
-        smooth: how many noisy copies to average.
-        noise: how noisy.
+        smooth: number of noisy copies to average.
+        noise: standard deviation of the noise.
         target: None, or `predicted`: weight the deepest map for the predicted class.
-        classify: run the classifier as well, where there is one.
+        classify: also run the classifier, if there is one.
         keep_maps: return the averaged maps and intermediate masks.
-        storage_options: to read the weights, as for ``vbp.storage.files.read_uri``.
-        preprocessing: what the network wants to see; by default as the network's source says (`Model.preprocessing`).
-        calibration: for `int8`: about 80 images that are like those to come, uint8 (N, H, W, 3) or a sequence of
+        storage_options: options to read the weights, as for ``vbp.storage.files.read_uri``.
+        preprocessing: the network's preprocessing; by default that of its source (`Model.preprocessing`).
+        calibration: for `int8`: about 80 images like those to be explained, uint8 (N, H, W, 3) or a sequence of
             (H, W, 3); or the `scales` of another `Explainer` of this network.
         method: preset, stages, pooling, multiply_input, smooth, noise, target and the noise's seed as one value,
-            instead of them.
+            instead of these arguments.
 
     Attributes:
-        method: what was chosen.
-        scales: what calibration found, plain data; None but for `int8`.
+        method: the method, with all its settings.
+        scales: for `int8`, the scales from calibration, as plain data; else None.
 
     Raises:
-        ModelError: the network is unknown or cannot be explained, or integers do not suit it.
-        WeightsError: the checkpoint cannot be had or read, or does not fit.
-        UsageError: there is no such preset, device or precision, no classifier for the target, no calibration, or
-            another number of channels than the network takes.
+        ModelError: the network is unknown, cannot be explained, or cannot be computed with integers.
+        WeightsError: the checkpoint cannot be fetched or read, or does not fit.
+        UsageError: the preset, device or precision does not exist; the classifier for a target or the calibration is
+            missing; or the network takes another number of channels.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Explainer:
 
     @property
     def device(self) -> str:
-        """`cpu`, `cuda:0` and the like."""
+        """The device, such as `cpu` or `cuda:0`."""
         return str(self._device)
 
     def __call__(self, pixels_BHWC: NDArray[np.uint8] | Tensor) -> ExplainedBatch:
@@ -181,7 +181,7 @@ class Explainer:
 
         Raises:
             UsageError: the pixels have another shape or type.
-            ImageError: the images are too small for the network, or one alone too large for the GPU's memory.
+            ImageError: the images are too small for the network, or a single one is too large for the GPU's memory.
         """
         pixels = _checked(torch.as_tensor(pixels_BHWC))
         if self._pool is not None:
@@ -229,7 +229,7 @@ class Explainer:
         return self._batch(explanation, count)
 
     def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
-        # Seen as (B, C, H, W), pixels that lie colour by colour are what torch calls channels_last.
+        # Permuted to (B, C, H, W), these pixels have torch's memory format channels_last.
         images_BCHW = _channels(pixels_BHWC.to(self._device).permute(0, 3, 1, 2), self.preprocessing.channels).float()
         images_BCHW.div_(255).sub_(self._mean_1C11).div_(self._std_1C11)
         return images_BCHW.to(PRECISIONS[self.precision])
@@ -263,28 +263,28 @@ def _checked(pixels_BHWC: Tensor) -> Tensor:
 
 
 def _channels(images_BCHW: Tensor, channels: Channels) -> Tensor:
-    """The network's channels of uint8 RGB images, integers as they are."""
+    """The channels that the network takes, of uint8 RGB images; values stay uint8."""
     if channels == "bgr":
         return images_BCHW.flip(1)
-    if channels == "grey":  # Pillow's arithmetic, so that grey pictures keep their levels
+    if channels == "grey":  # as Pillow computes it, so that grey pictures keep their levels
         red_BHW, green_BHW, blue_BHW = images_BCHW.int().unbind(1)
         return (19595 * red_BHW + 38470 * green_BHW + 7471 * blue_BHW + 32768 >> 16).unsqueeze(1)
     return images_BCHW
 
 
 def single_threads() -> ThreadPoolExecutor:
-    """As many threads as torch computes with here, on each of which it computes with that one."""
+    """A pool with as many threads as torch uses here; on each of them torch computes with that one thread."""
     count = torch.get_num_threads()
     all_there = Barrier(count)
 
     def confine(_: int) -> None:
         all_there.wait()
-        torch.get_num_threads()  # a thread takes over the common number when it is first asked for, also after this
+        torch.get_num_threads()  # the first call in a thread resets its number to the common one, so call it first
         torch.set_num_threads(1)
 
     pool = ThreadPoolExecutor(count, "vbp-explain")
     list(pool.map(confine, range(count)))
-    torch.set_num_threads(count)  # what other threads will begin with was set to one as well
+    torch.set_num_threads(count)  # the calls above have also set the number for future threads to one
     return pool
 
 
@@ -293,7 +293,7 @@ def _lacks_memory(error: RuntimeError) -> bool:
 
 
 def resolve_device(device: str) -> torch.device:
-    """A device that is there; `auto` is the first CUDA device, else the CPU.
+    """A device of this machine; `auto` is the first CUDA device, else the CPU.
 
     Raises:
         UsageError: there is no such device.
@@ -314,10 +314,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """A name of `PRECISIONS`: as asked, or for `auto` as the device computes natively.
+    """A name of `PRECISIONS`; `auto` becomes the one that the device computes natively.
 
     Raises:
-        UsageError: there is no such precision or device.
+        UsageError: the precision or device does not exist.
     """
     if precision == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
@@ -329,7 +329,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def _takes_bfloat16(device: torch.device) -> bool:
-    """Apple's older GPUs do not at all; all else does, some of it slowly."""
+    """Whether the device can compute bfloat16 at all; only Apple's older GPUs cannot, others may be slow."""
     try:
         torch.zeros(1, dtype=torch.bfloat16, device=device)
     except TypeError:
@@ -346,7 +346,7 @@ def has_bfloat16(device: str) -> bool:
     kind = resolve_device(device).type
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # oneDNN takes the first of these names
+    # oneDNN prefers the first of these names
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
     if kind != "cpu" or limit.upper() in WITHOUT_BFLOAT16:
         return False
@@ -358,23 +358,23 @@ def _prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn
     network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # Its statistics lose digits in bfloat16, and it takes float32 ones with bfloat16 maps at no cost.
+            # Its statistics lose digits in bfloat16; it takes float32 statistics with bfloat16 maps at no cost.
             module.float()
     return network
 
 
 @contextmanager
 def true_float32(device: torch.device) -> Iterator[None]:
-    """On CUDA, compute float32 without TF32, which keeps 10 bits of the mantissa and is on for convolutions."""
+    """On CUDA, switch off TF32, which has 10 bits of mantissa and is on by default for convolutions."""
     if device.type != "cuda":
         yield
         return
     cudnn = torch.backends.cudnn
     backends: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
-    # torch.compile reads the older settings, which torch refuses to tell where the newer ones contradict them.
-    convolutions = _told(lambda: cudnn.allow_tf32)
-    products = _told(torch.get_float32_matmul_precision)
+    # torch.compile reads the older settings; torch refuses to read them if the newer ones contradict them.
+    convolutions = _readable(lambda: cudnn.allow_tf32)
+    products = _readable(torch.get_float32_matmul_precision)
     try:
         if convolutions:
             cudnn.allow_tf32 = False
@@ -392,8 +392,8 @@ def true_float32(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _told(setting: Callable[[], Any]) -> Any:
-    """Its value; None where torch refuses, because older and newer settings contradict each other already."""
+def _readable(setting: Callable[[], Any]) -> Any:
+    """The value of a setting; None if torch refuses to read it, because older and newer settings contradict."""
     try:
         return setting()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The method: a CNN and pixels in, masks out."""
+"""The method: computes masks from a CNN and pixels."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["Explainer", "VisualBackProp"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily: importing torch takes seconds, and most commands do without.
+    # Imported lazily: importing torch takes seconds, and most commands do not need it.
     if name == "Explainer":
         from vbp.explainer import Explainer
 

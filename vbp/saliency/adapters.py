@@ -1,4 +1,4 @@
-"""VisualBackProp under the calling conventions of other saliency libraries, so that it drops into their users' code.
+"""VisualBackProp with the calling conventions of other saliency libraries, so that it fits into their users' code.
 
 None of these libraries is imported. Without a target a mask is class-agnostic in all of them.
 """
@@ -24,7 +24,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _with_inner(method: Method) -> Method:
-    """The method with itself as ``__wrapped__``, which ``NoiseTunnel`` calls; captum's log their use outside it."""
+    """The method with itself as ``__wrapped__``, which ``NoiseTunnel`` calls; captum's own methods log other calls."""
 
     @wraps(method)
     def outer(*args: Any, **settings: Any) -> Any:
@@ -40,7 +40,7 @@ class CaptumAttribution:
         >>> attribution = CaptumAttribution(VisualBackProp(model)).attribute(images_BCHW, target=281)
 
     Args:
-        vbp: what explains.
+        vbp: computes the masks.
     """
 
     def __init__(self, vbp: VisualBackProp):
@@ -51,22 +51,22 @@ class CaptumAttribution:
 
     @staticmethod
     def has_convergence_delta() -> bool:
-        """No: a mask has no sum that it should reach. ``NoiseTunnel`` asks."""
+        """False, for ``NoiseTunnel``: there is no sum that a mask should reach."""
         return False
 
     @_with_inner
     def attribute(
         self, inputs: Tensor | tuple[Tensor, ...], target: Target | None = None, **further: Any
     ) -> Tensor | tuple[Tensor, ...]:
-        """The masks, the same for every channel, float32 in the shape of the inputs; of a tuple of one, a tuple.
+        """The masks, the same for every channel, float32 of the inputs' shape; a tuple if the inputs are one.
 
         Args:
             inputs: as the network takes them.
             target: see `VisualBackProp.explain`.
-            **further: what other methods of captum take, such as `baselines`; None or False alone.
+            **further: arguments of other methods of captum, such as `baselines`; only None or False is accepted.
 
         Raises:
-            UsageError: there are several inputs, or one of these further arguments.
+            UsageError: there are several inputs, or a further argument has another value.
         """
         if asked := [name for name, value in further.items() if value is not None and value is not False]:
             raise UsageError(f"VisualBackProp has no use for {asked[0]}: leave it out.")
@@ -88,7 +88,7 @@ class GradCamStyle:
         ...     grayscale_cam = cam(input_tensor=images_BCHW, targets=[ClassifierOutputTarget(281)])
 
     Args:
-        vbp: what explains.
+        vbp: computes the masks.
 
     Attributes:
         outputs: the network's output for the last batch.
@@ -105,7 +105,7 @@ class GradCamStyle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing to clean up; an exception goes its way."""
+        """Nothing is cleaned up, and exceptions pass."""
 
     def __call__(
         self,
@@ -118,13 +118,13 @@ class GradCamStyle:
 
         Args:
             input_tensor: as the network takes it.
-            targets: one function for each image, of its row of the output. None: class-agnostic masks, where
+            targets: one function for each image, which gets its row of the output. None: class-agnostic masks, where
                 pytorch-grad-cam would take the class of the highest score.
             aug_smooth: average the masks of the image and its mirror image at 0.9, 1 and 1.1 times its values.
-            eigen_smooth: not to be had, for it takes the principal component of maps that are not kept.
+            eigen_smooth: must be False; it needs the principal component of maps that are not kept.
 
         Raises:
-            UsageError: there are more or fewer targets than images, or `eigen_smooth` is asked for.
+            UsageError: there are more or fewer targets than images, or `eigen_smooth` is true.
         """
         if eigen_smooth:
             raise UsageError(
@@ -173,9 +173,9 @@ def explain_func(
         model: the network.
         inputs: (B, C, H, W), as the network takes them.
         targets: the class of each image.
-        class_weighted: weight the deepest map by these classes; else they have no effect.
+        class_weighted: weight the deepest map by `targets`; else they have no effect.
         device: where to move the inputs; default: where the network is.
-        **settings: of `VisualBackProp`.
+        **settings: settings of `VisualBackProp`.
     """
     parameter = next(model.parameters(), torch.empty(0))
     images_BCHW = torch.as_tensor(inputs, dtype=parameter.dtype).to(device or parameter.device)

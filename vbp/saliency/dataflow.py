@@ -1,6 +1,6 @@
-"""Follows the pixels of the input through every operation of a traced network, by one rule for each kind of operation.
+"""Follow the pixels of the input through every operation of a traced network, with one rule per kind of operation.
 
-A vector that meets a map, as the gate of squeeze-and-excitation does, leaves every pixel where it is.
+A vector that is combined with a map, such as the gate of squeeze-and-excitation, leaves every pixel in its place.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _upsampling(call: Call) -> Value:
 
 
 def _linear(call: Call) -> Value:
-    """Behind a permutation that puts the channels last, a linear layer is a 1x1 convolution."""
+    """After a permutation that puts the channels last, a linear layer is a 1x1 convolution."""
     if call.map.rank - 1 in call.map.spatial:
         return call.unknown("that mixes the pixels of a row")
     return call.result(kind="convolution", signed=True)
@@ -159,7 +159,7 @@ def _reshaping(call: Call) -> Value:
 
 
 def _side(length: Any, values: dict[Node, Value]) -> str | None:
-    """`rows` or `columns` if an argument is the number of these in a map, as asked from its shape."""
+    """`rows` or `columns` if an argument is that length of a map, read from its shape; else None."""
     if not isinstance(length, Node) or len(length.args) < 2:
         return None
     asked, axis = length.args[:2]
@@ -174,7 +174,7 @@ def _side(length: Any, values: dict[Node, Value]) -> str | None:
 
 
 def _is_whole_size(size: Any, values: dict[Node, Value]) -> bool:
-    """Whether a size is that of a whole map, as in pooling by a kernel of ``x.shape[2:]``."""
+    """Whether a size is the size of a whole map, as in pooling with a kernel of ``x.shape[2:]``."""
     if isinstance(size, Node) and size.target is operator.getitem and isinstance(size.args[1], slice):
         return operations.asks_metadata(size.args[0]) if isinstance(size.args[0], Node) else False
     return {_side(length, values) for length in flat(size)} == {"rows", "columns"}
@@ -193,7 +193,7 @@ def _transposition(call: Call) -> Value:
 
 
 def _rearranged(call: Call, order: list[int], **changes: Any) -> Map:
-    """The map with its axes in this order, those left out dropped and -1 for a new one."""
+    """The map with its axes in this order; axes that are not named are dropped, and -1 adds an axis."""
     rows, columns = order.index(call.map.rows), order.index(call.map.columns)
     return call.result(rank=len(order), rows=rows, columns=columns, **changes)
 
@@ -210,7 +210,7 @@ def _unsqueezing(call: Call) -> Value:
 
 
 def _expansion(call: Call) -> Value:
-    """A vector spread over a map's pixels gives each the same; of the map it reads the shape alone."""
+    """A vector that is expanded over a map's pixels is equal at all of them; only the map's shape is read."""
     is_vector = isinstance(call.values.get(call.node.args[0]), Vector)  # type: ignore[arg-type]
     return Vector() if is_vector else call.unknown("that tracing does not know")
 
@@ -243,7 +243,7 @@ def _indexing(call: Call) -> Value:
 
 
 def _attribute(call: Call) -> Value:
-    """The values of a maximum, which come with their indices."""
+    """The values of a maximum, which PyTorch returns together with the indices."""
     return call.result(several=False) if call.map.several else call.unknown("that tracing does not know")
 
 

@@ -15,13 +15,13 @@ from vbp.saliency.visualbackprop import VisualBackProp
 
 
 class Explained(nn.Module):
-    """A network that gives its mask beside its output: (B, C, H, W) in, the output and (B, 1, H, W) out.
+    """A network that returns its mask beside its output: (B, C, H, W) in, the output and (B, 1, H, W) out.
 
     Args:
-        vbp: what explains; its network becomes part of the module, not a copy.
+        vbp: computes the masks; its network itself, not a copy, becomes part of the module.
 
     Raises:
-        UsageError: it smooths over noise, which is drawn anew on every call.
+        UsageError: `vbp` smooths over noise, which is random in every call.
     """
 
     def __init__(self, vbp: VisualBackProp):
@@ -42,23 +42,23 @@ def export(vbp: VisualBackProp, images_BCHW: Tensor) -> ExportedProgram:
 
     Args:
         vbp: what explains.
-        images_BCHW: an example. The graph takes any number of images, all of this size, dtype and device.
+        images_BCHW: an example. The graph takes any number of images of this size, dtype and device.
 
     Returns:
-        Its ``.module()`` takes images and gives the output and the masks, equal to ``vbp.explain`` to 1e-5. Run it,
+        The program, whose ``.module()`` returns output and masks, equal to ``vbp.explain`` to 1e-5. Run it,
         and compile it, without gradients: the graph itself does not switch them off.
 
     Raises:
         UsageError: `vbp` smooths over noise.
-        ModelError: the network does not do what its layers' settings say.
+        ModelError: a layer of the network does not do what its settings say.
         ImageError: the images are too small for the network.
     """
-    # torch.export takes an axis of length 1 for one that is always 1.
+    # torch.export assumes that an axis of length 1 always has length 1.
     example = torch.cat([images_BCHW, images_BCHW]) if len(images_BCHW) == 1 else images_BCHW
     explained = Explained(vbp)
     with evaluating(explained):
         program = torch.export.export(explained, (example,), dynamic_shapes=({0: Dim("batch")},))
-    # Decomposing nothing still resolves the blocks without gradients, which torch.export.load cannot read.
+    # An empty decomposition still resolves the blocks without gradients, which torch.export.load cannot read.
     resolved: ExportedProgram = program.run_decompositions({})
     return resolved
 

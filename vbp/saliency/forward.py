@@ -1,4 +1,4 @@
-"""One forward pass that keeps nothing of its feature maps but their averages over channels.
+"""One forward pass that keeps only the averages over channels of its feature maps.
 
 Shapes: N images, C channels, H rows, W columns.
 """
@@ -19,7 +19,7 @@ from vbp.saliency.geometry import Pooling
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` in evaluation mode, and each back as it was on leaving."""
+    """Put every module of `model` in evaluation mode; at the end restore each module's own mode."""
     in_training = [module for module in model.modules() if module.training]
     try:
         for module in in_training:
@@ -33,15 +33,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def channel_mean(map_NCHW: Tensor) -> Tensor:
     """The average over channels, accumulated and returned in float32, as (N, 1, H, W).
 
-    Each pixel's value depends on that pixel's channels alone, to the bit: not on its place in the batch, not on its
-    neighbours.
+    Each pixel's value depends on that pixel's channels alone, to the bit: not on the image's place in the batch, not on
+    other pixels.
     """
     on_cpu = map_NCHW.device.type == "cpu"
     if not (on_cpu and map_NCHW.dtype is torch.bfloat16 and map_NCHW.is_contiguous(memory_format=torch.channels_last)):
         return map_NCHW.mean(1, keepdim=True, dtype=torch.float32)
     # Summing bfloat16 in float32 takes ATen 41 ms on 8x64x224x224. The matrix-vector product of oneDNN takes 2.8 ms
-    # and accumulates in float32 too, but rounds its result to bfloat16. Asking it again for what the rounding lost
-    # brings the error from 4e-3 to 8e-6, for 5.4 ms in all.
+    # and accumulates in float32 too, but rounds its result to bfloat16. A second product computes the rounding error;
+    # with it the error falls from 4e-3 to 8e-6, for 5.4 ms in all.
     images, channels, rows, columns = map_NCHW.shape
     pixels = map_NCHW.permute(0, 2, 3, 1).reshape(-1, channels)
     ones = pixels.new_ones(channels)
@@ -51,9 +51,9 @@ def channel_mean(map_NCHW: Tensor) -> Tensor:
 
 
 def positive_mean(map_NCHW: Tensor) -> Tensor:
-    """The average over channels, in which negative values count as 0; NaN where a channel is not finite.
+    """The average over channels, with negative values counted as 0; NaN where a channel is not finite.
 
-    Without a look at the map itself, minus infinity would count as 0 too.
+    The map itself is checked, since clamping would turn minus infinity into 0.
     """
     return channel_mean(map_NCHW.clamp(min=0)) + _nothing(map_NCHW)
 
@@ -63,34 +63,34 @@ def _nothing(map_NCHW: Tensor) -> Tensor:
     if not map_NCHW.is_contiguous(memory_format=torch.channels_last):
         whole_N1HW = channel_mean(map_NCHW)
         return whole_N1HW - whole_N1HW
-    # a product with 0 is cheaper than another mean
+    # 0 times a value that is not finite is NaN; this product is cheaper than another mean
     images, channels, rows, columns = map_NCHW.shape
     pixels = map_NCHW.permute(0, 2, 3, 1).reshape(-1, channels)
     return torch.mv(pixels, pixels.new_zeros(channels)).float().view(images, 1, rows, columns)
 
 
 class Pass(NamedTuple):
-    """What one forward pass gave."""
+    """The results of one forward pass."""
 
     output: Any
-    """The network's own, or None where only its feature part was run."""
+    """The network's output, or None if only its feature part was run."""
     maps_N1HW: list[Tensor]
     """The averages of the tapped maps, from the input upwards."""
     switches: dict[str, Tensor]
-    """Of max pooling, by node, see `Pooling.switches`."""
+    """Switches of max pooling by node, see `Pooling.switches`."""
     deepest_NCHW: Tensor | None
-    """The last tap's map, from which on autograd has recorded; None where it has not."""
+    """The last tap's map, after which autograd has recorded; None if it has not."""
 
 
 class ForwardPass:
-    """A traced network as Python code, which torch.fx writes, with the averages of its maps as steps of it.
+    """A traced network as Python code from torch.fx, which also computes the averages of its maps.
 
-    A map is dropped as soon as the network and its average have read it. The layers are the model's own: they are
-    looked up in every pass, their hooks run, and no hook is set.
+    A map is freed as soon as the network and its average have read it. The layers are the model's own: they are
+    looked up in every pass, and their hooks run; no hook is added.
 
     Args:
-        model: holds the layers that the graph calls.
-        graph: see `averaged`.
+        model: has the layers that the graph calls.
+        graph: a graph from `averaged`.
     """
 
     def __init__(self, model: nn.Module, graph: Graph):
@@ -99,12 +99,12 @@ class ForwardPass:
         self._code: dict[tuple[bool, bool], Callable[..., Any]] = {}
 
     def __call__(self, images_NCHW: Tensor, *, whole: bool = True, differentiable: bool = False) -> Pass:
-        """Run it, without gradients.
+        """Run the pass, without gradients.
 
         Args:
             images_NCHW: as the network takes them.
-            whole: or only as far as the last average.
-            differentiable: keep the last tap's map, and record from there on what autograd needs; the caller's
+            whole: run the whole network, or only as far as the last average.
+            differentiable: keep the last tap's map, and let autograd record after it; the caller's
                 context switches the recording off.
         """
         wanted = whole, differentiable
@@ -116,12 +116,12 @@ class ForwardPass:
 def averaged(graph: Graph, signed_by_tap: Mapping[str, bool], poolings: Mapping[str, Pooling]) -> Graph:
     """A copy of `graph` whose output is a `Pass`.
 
-    An average comes right behind its map, before any in-place operation can touch that.
+    An average comes directly after its map, before an in-place operation can change the map.
 
     Args:
-        graph: a network's forward pass.
+        graph: the forward pass of a network.
         signed_by_tap: the nodes to average, from the input upwards, and whether negative values count as 0.
-        poolings: max pooling whose switches are kept, by node.
+        poolings: the max pooling whose switches are kept, by node.
     """
     copy = Graph()
     copies: dict[Node, Node] = {}
@@ -142,19 +142,19 @@ def averaged(graph: Graph, signed_by_tap: Mapping[str, bool], poolings: Mapping[
 
 
 def last_tap(graph: Graph) -> Node:
-    """The node of an averaged graph whose average is the last; behind it gradients may be wanted."""
+    """The node of an averaged graph whose average is the last; only after it gradients may be needed."""
     tap: Node = _results(graph).maps_N1HW[-1].all_input_nodes[0]
     return tap
 
 
 def _results(graph: Graph) -> Any:
-    """The nodes that give an averaged graph's `Pass`, by its fields."""
+    """The nodes that compute an averaged graph's `Pass`, by its fields."""
     fields: Any = graph.output_node().args[0]
     return Pass(*fields)
 
 
 def _variant(graph: Graph, whole: bool, differentiable: bool) -> Graph:
-    """The part of an averaged graph that gives what is wanted of it."""
+    """The part of an averaged graph that these two options of `ForwardPass.__call__` need."""
     output, maps, switches, deepest = _results(graph)
     tap = last_tap(graph)
     part = Graph()
@@ -169,14 +169,14 @@ def _variant(graph: Graph, whole: bool, differentiable: bool) -> Graph:
                 break
             if differentiable:
                 deepest = part.call_function(_recorded, (copies[tap],))
-                # What follows may change its input in place, which autograd forbids for the map itself.
+                # The next operation may change its input in place, which autograd forbids for the map itself.
                 copies[tap] = part.call_method("clone", (deepest,))
     part.output((*map_arg((output, maps, switches), copies.__getitem__), deepest))
     return part
 
 
 def _recorded(map_NCHW: Tensor) -> Tensor:
-    """The map as the first that autograd knows of; from here on it records."""
+    """The map as a leaf of autograd, which records from here on."""
     torch.set_grad_enabled(True)
     return map_NCHW.detach().requires_grad_()
 

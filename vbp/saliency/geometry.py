@@ -1,4 +1,4 @@
-"""Where the pixels of one map come from in the map below, and the all-ones deconvolution that leads back there.
+"""Geometry: which pixels of the map below each pixel of a map comes from, and the all-ones deconvolution back.
 
 Shapes: N images, 1 channel, H rows, W columns; a size is (rows, columns).
 """
@@ -21,13 +21,13 @@ Size = tuple[int, int]
 
 
 class Geometry(Protocol):
-    """Whatever lies on the way between two maps."""
+    """An operation, or several, between two maps."""
 
     def output_size(self, size: Size) -> Size:
-        """The size above for a map of `size` below; 0 or less in either direction: too small."""
+        """The size of the upper map for a lower map of `size`; 0 or less in a direction means too small."""
 
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
-        """Lead a map down to the step's lower side, which has `size`."""
+        """Lead a mask from the upper to the lower map, which has `size`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Window:
     kernel: Size
     stride: Size = (1, 1)
     before: Size = (0, 0)
-    """Padding above and to the left, negative where the layer crops. It alone decides where a window lies."""
+    """Padding above and to the left, negative if the layer crops. It alone decides where a window lies."""
     after: Size = (0, 0)
     """Padding below and to the right. It decides only how many windows there are."""
     dilation: Size = (1, 1)
@@ -62,13 +62,13 @@ class Window:
         """Spread every value over its window: the transposed convolution with all weights 1 and bias 0.
 
         An all-ones kernel is separable, and along one axis it is a sum of `kernel` shifted copies. That is exact for
-        every kernel, stride, padding and dilation, the same for each image of a batch, and measured faster on a CPU
+        every kernel, stride, padding and dilation, equal for each image of a batch, and measured faster on a CPU
         than both ``conv_transpose2d`` (90x at 8x1x224x224, kernel 3) and average pooling (8x).
 
         Args:
             map_N1HW: the layer's output side, any float dtype.
-            size: of the layer's input side. Rows and columns that no window reaches stay 0 (what output padding
-                does in ``conv_transpose2d``); what would fall outside, in the padding, is cropped.
+            size: size of the layer's input. Rows and columns that no window reaches stay 0 (as output padding
+                does in ``conv_transpose2d``); values in the padding are cropped.
 
         Returns:
             (N, 1, *size), same dtype.
@@ -78,7 +78,7 @@ class Window:
         return map_N1HW
 
     def offsets(self, axis: int) -> list[int]:
-        """Where the pixels under the window lie that gives output 0, along one axis."""
+        """Positions along one axis of the pixels in the window of output 0."""
         return [tap * self.dilation[axis] - self.before[axis] for tap in range(self.kernel[axis])]
 
 
@@ -96,7 +96,7 @@ def _spread(source: Tensor, axis: int, offsets: Iterable[int], stride: int, leng
 
 
 def _places(offset: int, stride: int, count: int, length: int) -> tuple[slice, slice]:
-    """Output i lies at input position i * stride + offset: the outputs whose input exists, and these inputs."""
+    """Slices of the outputs i whose input position i * stride + offset exists, and of these positions."""
     first = max(0, -(offset // stride))
     stop = min(count, (length - 1 - offset) // stride + 1)
     if first >= stop:
@@ -113,14 +113,14 @@ class Pooling(Window):
     """The window of a pooling layer."""
 
     maximum: bool = False
-    """Whether it takes the maximum of what it sees, not the average."""
+    """Whether it takes the maximum of its window, not the average."""
     node: str = field(default="", compare=False)
-    """The operation, as the traced graph names it."""
+    """The operation's name in the traced graph."""
 
     def switches(self, map_NCHW: Tensor) -> Tensor:
-        """Where the maxima of a map were: the share of channels by place in the window, float32 (N, T, h, w).
+        """The share of channels with their maximum at each place of the window, float32 (N, T, h, w).
 
-        T counts the window's places row by row. Of equal values it is the one that PyTorch's pooling finds.
+        T counts the window's places row by row. Of equal values the one that PyTorch's pooling finds counts.
         """
         settings = self.kernel, self.stride, self.before, self.dilation, self.ceil_mode
         _, index_NChw = F.max_pool2d(map_NCHW, *settings, return_indices=True)
@@ -136,16 +136,16 @@ class Pooling(Window):
 
 @dataclass(frozen=True, eq=False)
 class Unpooling:
-    """The way down through max pooling with its switches: every value goes back to where the maximum was.
+    """Leads down through max pooling by its switches: every value goes back to the place of the maximum.
 
-    That is where it was in each channel, averaged over the channels, as all maps are.
+    The places of all channels are averaged, as all maps are.
     """
 
     pooling: Pooling
     switches_NThw: Tensor
 
     def output_size(self, size: Size) -> Size:
-        """As the pooling's."""
+        """As for the pooling."""
         return self.pooling.output_size(size)
 
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
@@ -163,13 +163,13 @@ class Unpooling:
 class Merged:
     """Several windows, the lowest first, as one kernel of ones over all that a value was computed from.
 
-    Led through one by one, a pixel that lies under overlapping windows gets a value several times; here once.
+    One by one, the windows give a pixel under overlapping windows a value several times; merged, once.
     """
 
     windows: tuple[Window, ...]
 
     def output_size(self, size: Size) -> Size:
-        """As the windows' one by one."""
+        """As for the windows one by one."""
         return _climb(self.windows, size)[-1]
 
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
@@ -188,10 +188,10 @@ class Resampling:
     """A layer whose windows follow from the sizes at its two ends; every field holds (rows, columns)."""
 
     mode: Literal["adaptive", "nearest", "nearest-exact", "linear"]
-    """`adaptive` pooling spreads every value over its window with weight 1, as all pooling does. Upsampling leads
-    back to each pixel with the weight that the pixel had in the layer's output."""
+    """`adaptive` pooling spreads every value over its window with weight 1, like all pooling. Upsampling leads
+    a value back to each pixel with the pixel's weight in the layer's output."""
     size: tuple[int | None, int | None] = (None, None)
-    """Of the output; None: the input's length times `scale`."""
+    """Size of the output; None: the input's length times `scale`."""
     scale: tuple[float, float] = (1.0, 1.0)
     align_corners: bool | None = None
 
@@ -211,7 +211,7 @@ class Resampling:
             return rows_Hh @ map_N1HW @ columns_Ww.T
 
     def _weights(self, like: Tensor, axis: int, length: int) -> Tensor:
-        """What each input position along one axis gives to each output position, asked of the layer itself."""
+        """The weight of each input position in each output position along one axis, computed by the layer itself."""
         inputs = torch.eye(length, dtype=like.dtype, device=like.device)[None]
         size, scale = self.size[axis], self.scale[axis]
         if self.mode == "adaptive":
@@ -225,22 +225,22 @@ class Strand:
     """Part of `Branches`: steps in forward order that begin where other strands end."""
 
     sources: tuple[int, ...]
-    """The strands that are joined to begin this one, counted from 1; 0 is the point where the branches split."""
+    """Numbers of the strands that are joined where this one begins, from 1; 0 is the point where the branches split."""
     steps: tuple[Geometry, ...] = ()
 
 
 @dataclass(frozen=True)
 class Branches:
-    """All ways between a split and the join above it, in forward order; the last strand ends at the top.
+    """All paths between a split and the join above it, in forward order; the last strand ends at the top.
 
-    Every strand leads down with its own geometry; where strands were joined by addition or concatenation, the mask
-    is the average of what they lead down.
+    Every strand leads down with its own geometry; if strands were joined by addition or concatenation, the mask
+    is the average of their results.
     """
 
     strands: tuple[Strand, ...]
 
     def output_size(self, size: Size) -> Size:
-        """The size at the join for an input of `size`; (0, 0) where it is too small for one of the strands."""
+        """The size at the join for an input of `size`; (0, 0) if it is too small for one of the strands."""
         ends = self._ends(size)
         return ends[-1] if min(map(min, ends)) > 0 else (0, 0)
 
@@ -271,17 +271,17 @@ class Branches:
 
 @dataclass(frozen=True)
 class Stage:
-    """One averaged map, and the way from it down to the map below (from the first stage: down to the input)."""
+    """One averaged map, and the geometry from it down to the map below; for the first stage, down to the input."""
 
     name: str
-    """The activation, addition or concatenation whose output is averaged, as the network names it."""
+    """The network's name of the activation, addition or concatenation whose output is averaged."""
     steps: tuple[Geometry, ...]
-    """What lies between the map below and this one, in forward order."""
+    """The geometry between the map below and this one, in forward order."""
     signed: bool = False
-    """Whether that output may be negative somewhere; it is clamped at 0 before averaging."""
+    """Whether that output may have negative values, which are set to 0 before averaging."""
 
     def __repr__(self) -> str:
-        """Its name alone; the steps of a branching network fill pages."""
+        """The stage's name alone, because the steps of a branching network fill pages."""
         return f"<Stage {self.name}>"
 
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
@@ -290,7 +290,7 @@ class Stage:
 
 
 def merged_pooling(stages: Iterable[Stage]) -> tuple[Stage, ...]:
-    """The stages with each chain of windows that holds a pooling as one kernel."""
+    """The stages, with each chain of windows that includes a pooling merged into one kernel."""
 
     def merge(steps: tuple[Geometry, ...]) -> Iterator[Geometry]:
         for _, run in groupby(steps, lambda step: isinstance(step, Window)):
@@ -303,7 +303,7 @@ def merged_pooling(stages: Iterable[Stage]) -> tuple[Stage, ...]:
 
 
 def unpooled(stages: Iterable[Stage], switches: Mapping[str, Tensor]) -> tuple[Stage, ...]:
-    """The stages with their max pooling undone by switches, which are given by node."""
+    """The stages with max pooling replaced by unpooling; `switches` are by node."""
 
     def unpool(steps: tuple[Geometry, ...]) -> Iterator[Geometry]:
         for step in steps:
@@ -328,7 +328,7 @@ def max_poolings(stages: Iterable[Stage]) -> dict[str, Pooling]:
 
 
 def _rewritten(stage: Stage, rule: Callable[[tuple[Geometry, ...]], Iterable[Geometry]]) -> Stage:
-    """A stage with every chain of its steps put through `rule`, within branches too."""
+    """A stage with `rule` applied to every chain of its steps, also within branches."""
 
     def rewrite(steps: tuple[Geometry, ...]) -> tuple[Geometry, ...]:
         return tuple(rule(tuple(branch(step) for step in steps)))
@@ -342,7 +342,7 @@ def _rewritten(stage: Stage, rule: Callable[[tuple[Geometry, ...]], Iterable[Geo
 
 
 def _climb(steps: Sequence[Geometry], size: Size) -> list[Size]:
-    """`size` and what it becomes after each step."""
+    """`size`, and the size after each step."""
     sizes = [size]
     for step in steps:
         sizes.append(step.output_size(sizes[-1]))

@@ -1,4 +1,4 @@
-"""The forward pass of a network as a graph of layers and functions (torch.fx), and why there is none."""
+"""The forward pass of a network as a graph of layers and functions (torch.fx), or an error that says why not."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vbp.saliency.operations import is_known, is_patched
 
 
 def graph_of(model: nn.Module) -> Graph:
-    """What `model` does in evaluation mode with one batch of images; all other arguments keep their defaults.
+    """The graph of `model` in evaluation mode for one batch of images; other arguments keep their defaults.
 
-    Into everything that is not a layer of a known kind it looks: a subclass of a known layer included, for it may do
-    more, and a layer of which a method was replaced.
+    It traces into everything that is not a layer of a known kind, also into a subclass of a known layer, which may do
+    more, and into a layer with a replaced method.
 
     Raises:
-        ModelError: the network cannot be traced, or does not do the same twice.
+        ModelError: the network cannot be traced, or two traces differ.
     """
     _check_signature(model)
     first = _traced(model)
@@ -54,7 +54,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _inner(model: nn.Module) -> nn.Module | None:
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return model.module  # type: ignore[no-any-return]
-    # Code from torch.compile cannot be looked into. Its class is not asked for: that would import the compiler.
+    # Code from torch.compile cannot be traced. Its class is not compared, since that would import the compiler.
     return getattr(model, "_orig_mod", None)
 
 
@@ -95,7 +95,7 @@ class _Tracer(Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """One image batch, and the call of the root with its hooks, and with its own ``forward`` if it has one."""
+        """The arguments (one image batch) and the call of the root, with its hooks and a replaced ``forward``."""
         name = next(iter(inspect.signature(self.root.forward).parameters))
         return self.root._call_impl, [self.create_proxy("placeholder", name, (), {})]
 
@@ -109,7 +109,7 @@ class _Tracer(Tracer):
 
 @contextmanager
 def _unchecked(module: nn.Module) -> Iterator[None]:
-    """Without the check of PyTorch's norms, which compares the rank of the data and so cannot be traced."""
+    """Switch off the check in PyTorch's norms of the data's rank, which cannot be traced."""
     if not hasattr(module, "_check_input_dim"):
         yield
         return
@@ -124,7 +124,7 @@ _CONSTANT = re.compile(r"_tensor_constant\d+")
 
 
 def _description(graph: Graph) -> str:
-    """Every operation and argument; tensors that were made on the way are numbered, and the numbers go on."""
+    """Every operation and argument as text, without the numbers of constants, which increase from trace to trace."""
     return _CONSTANT.sub("_tensor_constant", str(graph))
 
 

@@ -1,4 +1,4 @@
-"""What is odd about images that a network does not take, in a sentence."""
+"""Errors that say why a network does not take certain images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vbp.errors import UsageError
 
 
 def check_images(images_BCHW: Tensor) -> None:
-    """Whether they are a batch of images at all.
+    """Refuse values that are no batch of images.
 
     Raises:
-        UsageError: they are no tensor, or not (B, C, H, W).
+        UsageError: the value is no tensor, or not (B, C, H, W).
     """
     if not isinstance(images_BCHW, Tensor):
         raise UsageError(
@@ -30,10 +30,10 @@ def check_images(images_BCHW: Tensor) -> None:
 
 @contextmanager
 def blaming_images(images_BCHW: Tensor, model: nn.Module) -> Iterator[None]:
-    """If the network fails within, look what is odd about its images; a network may well take odd ones.
+    """If the network fails in this context, check whether its images are the reason; a network may take odd images.
 
     Raises:
-        UsageError: they are elsewhere, or of another type or number of channels than the network's weights.
+        UsageError: the images' device, type or number of channels differs from the network's weights.
     """
     try:
         yield
@@ -44,10 +44,10 @@ def blaming_images(images_BCHW: Tensor, model: nn.Module) -> Iterator[None]:
 
 
 def refuse_odd(images_BCHW: Tensor, model: nn.Module) -> None:
-    """Of a network that has failed.
+    """Say why the images do not fit a network that has failed.
 
     Raises:
-        UsageError: the images are elsewhere, or of another type or number of channels than its weights.
+        UsageError: the images' device, type or number of channels differs from its weights.
     """
     if oddity := _oddity(images_BCHW, model):
         raise UsageError(f"{type(model).__name__} does not take these images: {oddity}.")

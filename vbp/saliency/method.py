@@ -1,4 +1,4 @@
-"""The method as one value: everything that decides what a network's masks are; imports no torch."""
+"""Method: all settings that decide a network's masks, as one value; imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Method:
         target: ``predicted``: weight the deepest map for the class that the network predicts; None: class-agnostic.
         smooth: average the masks of this many noisy copies of each image; 0: none.
         noise: the standard deviation of that noise, as a share of the range of the image's values.
-        seed: of that noise.
+        seed: seed of that noise.
 
     Raises:
-        UsageError: a value outside its domain, or two that do not go together.
+        UsageError: a value is outside its domain, or two values exclude each other.
     """
 
     preset: Preset = "paper"

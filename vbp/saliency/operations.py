@@ -1,4 +1,4 @@
-"""What PyTorch's operations are to VisualBackProp, by module type, function or method name, and their geometry."""
+"""PyTorch's operations, by module type, function or method name: their meaning for VisualBackProp, their geometry."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
         (F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh, F.tanh, "tanh"), True
     ),
 }
-"""Activations, and whether they give negative values."""
+"""Activations, and whether their output can be negative."""
 
 UNCHANGED: frozenset[Any] = frozenset(
     (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, ops.StochasticDepth)
     + (F.dropout, F.dropout2d, ops.stochastic_depth, nn.ChannelShuffle, torch.channel_shuffle)
     + ("contiguous", "float", "to", "clone", "detach")
 )
-"""Operations that leave every value as it is, in evaluation mode, but for its place among the channels."""
+"""Operations that change no value in evaluation mode; they may reorder channels."""
 
 NORMALISATIONS: frozenset[Any] = frozenset(
     (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -75,7 +75,7 @@ RESHAPINGS: frozenset[Any] = frozenset((torch.reshape, "view", "reshape"))
 PERMUTATIONS: frozenset[Any] = frozenset((torch.permute, "permute"))
 TRANSPOSITIONS: frozenset[Any] = frozenset((torch.transpose, "transpose"))
 MAXIMA: frozenset[Any] = frozenset((torch.max, "max"))
-"""Reductions that give values and indices."""
+"""Reductions that return values and indices."""
 SPLITS: frozenset[Any] = frozenset((torch.chunk, torch.split, "chunk", "split"))
 UNSQUEEZINGS: frozenset[Any] = frozenset((torch.unsqueeze, "unsqueeze"))
 EXPANSIONS: frozenset[Any] = frozenset(("expand_as",))
@@ -88,7 +88,7 @@ KNOWN: frozenset[Any] = frozenset().union(
 
 
 def asks_metadata(node: Node) -> bool:
-    """Whether a node asks for a tensor's shape or type, not its values."""
+    """Whether a node reads a tensor's shape or type, not its values."""
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")
     return node.target in ("size", "dim", "numel")
@@ -100,14 +100,14 @@ def operation_of(node: Node, model: nn.Module) -> Any:
 
 
 def kind_of(module: nn.Module) -> type:
-    """The class whose code a module runs; a subclass is another kind than its parent, for it may do more."""
-    # PyTorch itself puts a subclass of its own around a layer whose weights it computes.
+    """The class whose code a module runs; a subclass is another kind, because it may do more."""
+    # For a layer with computed weights PyTorch itself makes a subclass.
     kind = type_before_parametrizations(module)
     return getattr(kind, "cls_to_become", None) or kind
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether a module does what its kind is known to do."""
+    """Whether a module is of a known kind, and unchanged."""
     return kind_of(module) in KNOWN and not is_patched(module)
 
 
@@ -130,7 +130,7 @@ def module_of(node: Node, model: nn.Module) -> nn.Module:
 
 
 def name_of(node: Node) -> str:
-    """How the network names an operation: its module, or the function and the module that calls it."""
+    """The network's name of an operation: its module, or the function and the module that calls it."""
     if node.op == "call_module":
         return str(node.target)
     path = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("",))[0]
@@ -138,14 +138,14 @@ def name_of(node: Node) -> str:
 
 
 def arguments(node: Node, model: nn.Module, *names: str) -> dict[str, Any]:
-    """The arguments of a call, with these names in order; a module's are its attributes."""
+    """The arguments of a call, with these names in order; for a module, its attributes."""
     if node.op == "call_module":
         return vars(module_of(node, model))
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def window_of(node: Node, model: nn.Module) -> Window | None:
-    """The geometry of a convolution, pooling or padding; None where it depends on the data.
+    """The geometry of a convolution, pooling or padding; None if it depends on the data.
 
     Raises:
         ModelError: a convolution computes its weights.
@@ -169,7 +169,7 @@ def window_of(node: Node, model: nn.Module) -> Window | None:
         return Window(kernel, pair(stride) if stride else (1, 1), before, after, dilation)
     return Pooling(
         kernel,
-        # Without a stride, pooling moves by its kernel.
+        # Without a stride, the stride of pooling is its kernel.
         pair(stride) if stride else kernel,
         before,
         after,
@@ -190,7 +190,7 @@ def _padding_window(node: Node, model: nn.Module) -> Window | None:
 
 
 def _kernel_size(settings: Mapping[str, Any], node: Node, model: nn.Module) -> Any:
-    """Of the weights, which may be others than the layer was made with."""
+    """The kernel size of the weights, which may have been replaced after the layer was made."""
     if node.op != "call_module":
         return tuple(_computed(settings["weight"], node, model).shape[-2:])
     weight = settings["_parameters"].get("weight")
@@ -198,10 +198,10 @@ def _kernel_size(settings: Mapping[str, Any], node: Node, model: nn.Module) -> A
 
 
 def _computed(value: Any, convolution: Node, model: nn.Module) -> Any:
-    """What the network computes from its weights alone, as a convolution's own weights.
+    """A value that the network computes from its weights alone, such as the weights of a convolution.
 
     Raises:
-        ModelError: it depends on more of the image than its number of channels.
+        ModelError: the value depends on more of the image than its number of channels.
     """
     if not isinstance(value, Node):
         return value
@@ -239,13 +239,13 @@ def _paddings(
     if padding != "same":
         return pair(padding), pair(padding)
     total = [spread * (length - 1) for spread, length in zip(dilation, kernel, strict=True)]
-    # PyTorch pads the odd row of an even kernel on the far side.
+    # For an even kernel PyTorch pads one row more below than above.
     before = (total[0] // 2, total[1] // 2)
     return before, (total[0] - before[0], total[1] - before[1])
 
 
 def adaptive_size(node: Node, model: nn.Module) -> tuple[int | None, int | None] | None:
-    """The output size of adaptive pooling, None in it for the input's own; None where it depends on the data."""
+    """The output size of adaptive pooling, with None for the input's length; None if it depends on the data."""
     size = arguments(node, model, "input", "output_size")["output_size"]
     if not is_constant(size):
         return None
@@ -277,13 +277,13 @@ def resampling_of(node: Node, model: nn.Module) -> Resampling | None:
 
 
 def gives_indices(node: Node, model: nn.Module) -> bool:
-    """Whether a pooling also returns where its maxima were."""
+    """Whether a pooling also returns the places of its maxima."""
     asked = arguments(node, model).get("return_indices", False)
     return operation_of(node, model) is F.max_pool2d_with_indices or bool(asked)
 
 
 def is_constant(value: Any) -> bool:
-    """Whether an argument is written in the network's code, not computed from its data's shape."""
+    """Whether an argument is a constant in the network's code, not computed from the data's shape."""
     return not any(isinstance(part, Node) for part in (value if isinstance(value, tuple | list) else (value,)))
 
 

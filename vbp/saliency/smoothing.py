@@ -14,7 +14,7 @@ from torch import Size, Tensor
 from vbp.errors import UsageError
 
 KEPT_BYTES = 2**28
-"""So much noise is kept for the next batch of the same size; more is drawn anew."""
+"""The most noise that is kept for the next batch of the same size; more is drawn again for each batch."""
 
 
 def noisy_copies(images_BCHW: Tensor, samples: int, noise: float, seed: int) -> Iterator[Tensor]:
@@ -25,9 +25,9 @@ def noisy_copies(images_BCHW: Tensor, samples: int, noise: float, seed: int) -> 
 
     Args:
         images_BCHW: as the network takes them.
-        samples: how many copies.
-        noise: the standard deviation, as a share of each image's own range from its least to its largest value.
-        seed: of the noise.
+        samples: number of copies.
+        noise: the standard deviation, as a share of each image's own range from its smallest to its largest value.
+        seed: seed of the noise.
 
     Raises:
         UsageError: the images are integers, to which such noise cannot be added.

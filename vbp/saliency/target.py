@@ -1,4 +1,4 @@
-"""Class weighting: what of the deepest map speaks for one class, by Grad-CAM (Selvaraju et al., arXiv:1610.02391).
+"""Class weighting: the part of the deepest map that supports a class, by Grad-CAM (Selvaraju et al., arXiv:1610.02391).
 
 Shapes: B images, C channels, H rows, W columns, K classes.
 """
@@ -34,10 +34,10 @@ def score_of(output: Any, target: Target) -> Tensor:
 
 
 def weighted_mean(map_BCHW: Tensor, score_B: Tensor) -> Tensor:
-    """The mean over channels, each weighted by how much it raises the image's score, and 0 where that is negative.
+    """The mean over channels, weighted by how much each raises the image's score; negative results become 0.
 
-    The weight is the score's gradient, averaged over the map's pixels. Behind global average pooling and one linear
-    layer it is, up to a factor, that layer's own weight for the class (CAM, Zhou et al., arXiv:1512.04150).
+    The weight is the score's gradient, averaged over the map's pixels. If global average pooling and one linear layer
+    follow, it is, up to a factor, that layer's weight for the class (CAM, Zhou et al., arXiv:1512.04150).
 
     Returns:
         float32 (B, 1, H, W), values >= 0.

@@ -1,11 +1,11 @@
-"""Finds the stages of a CNN by following its data from the input through every layer (torch.fx).
+"""Find the stages of a CNN by following its data from the input through every layer (torch.fx).
 
-Order of definition plays no part: a shared or in-place layer, ``F.relu`` and ``nn.ReLU`` are all the same here.
+The order of definition has no effect; shared layers, in-place layers, ``F.relu`` and ``nn.ReLU`` are all supported.
 
 A stage is an activation output that every path to the last stage crosses, with a convolution between it and the stage
-below. Where a block ends in an addition or concatenation that no activation follows, that output is the stage. All
-else is geometry: activations inside a branch are neither stage nor obstacle, and a gate (multiplication by a globally
-pooled path, as in squeeze-and-excitation) is neither stage nor path.
+below. If a block ends in an addition or concatenation without an activation after it, that output is the stage. All
+other operations are geometry. An activation inside a branch is no stage and does not prevent one. A gate
+(multiplication by a globally pooled path, as in squeeze-and-excitation) is no stage, and its pooled path is no path.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from vbp.saliency.values import Map
 
 @dataclass(frozen=True)
 class Trace:
-    """What following the data found."""
+    """The stages of a network, and its forward pass."""
 
     stages: tuple[Stage, ...]
-    """From the input upwards."""
+    """The stages from the input upwards."""
     taps: tuple[str, ...]
-    """The graph node whose output is each stage's map."""
+    """Name of the graph node whose output is the stage's map, for each stage."""
     graph: Graph
     """The whole forward pass, with in-place operations as steps of the data flow."""
 
     def chosen(self, stages: str | Collection[str]) -> Trace:
-        """Of the stages those chosen; the way through another one is geometry alone.
+        """The trace with the chosen stages; the others become part of the geometry.
 
         Args:
             stages: `all`; `last`, the last of each resolution; a name; or several of these.
 
         Raises:
-            UsageError: there is no stage of such a name.
+            UsageError: there is no stage with such a name.
         """
         asked = [stages] if isinstance(stages, str) else stages
         names = [stage.name for stage in self.stages]
@@ -74,7 +74,7 @@ class Trace:
 
 
 def _listed(names: list[str], wanted: str = "") -> str:
-    """The names, at most twelve of them: those like the one that is wanted, or the first."""
+    """At most twelve of the names: those similar to `wanted`, or the first ones."""
     if len(names) <= 12:
         return ", ".join(names)
     shown = get_close_matches(wanted, names, 12, 0.4) or names[:12]
@@ -82,7 +82,7 @@ def _listed(names: list[str], wanted: str = "") -> str:
 
 
 def _resizes(stage: Stage) -> bool:
-    """Whether a stage has another resolution than the one below, so that a pixel more there is not one more here."""
+    """Whether a stage has another resolution than the stage below, by its geometry for two sizes."""
     (rows, columns), (more_rows, more_columns) = (map_sizes([stage], (side, side))[0] for side in (512, 1024))
     return (more_rows - rows, more_columns - columns) != (512, 512)
 
@@ -94,7 +94,7 @@ def trace(model: nn.Module) -> Trace:
         model: a network of one image input. It is not modified.
 
     Raises:
-        ModelError: it cannot be explained; the message says why in one sentence.
+        ModelError: the network cannot be explained; says why in one sentence.
     """
     graph = graph_of(model)
     _untangle_in_place(graph, model)
@@ -107,7 +107,7 @@ def trace(model: nn.Module) -> Trace:
 
 
 def _untangle_in_place(graph: Graph, model: nn.Module) -> None:
-    """Let later readers of a tensor that was changed in place read the operation that changed it."""
+    """Let later readers of a tensor that is changed in place read the output of the changing operation."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if not _is_in_place(node, model) or not node.all_input_nodes:
@@ -132,7 +132,7 @@ def _is_in_place(node: Node, model: nn.Module) -> bool:
 
 
 def _stages(graph: Graph, model: nn.Module) -> tuple[list[Stage], list[str]]:
-    """The stages from the input upwards, and the names of the nodes that give their maps."""
+    """The stages from the input upwards, and the names of the nodes that compute their maps."""
     maps = _trunk(graph, follow(graph, model))
     readers = _readers(maps)
     stages: list[Stage] = []
@@ -151,7 +151,7 @@ def _stages(graph: Graph, model: nn.Module) -> tuple[list[Stage], list[str]]:
 
 
 def _trunk(graph: Graph, maps: Mapping[Node, Map]) -> dict[Node, Map]:
-    """The maps on a way from the input to the last ones that the network's output is computed from."""
+    """The maps on the paths from the input to the last maps from which the network's output is computed."""
     outputs = [node for node in graph.nodes if node.op == "output"]
     behind = _reached(outputs, lambda node: () if node in maps else node.all_input_nodes)
     trunk = _reached((node for node in behind if node in maps), lambda node: maps[node].sources)
@@ -170,7 +170,7 @@ def _reached(starts: Iterable[Node], follow_from: Callable[[Node], Iterable[Node
 
 
 def _readers(maps: Mapping[Node, Map]) -> dict[Node, list[Node]]:
-    """Which maps are made of which."""
+    """For each map, the maps that are computed from it."""
     readers: dict[Node, list[Node]] = {node: [] for node in maps}
     for node, value in maps.items():
         for source in value.sources:
@@ -181,8 +181,8 @@ def _readers(maps: Mapping[Node, Map]) -> dict[Node, list[Node]]:
 def _segments(nodes: list[Node], readers: Mapping[Node, list[Node]]) -> Iterator[list[Node]]:
     """The trunk between every two neighbouring cut nodes, both included.
 
-    In order of execution, a node is crossed by every path if no earlier node is read behind it. Ends of the trunk
-    are read behind everything: of several heads, the stages are those of the trunk that they share.
+    In order of execution, every path crosses a node if no earlier node is read after it. Ends of the trunk count as
+    read after everything: if there are several heads, only the trunk that they share has stages.
     """
     position = {node: number for number, node in enumerate(nodes)}
     farthest, last_cut = 0, 0
@@ -205,7 +205,7 @@ def _is_stage(node: Node, maps: Mapping[Node, Map], readers: Mapping[Node, list[
 
 
 def _steps(segment: list[Node], maps: Mapping[Node, Map]) -> tuple[Geometry, ...]:
-    """What lies between the two ends of a segment: nothing, a chain of steps, or branches."""
+    """The geometry between the two ends of a segment: nothing, a chain of steps, or branches."""
     strands: list[Strand] = []
     strand_of = {segment[0]: 0}
     for node in segment[1:]:
@@ -223,7 +223,7 @@ def _steps(segment: list[Node], maps: Mapping[Node, Map]) -> tuple[Geometry, ...
 
 
 def _merged(strands: list[Strand]) -> list[Strand]:
-    """The same ways in fewer strands: one that alone continues another becomes part of it."""
+    """The same paths in fewer strands: a strand that is the only continuation of another is joined to it."""
     readers = Counter(source for strand in strands for source in strand.sources)
     merged: list[Strand] = []
     place = {0: 0}

@@ -1,8 +1,8 @@
-"""What the operations of a network give, seen from the pixels of its input.
+"""Values in a network, described by how they relate to the pixels of its input.
 
-A value computed from the input is one of three things: a `Map`, whose rows and columns are still those of the image;
-a `Vector`, which has no pixels left, as behind global pooling or flattening; or `Unknown`, where pixels were moved or
-mixed by an operation that is not followed.
+A value that is computed from the input is one of three: a `Map`, whose rows and columns are those of the image; a
+`Vector`, which has no pixels, as after global pooling or flattening; or `Unknown`, whose pixels were moved or mixed by
+an operation that cannot be followed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class Map:
     """A tensor with pixels."""
 
     rank: int = 4
-    """How many axes the tensor has, and which of them are its rows and columns."""
+    """Number of axes of the tensor, and which of them are its rows and columns."""
     rows: int = 2
     columns: int = 3
     signed: bool = True
     """Whether values may be negative."""
     several: bool = False
-    """It is a tuple of such tensors."""
+    """Whether it is a tuple of such tensors."""
     kind: Literal["other", "convolution", "activation", "addition", "concatenation", "product"] = "other"
-    """The operation that made it; the last three join several maps, and a difference counts as a product."""
+    """The kind of operation that made it; the last three join several maps. A difference counts as a product."""
     sources: tuple[Node, ...] = ()
-    """The maps that it was made of."""
+    """The maps from which it was made."""
     step: Geometry | None = None
-    """How its pixels lie over those of its sources; None: pixel by pixel."""
+    """The geometry from its sources' pixels to its own; None: pixel by pixel."""
 
     @property
     def joins(self) -> bool:
@@ -69,7 +69,7 @@ class Call:
     node: Node
     model: nn.Module
     values: dict[Node, Value]
-    """What the operations before it gave."""
+    """The values of the operations before it."""
 
     @property
     def operation(self) -> Any:
@@ -83,27 +83,27 @@ class Call:
 
     @property
     def map(self) -> Map:
-        """The first of them."""
+        """The first map that it reads."""
         return self.maps[0]
 
     @property
     def maps(self) -> list[Map]:
-        """What `sources` hold."""
+        """The maps of `sources`."""
         return [value for node in self.sources if isinstance(value := self.values[node], Map)]
 
     def terms(self, kind: str) -> tuple[Node, ...]:
-        """The maps that it reads; a sum of sums, or a concatenation of such, is one whatever its brackets."""
+        """The maps that it reads; nested sums, or nested concatenations, are taken as one."""
         terms: list[Node] = []
         for node, one in zip(self.sources, self.maps, strict=True):
             terms += one.sources if one.kind == kind and len(node.users) == 1 else (node,)
         return tuple(terms)
 
     def arguments(self, *names: str) -> dict[str, Any]:
-        """Its arguments, with these names in order; a module's are its attributes."""
+        """The call's arguments, with these names in order; for a module, its attributes."""
         return operations.arguments(self.node, self.model, *names)
 
     def axes(self, name: str) -> list[int]:
-        """The arguments from the second on as axes, counted from the front."""
+        """The arguments after the first as axes, counted from the front."""
         given = self.node.kwargs.get(name, self.node.args[1:])
         return [axis % self.map.rank for axis in flat(given)]
 
@@ -112,7 +112,7 @@ class Call:
         return replace(self.map, **{"kind": "other", "step": None, **changes, "sources": self.sources})
 
     def unknown(self, what: str) -> Unknown:
-        """Its result where its pixels cannot be followed; `what` continues "the network has an operation"."""
+        """The result if its pixels cannot be followed; `what` continues "the network has an operation"."""
         name = operations.name_of(self.node)
         if self.node.op == "call_module":
             name += f" ({type(operations.module_of(self.node, self.model)).__name__})"

@@ -1,4 +1,4 @@
-"""VisualBackProp (Bojarski et al., ICRA 2018, arXiv:1611.05418): averaged maps and geometry in, a mask out.
+"""VisualBackProp (Bojarski et al., ICRA 2018, arXiv:1611.05418): computes a mask from averaged maps and geometry.
 
 Shapes: B or N images, 1 channel, H rows, W columns; a size is (rows, columns).
 """
@@ -36,40 +36,40 @@ class Masks:
     """The result of `visual_backprop`; all tensors are on the maps' device."""
 
     mask_N1HW: Tensor
-    """float32 in [0, 1] at input size; all zero where the mask is flat or not finite."""
+    """float32 in [0, 1] at input size; all zero if the mask is flat or not finite."""
     masks_N1HW: list[Tensor]
     """The intermediate masks, one per stage from the input upwards, each at the size of its map."""
     flat_N: Tensor
-    """bool: the mask has one value only, so there is nothing to see."""
+    """bool: whether the mask has one value only, so that it shows nothing."""
     log10_max_N: Tensor
-    """float64, on the CPU where the device has none: log10 of the mask's maximum before any normalisation; -inf where
+    """float64 (on the CPU if the device has no float64): log10 of the mask's maximum before any normalisation; -inf if
     that is 0, NaN if not finite."""
     finite_N: Tensor
-    """bool: no infinity or NaN came up on the way."""
+    """bool: whether no infinity or NaN occurred in the computation."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one forward pass and its way back gave.
+    """The results of one forward pass and the way back.
 
-    With smoothing, `mask`, `flat` and `finite` tell of the average over noisy copies, all else of the image itself.
+    With smoothing, `mask`, `flat` and `finite` are of the average over noisy copies, all others of the image itself.
     """
 
     mask: Tensor
-    """float32 (B, 1, H, W) in [0, 1] at input size; all zero where flat or not finite."""
+    """float32 (B, 1, H, W) in [0, 1] at input size; all zero if flat or not finite."""
     output: Any
-    """The network's own output of the same forward pass, or None where only the feature part was run."""
+    """The network's output of the same forward pass; None if only the feature part was run."""
     maps: list[Tensor]
     """float32 (B, 1, h, w): the feature maps averaged over channels, from the input upwards; with a target the last
     one is weighted."""
     masks: list[Tensor]
     """float32 (B, 1, h, w): the intermediate masks, each at the size of its map."""
     flat: Tensor
-    """bool (B,): the mask has one value only."""
+    """bool (B,): whether the mask has one value only."""
     log10_max: Tensor
-    """float64 (B,), on the CPU where the device has none: log10 of the mask's maximum before any normalisation."""
+    """float64 (B,), on the CPU if the device has no float64: log10 of the mask's maximum before any normalisation."""
     finite: Tensor
-    """bool (B,): no infinity or NaN came up on the way."""
+    """bool (B,): whether no infinity or NaN occurred in the computation."""
 
 
 def visual_backprop(
@@ -87,7 +87,7 @@ def visual_backprop(
         input_size: rows and columns of the network's input.
         preset: `paper` or `reference`, see `PRESETS`.
         gamma_N1HW: float32 at input size, values >= 0: multiplied with the mask before its last normalisation, as
-            the pixel values gamma in the paper's theorem 1 are. The authors' code does without.
+            the pixel values gamma in the paper's theorem 1. The authors' code does not do this.
 
     Raises:
         UsageError: no such preset.
@@ -98,14 +98,14 @@ def visual_backprop(
         mask, divisor_N = _scale(mask * gamma_N1HW)
         divisors = [*divisors, divisor_N]
     divisor_SN = torch.stack([mask.new_ones(mask.shape[0]), *divisors])
-    # What is not finite stays so on its way down, but for what the last layers crop.
+    # Values that are not finite stay so on the way down, unless the last layers crop them.
     finite_N = divisor_SN.isfinite().all(0) & mask.isfinite().flatten(1).all(1)
     mask, flat_N = _normalise(mask, finite_N)
     return Masks(mask, masks, flat_N, _log10_of_product(divisor_SN.where(finite_N, torch.nan)), finite_N)
 
 
 def _log10_of_product(divisor_SN: Tensor) -> Tensor:
-    """Over all S, in float64; on the CPU where the device has none, as Apple's."""
+    """log10 of the product over all S, in float64; on the CPU if the device has no float64, as Apple's."""
     try:
         log10_SN = divisor_SN.double().log10()
     except (TypeError, RuntimeError):
@@ -115,7 +115,7 @@ def _log10_of_product(divisor_SN: Tensor) -> Tensor:
 
 
 _Descent = tuple[list[Tensor], Tensor, list[Tensor]]
-"""The intermediate masks, the mask at input size, and what it was divided by (S, N)."""
+"""The intermediate masks, the mask at input size, and the divisors of each stage (S, N)."""
 
 
 def _paper(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) -> _Descent:
@@ -135,9 +135,9 @@ def _paper(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) ->
 
 
 def _reference(maps: Sequence[Tensor], stages: Sequence[Stage], input_size: Size) -> _Descent:
-    """The project devansh20la/VisualBackprop: fixed kernels, every product stretched to [0, 1], no last step.
+    """The project devansh20la/VisualBackprop: fixed kernels, every product scaled to [0, 1], no last deconvolution.
 
-    It sums over channels; the first stretch makes that equal to the mean.
+    It sums over channels; the first scaling to [0, 1] makes that equal to the mean.
     """
     if _size(maps[0]) != input_size:
         raise ModelError(
@@ -175,20 +175,20 @@ def _preset(name: str) -> Callable[[Sequence[Tensor], Sequence[Stage], Size], _D
 
 
 def _normalise(mask_N1HW: Tensor, finite_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The last step: each mask stretched to [0, 1], 0 where it is flat or not finite; and whether it is flat."""
+    """The last step: each mask scaled to [0, 1], all 0 if it is flat or not finite; and whether it is flat."""
     mask_N1HW, spread_N = _min_max(mask_N1HW)
     flat_N = finite_N & (spread_N <= 0)
     return torch.where((finite_N & ~flat_N).view(-1, 1, 1, 1), mask_N1HW, 0), flat_N
 
 
 def _scale(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image divided by its maximum, and that maximum."""
+    """Each map divided by its maximum, and that maximum."""
     largest_N111 = map_N1HW.amax((1, 2, 3), keepdim=True)
     return map_N1HW / largest_N111.where(largest_N111 != 0, 1), largest_N111.flatten()
 
 
 def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image stretched to [0, 1], a flat one to 0, and its maximum minus its minimum."""
+    """Each map scaled to [0, 1], a flat one to 0, and its maximum minus its minimum."""
     least_N111 = map_N1HW.amin((1, 2, 3), keepdim=True)
     spread_N111 = map_N1HW.amax((1, 2, 3), keepdim=True) - least_N111
     return (map_N1HW - least_N111) / spread_N111.where(spread_N111 != 0, 1), spread_N111.flatten()
@@ -205,15 +205,15 @@ def _size(tensor: Tensor) -> Size:
 class VisualBackProp:
     """Masks of any CNN that can be traced, from the forward pass alone.
 
-    **VisualBackProp is class-agnostic.** A mask says where the features of the deepest map come from, not what speaks
-    for a class: the classifier plays no part. `target` asks for the features of one class instead. Even then only the
-    deepest map is weighted; the maps below, which give the mask its detail, stay as they are.
+    **VisualBackProp is class-agnostic.** A mask says where the features of the deepest map come from, not which of
+    them support a class: the classifier has no effect. `target` selects the features of one class instead. Even then
+    only the deepest map is weighted; the maps below, which give the mask its detail, are not.
 
-    The network is not modified: it runs in evaluation mode and is put back as it was, and no hooks are set. Hooks of
-    its own on layers run as ever; those on containers see the trace, not the pass. Of a network within a wrapper
-    (``torch.compile``, ``DataParallel``) the original is run. Which of its maps are multiplied is told in
-    `vbp.saliency.trace`; negative activations count as 0. Where branches were added or concatenated, the mask is led
-    down each with its own geometry, and the results are averaged.
+    The network is not modified: it runs in evaluation mode, its mode is restored, and no hooks are added. Its own
+    hooks on layers run as usual; hooks on containers run in the trace, not in the pass. If the network is in a wrapper
+    (``torch.compile``, ``DataParallel``), the original is run. `vbp.saliency.trace` says which maps are multiplied;
+    negative activations count as 0. Where branches are added or concatenated, the mask is led down each branch with
+    its own geometry, and the results are averaged.
 
     Examples:
         >>> vbp = VisualBackProp(torchvision.models.vgg16(weights="DEFAULT"))
@@ -224,25 +224,25 @@ class VisualBackProp:
         model: a network whose first argument is a batch of images; all others keep their defaults.
         preset: `paper` or `reference`, see `PRESETS`.
         stages: which maps are multiplied: `all`; `last`, the last of each resolution; or names, see `.stages`. The
-            way through the others stays.
+            geometry of the others stays.
         pooling: how the mask is led down through pooling layers. `exact`: layer by layer, so that a pixel under
             overlapping windows gets a value several times. `merged`: a chain of layers with a pooling in it, such as
-            pooling and convolution, is one kernel of ones, as the authors advise. `unpool`: back to where the
-            maximum was, in each channel, averaged over the channels; average and adaptive pooling stay as they are.
+            pooling and convolution, is one kernel of ones, as the authors advise. `unpool`: back to the place of the
+            maximum in each channel, averaged over the channels; average and adaptive pooling stay as in `exact`.
         multiply_input: multiply the mask with the input as well (gamma in the paper's theorem 1): with the average
-            over the channels of the images as given, negative averages counted as 0 as in every map.
-        smooth: average the masks of this many noisy copies of each image, see `noisy_copies`; 0: none. It takes as
+            over the channels of `images_BCHW`; negative averages count as 0, as in every map.
+        smooth: average the masks of this many noisy copies of each image, see `noisy_copies`; 0: none. It needs as
             many more passes.
         noise: the standard deviation of that noise, as a share of the range of the image's values.
-        seed: of that noise.
-        method: all of these settings as one value, instead of them. Its target is for the caller to give to `explain`.
+        seed: seed of that noise.
+        method: all of these settings as one value, instead of them. Its target must be passed to `explain`.
 
     Attributes:
-        method: what was chosen.
+        method: the method, with all its settings.
 
     Raises:
         ModelError: the network cannot be explained; the message says why.
-        UsageError: no such preset, stage or pooling, or they do not go together.
+        UsageError: a preset, stage or pooling does not exist, or they exclude each other.
     """
 
     def __init__(
@@ -275,9 +275,9 @@ class VisualBackProp:
         self._forward = ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings))
 
     def prepare(self, device: torch.device, precision: str, scales: Scales | None = None) -> None:
-        """Make the pass fast for many batches on the device where the network lies, see `vbp.saliency.prepared`.
+        """Make the pass fast for many batches on the network's device, see `vbp.saliency.prepared`.
 
-        The network stays as it is; changes of its convolutions and batch norms after this are not seen.
+        The network is not changed; later changes of its convolutions and batch norms have no effect on the pass.
         """
         self._forward = prepare(self._forward, device, precision, scales)
 
@@ -285,13 +285,13 @@ class VisualBackProp:
         """Scales with which `prepare` computes this network in integers; see `vbp.saliency.prepared.calibration`.
 
         Args:
-            images: some 80 that are like those to come; each makes one when it is looked at, float32 (1, C, H, W) as
-                the network takes it, on the CPU.
-            least: how well each held-out mask has to correlate with that in float32 (Pearson); None: 0.999.
+            images: functions that return an image, about 80 of them, similar to the images to explain: float32
+                (1, C, H, W) as the network takes it, on the CPU.
+            least: least Pearson correlation of each held-out mask with the float32 mask; None: 0.999.
 
         Raises:
-            UsageError: there are too few.
-            ModelError: integers do not suit this network.
+            UsageError: there are too few images.
+            ModelError: this network cannot be computed with integers.
         """
 
         def mask_of(forward: ForwardPass, image_1CHW: Tensor) -> Tensor:
@@ -311,27 +311,27 @@ class VisualBackProp:
         return self.explain(images_BCHW, target=target, classify=False).mask
 
     def explain(self, images_BCHW: Tensor, *, target: Target | None = None, classify: bool = True) -> Explanation:
-        """The masks and everything that was computed on the way to them.
+        """The masks and the intermediate results.
 
         Args:
             images_BCHW: as the network takes them: normalised, on its device, of its dtype.
-            target: weight the channels of the deepest map by what they mean for a class, as Grad-CAM does: a class,
-                one for each image, `predicted`, or a function of the output; see `vbp.saliency.target`. It takes a
-                backward pass through the classifier, none through the features. None: the plain average, which
-                knows no class.
-            classify: run the network to its end for `.output`, not only its feature part.
+            target: weight the channels of the deepest map by their effect on a class, as Grad-CAM does: a class,
+                one for each image, `predicted`, or a function of the output; see `vbp.saliency.target`. It needs a
+                backward pass through the classifier, but not through the features. None: the plain average, without
+                a class.
+            classify: run the whole network, not only its feature part, for `.output`.
 
         Raises:
             ImageError: the images are too small for the network.
-            ModelError: the network does not do what its layers' settings say.
-            UsageError: the images are not such as the network takes, or its output has no such target.
+            ModelError: a layer of the network does not do what its settings say.
+            UsageError: the images do not fit the network, or its output has no such target.
         """
         check_images(images_BCHW)
         # The network may change its input in place, and smoothing needs it again.
         kept_BCHW = images_BCHW.clone() if self.method.smooth else images_BCHW
         result = self._explain(images_BCHW, target, classify or target is not None)
         if self.method.smooth:
-            # One class for all copies of an image.
+            # All noisy copies of an image use the class of the image itself.
             target = result.output.argmax(1) if isinstance(target, str) else target
             result = self._smoothed(result, kept_BCHW, target)
         return result if classify else replace(result, output=None)
@@ -350,11 +350,11 @@ class VisualBackProp:
         """One pass, of the whole network or its feature part, and the way back."""
         input_size = self._check_size(images_BCHW)
         weighted = target is not None
-        # In inference mode nothing could be differentiated, not even with what was made in it before.
+        # Tensors that were made in inference mode cannot be differentiated.
         with torch.inference_mode(torch.is_inference_mode_enabled() and not weighted), torch.no_grad():
             if weighted and images_BCHW.is_inference():
                 images_BCHW = images_BCHW.clone()
-            # Before the pass: the network may change its input in place.
+            # Computed before the pass, because the network may change its input in place.
             gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.method.multiply_input else None
             with blaming_images(images_BCHW, self.model), evaluating(self.model), torch.no_grad():
                 output, maps_N1HW, switches, deepest_NCHW = self._forward(

@@ -1,4 +1,4 @@
-"""The same forward pass made fast for where it runs."""
+"""The same forward pass, made fast for its device."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vbp.saliency.prepared.int8 import Scales, quantised
 
 
 def prepare(forward: ForwardPass, device: torch.device, precision: str, scales: Scales | None = None) -> ForwardPass:
-    """A pass that gives what `forward` gives, to be run many times without gradients before the last tap.
+    """A pass with the results of `forward`, to be run many times without gradients before the last tap.
 
     Args:
-        forward: whose network lies on the device, in the precision's type, in evaluation mode as good as trained.
-        device: where it runs.
-        precision: of the network.
-        scales: for int8; None for the others.
+        forward: a pass whose network is on the device, in the precision's type, trained, and in evaluation mode.
+        device: the device on which it runs.
+        precision: the network's precision.
+        scales: scales for int8; None for other precisions.
     """
     if scales is not None:
         forward = quantised(forward, scales)

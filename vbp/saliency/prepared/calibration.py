@@ -1,4 +1,4 @@
-"""Scales for integers, from images alone: what range each map has, and which layers had better stay in float32."""
+"""Calibration for int8, from images alone: the range of each map, and the layers that must stay in float32."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from vbp.saliency.prepared.chains import modules_of
 from vbp.saliency.prepared.int8 import FromBytes, QuantisedConvolution, Scales, Step, ToBytes, quantisable, quantised
 
 IMAGES = 80
-"""So many are enough; more are not looked at."""
+"""The most images that are used."""
 LEAST_IMAGES = 5
 HELD_OUT = 5
-"""One image of so many does not calibrate, but decides."""
+"""One image of so many is held out: it is not used for ranges, but to test masks."""
 LEAST_CORRELATION = 0.999
-"""Of every mask that decides with that in float32 (Pearson)."""
+"""Least Pearson correlation of every held-out mask with its float32 mask."""
 RANKED_BY = 8
-"""So many images tell how much each layer loses."""
+"""Number of images on which the loss of each layer is measured."""
 
 MaskOf = Callable[[ForwardPass, Tensor], Tensor]
 Watcher = Callable[[list[Node], Tensor, Tensor], None]
-"""Is told of a chain, its input and its output."""
+"""Called with a chain, its input and its output."""
 
 
 def calibrate(
     forward: ForwardPass, images: Sequence[Callable[[], Tensor]], mask_of: MaskOf, least: float | None = None
 ) -> Scales:
-    """Ranges from most of the images; by the others' masks, layers are put back to float32 until these are right.
+    """Find ranges on most of the images; then put layers back to float32 until the masks of the others are right.
 
-    First goes the layer that loses most, then the next, and at most half of them.
+    The layer that loses most goes first, then the next, and at most half of them.
 
     Args:
         forward: a float32 pass on the CPU.
-        images: each makes one when it is looked at, as the network takes it: float32 (1, C, H, W).
-        mask_of: the mask of an image by a pass.
-        least: what every mask that decides has to reach; None: `LEAST_CORRELATION`.
+        images: functions that return an image as the network takes it: float32 (1, C, H, W).
+        mask_of: computes the mask of an image by a pass.
+        least: least correlation of every held-out mask; None: `LEAST_CORRELATION`.
 
     Raises:
         UsageError: there are too few images.
-        ModelError: integers do not suit this network.
+        ModelError: this network cannot be computed with integers.
     """
     if len(images) < LEAST_IMAGES:
         raise UsageError(
@@ -81,7 +81,7 @@ def calibrate(
 
 
 def _counts(layers: int) -> Iterator[int]:
-    """How many layers to leave in float32, one try after the other: every number first, then in larger steps."""
+    """Numbers of layers to leave in float32, to be tried in order: first in steps of one, then in larger steps."""
     count = 1
     while count <= layers // 2:
         yield count
@@ -89,7 +89,7 @@ def _counts(layers: int) -> Iterator[int]:
 
 
 def _ranges(forward: ForwardPass, images: Sequence[Callable[[], Tensor]]) -> dict[str, tuple[float, float]]:
-    """Least and largest value of every map that may be in bytes."""
+    """Smallest and largest value of every map that may be stored in bytes."""
     ends: dict[str, list[float]] = defaultdict(list)
 
     def watch(chain: list[Node], map_NCHW: Tensor, output_NCHW: Tensor) -> None:
@@ -103,7 +103,7 @@ def _ranges(forward: ForwardPass, images: Sequence[Callable[[], Tensor]]) -> dic
 
 
 def _worst_first(forward: ForwardPass, scales: Scales, images: Sequence[Callable[[], Tensor]]) -> list[str]:
-    """The convolutions by how much of its output each loses alone."""
+    """The convolutions, sorted by the loss in each one's output when it alone uses integers, the worst first."""
     lost: dict[str, float] = defaultdict(float)
     layers: dict[str, QuantisedConvolution] = {}
 
@@ -128,7 +128,7 @@ def _watched(forward: ForwardPass, images: Sequence[Callable[[], Tensor]], watch
 
 
 class _Watching(Interpreter):
-    """Runs a pass node by node, and shows what goes into its chains and comes out."""
+    """Runs a pass node by node, and calls `watch` with the input and output of each chain."""
 
     def __init__(self, module: GraphModule, watch: Watcher):
         super().__init__(module)
@@ -149,7 +149,7 @@ class _Watching(Interpreter):
 
 
 def _correlation(first_1HW: Tensor, second_1HW: Tensor) -> float:
-    """Pearson's, of two masks; of two flat ones 1, of one 0."""
+    """Pearson correlation of two masks; 1 if both are flat, 0 if one is."""
     first, second = (mask.double().flatten() - mask.double().mean() for mask in (first_1HW, second_1HW))
     norms = float(first.norm()), float(second.norm())
     if 0 in norms:

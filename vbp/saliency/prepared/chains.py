@@ -1,4 +1,4 @@
-"""What is prepared together: a convolution, and the batch norm and ReLU that alone read it."""
+"""Chains: a convolution and the batch norm and ReLU after it, if nothing else reads its output; fused into one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ RELUS = frozenset((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"))
 
 
 def nodes_until(last: Node) -> list[Node]:
-    """The graph's nodes as far as `last`, with it."""
+    """The graph's nodes up to and including `last`."""
     nodes = list(last.graph.nodes)
     return nodes[: nodes.index(last) + 1]
 
 
 def is_convolution(node: Node, model: nn.Module) -> bool:
-    """Whether a node is a plain convolution with zero padding, given in numbers, and nothing else."""
+    """Whether a node is an unmodified 2-D convolution with zero padding, given in numbers."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return False
     module = module_of(node, model)
-    # the very class: a subclass may do something else
+    # exactly this class: a subclass may do something else
     return (
         type(module) is nn.Conv2d
         and not _has_hooks(module)
@@ -36,7 +36,7 @@ def is_convolution(node: Node, model: nn.Module) -> bool:
 
 
 def chain_of(convolution: Node, model: nn.Module) -> list[Node]:
-    """The convolution, and the batch norm and ReLU that alone read it."""
+    """The convolution, and the batch norm and ReLU after it if nothing else reads its output."""
     chain = [convolution]
     for is_next in (_is_norm, is_relu):
         readers = list(chain[-1].users)
@@ -61,7 +61,7 @@ def is_relu(node: Node, model: nn.Module) -> bool:
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias that do the work of a convolution and of the batch norm of its output."""
+    """Weight and bias of the one convolution that equals a convolution and the batch norm after it."""
     weight, bias = convolution.weight.detach(), convolution.bias
     if norm is not None:
         assert norm.running_mean is not None
@@ -80,5 +80,5 @@ def modules_of(chain: list[Node], model: nn.Module) -> tuple[nn.Conv2d, nn.Batch
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Hooks of the user's, which have to run, or which compute the weight."""
+    """Whether a module has hooks, which must run, or which compute its weight."""
     return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))

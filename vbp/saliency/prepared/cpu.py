@@ -1,7 +1,7 @@
 """A forward pass with its convolutions prepared for this processor.
 
-Batch norm is folded into the convolution before it, the ReLU behind is computed with it (one pass over the map less),
-and its weights are laid out once for maps of a size as oneDNN wants them, instead of with every batch.
+Batch norm is folded into the convolution before it. The ReLU after it is fused too, which saves a pass over the map.
+The weights are put into oneDNN's layout once for each size of the map, instead of in every batch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from vbp.saliency.prepared.layouts import BySize
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch and processor have what `packed` uses: oneDNN's fused convolution in `dtype`.
+    """Whether torch and this processor support oneDNN's fused convolution in `dtype`, which `packed` uses.
 
-    torch has no public name for it, and without AVX512 it refuses bfloat16: so it is tried once.
+    torch has no public function that says so, and it refuses bfloat16 without AVX512, so it is tried once.
     """
     try:
         layer = nn.Conv2d(16, 16, 3, device="cpu", dtype=dtype)
@@ -37,11 +37,11 @@ def can_pack(dtype: torch.dtype) -> bool:
 def packed(forward: ForwardPass) -> ForwardPass:
     """The same pass, to be run without gradients, with prepared convolutions as far as the last tap.
 
-    What it does not replace it shares with the model, which stays as it is; later changes of the model's convolutions
-    are not seen. Nodes that give an output as before stay. Of weights that are not finite nothing is prepared: oneDNN's
-    ReLU gives 0 for NaN, and would hide them. What it can still hide is NaN that arises within one convolution of
-    finite weights and a finite map, where the sum passes 3.4e38 both upwards and downwards; one that passes it upwards
-    alone gives infinity, which is seen.
+    Layers that are not replaced are shared with the model, which is not changed; later changes of the model's
+    convolutions have no effect. A convolution whose weights are not finite is not prepared: oneDNN's ReLU gives 0 for
+    NaN, and would hide them. One case stays hidden: NaN that arises within one convolution of finite weights and a
+    finite map, if partial sums exceed 3.4e38 both upwards and downwards. A sum that exceeds it only upwards gives
+    infinity, which is noticed.
     """
     tensors = [*forward.model.parameters(), *forward.model.buffers()]
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
@@ -59,8 +59,8 @@ class PackedConvolution(nn.Module):
     """Convolution, batch norm and ReLU in one.
 
     Args:
-        convolution: with zero padding, given in numbers.
-        norm: of its output.
+        convolution: a convolution with zero padding, given in numbers.
+        norm: batch norm of its output, or None.
         relu: whether a ReLU follows.
     """
 
@@ -93,7 +93,7 @@ def _can_pack(convolution: Node, model: nn.Module) -> bool:
 
 
 def _replace(chain: list[Node], model: GraphModule, name: str) -> None:
-    """Let the last node of the chain, which keeps its name and readers, do the work of all."""
+    """Let the last node of the chain, which keeps its name and readers, do the work of the whole chain."""
     first, last = chain[0], chain[-1]
     model.add_submodule(name, PackedConvolution(*modules_of(chain, model)))
     last.op, last.target, last.args, last.kwargs = "call_module", name, first.args, {}

@@ -1,11 +1,11 @@
 """A forward pass with its convolutions in 8-bit integers, for CPUs.
 
-Maps behind a ReLU are kept as bytes: 0 is 0, and 255 the largest value that calibration has seen. A convolution takes
-bytes, adds up products in 32-bit integers, and gives bytes again, or float32 where what follows is not done in
-integers. What is no convolution, max pooling or average stays in float32.
+Maps after a ReLU are stored as bytes: 0 is 0, and 255 is the largest value that occurred in calibration. A convolution
+takes bytes, adds products in 32-bit integers, and returns bytes, or float32 if the next operation does not take
+integers. Operations other than convolution, max pooling and average stay in float32.
 
-Weights have 7 bits: without VNNI a processor adds two products in 16 bits, which 8-bit weights overflow. So no sum is
-wrong on any processor; where a sum is rounded to a byte, two processors may differ by one step.
+Weights have 7 bits, because without VNNI a processor adds two products in 16 bits, which 8-bit weights would overflow.
+So sums are exact on every processor; when a sum is rounded to a byte, two processors may differ by one step.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from vbp.saliency.prepared.chains import chain_of, folded, is_convolution, modul
 from vbp.saliency.prepared.layouts import BySize
 
 WEIGHT_MAX = 63
-"""Of 7 bits with sign: 255 * 63 * 2 fits 16 bits."""
+"""Largest weight of 7 bits with sign: 255 * 63 * 2 fits into 16 bits."""
 BYTE_MAX = 255
 MIDDLE = 128
-"""Stands for 0 in maps with negative values."""
+"""The byte that means 0 in maps with negative values."""
 
 
 class Step(NamedTuple):
-    """How bytes stand for numbers: ``scale * (byte - zero)``."""
+    """The numbers that bytes mean: ``scale * (byte - zero)``."""
 
     scale: float
     zero: int
 
     @classmethod
     def over(cls, least: float, largest: float) -> Step:
-        """That which reaches from the least to the largest value of a map."""
+        """The step with which bytes cover the range of a map, from its smallest to its largest value."""
         if least >= 0:
             return cls(max(largest, _TINY) / BYTE_MAX, 0)
         return cls(max(-least, largest) / (BYTE_MAX - MIDDLE), MIDDLE)
 
 
 _TINY = 1e-30
-"""Of a map that was 0 in every image."""
+"""Scale of a map that was 0 in every image."""
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What calibration found: plain data, from which every machine makes the same weights."""
+    """The results of calibration: plain data, from which every machine computes the same weights."""
 
     ranges: Mapping[str, tuple[float, float]]
-    """Least and largest value of a map, by the graph's name of what gives it."""
+    """Smallest and largest value of each map, by the name of its node in the graph."""
     floats: tuple[str, ...] = ()
-    """Convolutions that stay in float32, by the graph's name."""
+    """Names in the graph of convolutions that stay in float32."""
 
     def leaving(self, floats: Sequence[str]) -> Scales:
         """The same with these convolutions in float32."""
@@ -72,20 +72,20 @@ class Scales:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """What `as_json` gave."""
+        """Scales from the result of `as_json`."""
         ranges = {str(name): (float(least), float(largest)) for name, (least, largest) in value["ranges"].items()}
         return cls(ranges, tuple(value["floats"]))
 
 
 def quantised(forward: ForwardPass, scales: Scales) -> ForwardPass:
-    """The same pass in integers as far as the last tap, where it can be; to be run without gradients.
+    """The same pass as far as the last tap, in integers where possible; to be run without gradients.
 
     Args:
-        forward: a float32 pass on the CPU; it stays as it is.
-        scales: of this network.
+        forward: a float32 pass on the CPU; it is not changed.
+        scales: the scales of this network.
 
     Raises:
-        UsageError: the scales are of another network, or this torch has no quantised convolutions.
+        UsageError: the scales belong to another network, or this torch has no quantised convolutions.
     """
     module = GraphModule(forward.model, deepcopy(forward.graph))
     try:
@@ -100,7 +100,7 @@ def quantised(forward: ForwardPass, scales: Scales) -> ForwardPass:
 
 
 def quantisable(forward: ForwardPass) -> list[list[Node]]:
-    """The convolutions that can be done in integers, each with its batch norm and ReLU, from the input upwards."""
+    """The chains whose convolution can be computed in integers, from the input upwards."""
     model = forward.model
     nodes = nodes_until(last_tap(forward.graph))
     convolutions = [node for node in nodes if is_convolution(node, model) and not _has_changed(node, model)]
@@ -124,10 +124,10 @@ _IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv"))
 
 @cache
 def can_quantise(device: str) -> bool:
-    """Whether this torch multiplies 8-bit integers here. It has no public name for that: so it is tried once.
+    """Whether torch can multiply 8-bit integers here. It has no public function that says so, so it is tried once.
 
     Args:
-        device: cpu or another, which cannot.
+        device: only cpu can.
     """
     try:
         layer = QuantisedConvolution(nn.Conv2d(4, 4, 1, device="cpu"), None, True, Step(1.0, 0), None)
@@ -138,14 +138,14 @@ def can_quantise(device: str) -> bool:
 
 
 class QuantisedConvolution(nn.Module):
-    """Convolution, batch norm and ReLU in one, of bytes.
+    """Convolution, batch norm and ReLU in one, on bytes.
 
     Args:
-        convolution: with zero padding, given in numbers.
-        norm: of its output.
+        convolution: a convolution with zero padding, given in numbers.
+        norm: batch norm of its output, or None.
         relu: whether a ReLU follows.
-        source: of the input.
-        output: of the output, with a ReLU; None: it is float32.
+        source: step of the input.
+        output: step of the output, which needs a ReLU; None: the output is float32.
     """
 
     def __init__(
@@ -165,15 +165,15 @@ class QuantisedConvolution(nn.Module):
 
 
 class _Convolve:
-    """OneDNN's convolution of bytes.
+    """OneDNN's convolution on bytes.
 
     Args:
         steps: the weights, int8 (K, C, k, k).
-        scales: what a step of each output channel is worth, (K,).
-        bias: of float32, or None.
-        source: of the input.
+        scales: value of one step of each output channel, (K,).
+        bias: float32, or None.
+        source: step of the input.
         geometry: stride, padding, dilation and groups.
-        output: of the output; None: it is float32.
+        output: step of the output; None: the output is float32.
         activation: relu or none.
     """
 
@@ -206,20 +206,20 @@ class _Convolve:
 
 
 def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights as int8 within 7 bits, and what a step of each output channel is worth."""
+    """Weights as int8 within 7 bits, and the value of one step of each output channel."""
     scales = (weight.abs().amax((1, 2, 3)) / WEIGHT_MAX).clamp(min=_TINY)
     steps = (weight / scales.view(-1, 1, 1, 1)).round().clamp(-WEIGHT_MAX, WEIGHT_MAX)
     return steps.to(torch.int8), scales
 
 
 class ByteMean(nn.Module):
-    """The average over channels of a map of bytes, float32 (N, 1, H, W): that of the integers, exactly.
+    """The average over channels of a map of bytes, float32 (N, 1, H, W); exact for the integers.
 
     It is a convolution with ones, and faster than ATen's mean of float32.
 
     Args:
-        channels: of the map.
-        scale: what a step of it is worth.
+        channels: number of the map's channels.
+        scale: value of one step of the map.
     """
 
     def __init__(self, channels: int, scale: float):
@@ -235,7 +235,7 @@ class ByteMean(nn.Module):
 
 
 class BytePooling(nn.Module):
-    """Max pooling of bytes, whose padding is 0; ATen's own refuses maps of more than 255 of them.
+    """Max pooling of bytes with padding 0; ATen's own refuses channels_last maps of more than 127 pixels.
 
     Args:
         kernel: rows and columns.
@@ -255,7 +255,7 @@ class BytePooling(nn.Module):
         return bytes_NCHW
 
     def _along(self, axis: int, bytes_NCHW: Tensor) -> Tensor:
-        kernel, stride, padding = (each[axis - 2] for each in (self._kernel, self._stride, self._padding))
+        kernel, stride, padding = (pair[axis - 2] for pair in (self._kernel, self._stride, self._padding))
         if padding:
             around = (0, 0, padding, padding) if axis == 2 else (padding, padding)
             bytes_NCHW = F.pad(bytes_NCHW, around)
@@ -263,8 +263,8 @@ class BytePooling(nn.Module):
         stop = (count - 1) * stride + 1
         slices = [_slice(bytes_NCHW, axis, first, first + stop, stride) for first in range(kernel)]
         largest = slices[0]
-        for each in slices[1:]:
-            largest = torch.maximum(largest, each)
+        for shifted in slices[1:]:
+            largest = torch.maximum(largest, shifted)
         return largest
 
 
@@ -274,10 +274,10 @@ def _slice(tensor: Tensor, axis: int, start: int, stop: int, step: int) -> Tenso
 
 
 class ToBytes(nn.Module):
-    """Float32 as bytes: the nearest step, or the first or last one.
+    """Float32 to bytes: the nearest step, limited to the first and last one.
 
     Args:
-        step: of the bytes.
+        step: step of the bytes.
     """
 
     def __init__(self, step: Step):
@@ -293,10 +293,10 @@ class ToBytes(nn.Module):
 
 
 class FromBytes(nn.Module):
-    """Bytes whose zero is 0 as float32.
+    """Bytes with zero 0 to float32.
 
     Args:
-        scale: what a step is worth.
+        scale: value of one step.
     """
 
     def __init__(self, scale: float):
@@ -315,13 +315,13 @@ class _Bytes(NamedTuple):
     node: Node
     step: Step
     channels: int
-    """0 where they were made of float32, which is there as well."""
+    """0 if they were made from float32, which then exists as well."""
 
 
 class _Rewriting:
-    """Puts integers into a graph, from the input upwards.
+    """Rewrites a graph to integers, from the input upwards.
 
-    Of a map in bytes there is a float32 copy as well, for readers of floats; where none is left, it goes again.
+    A map in bytes also gets a float32 copy for nodes that read floats; the copy is removed if nothing reads it.
     """
 
     def __init__(self, module: GraphModule, scales: Scales):
@@ -330,12 +330,12 @@ class _Rewriting:
         chains = quantisable(ForwardPass(module, self._graph))
         self._chains = {chain[0]: chain for chain in chains if chain[0].name not in scales.floats}
         self._bytes: dict[Node, _Bytes] = {}
-        """By the same map in float32."""
+        """Maps in bytes, by the node of the same map in float32."""
         self._names: dict[Node, str] = {}
-        """Of the nodes for which new ones stand."""
+        """Names of the replaced nodes."""
 
     def run(self) -> None:
-        """Rewrite it."""
+        """Rewrite the graph."""
         for node in self._nodes:
             source = node.args[0] if node.args else None
             found = self._bytes.get(source) if isinstance(source, Node) else None
@@ -380,7 +380,7 @@ class _Rewriting:
         return window.dilation == (1, 1) and not (module.ceil_mode or module.return_indices)
 
     def _in_bytes(self, reader: Node) -> _Bytes:
-        """The input of `reader` in bytes, made of float32 where there are none yet."""
+        """The input of `reader` in bytes, made from float32 if it does not exist yet."""
         source = reader.all_input_nodes[0]
         if source not in self._bytes:
             step = self._step_of(source)
@@ -394,7 +394,7 @@ class _Rewriting:
         return Step.over(*self._ranges[name])
 
     def _before(self, place: Node, layer: nn.Module, source: Node) -> Node:
-        """A new node that does the layer's work, before another."""
+        """A new node that calls `layer`, put before the node `place`."""
         name = f"int8_{len(list(self._module.children()))}"
         self._module.add_submodule(name, layer)
         with self._graph.inserting_before(place):

@@ -1,4 +1,4 @@
-"""Weights as oneDNN wants them for maps of one size; told no size, it would lay them out again in every call."""
+"""Weights in oneDNN's layout for maps of one size; without it oneDNN would rearrange them in every call."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from torch import Size
 
 LAYOUTS = 2
-"""For so many sizes of its map a convolution keeps its weights laid out."""
+"""Number of map sizes for which a convolution keeps its weights in oneDNN's layout."""
 
 
 class BySize:
-    """Remembers what was made for the last few sizes.
+    """A cache of values for the last few sizes.
 
     Args:
-        make: makes it.
+        make: computes the value for a size.
     """
 
     def __init__(self, make: Callable[[Size], Any]):
@@ -23,11 +23,11 @@ class BySize:
         self._made: dict[Size, Any] = {}
 
     def __call__(self, size: Size) -> Any:
-        """What is made for this size."""
+        """The value for this size."""
         found = self._made.get(size)
         if found is None:
             found = self._make(size)
-            # in one step, since batches run side by side
+            # assigned in one step, since batches run in parallel threads
             kept = self._made if len(self._made) < LAYOUTS else {}
             self._made = {**kept, size: found}
         return found
