@@ -1,4 +1,4 @@
-"""torchvision without torch's compiler, which takes as long to import as torch itself.
+"""Import torchvision without torch's compiler, which takes as long to import as torch itself.
 
 ``torchvision.ops.roi_align`` imports ``torch._dynamo.utils`` to ask one question in a call that no network here makes:
 5 of the 9 s that a process needs to start. While torchvision is imported, a stand-in takes that import; the question is
@@ -20,11 +20,11 @@ COMPILER = ("torch._dynamo", "torch._dynamo.utils")
 
 
 class _StandIn(ModuleType):
-    """Until somebody wants more of it than to pass the question on."""
+    """Replaces ``torch._dynamo.utils`` until another attribute than ``is_compile_supported`` is needed."""
 
     @staticmethod
     def is_compile_supported(device_type: str) -> bool:
-        """As ``torch._dynamo.utils`` answers it."""
+        """As in ``torch._dynamo.utils``."""
         from torch._dynamo.utils import is_compile_supported
 
         return bool(is_compile_supported(device_type))

@@ -1,5 +1,5 @@
-"""Bytes to pixels and back: decoding, overlays, encoding. Knows no paths, no models.
+"""Bytes to pixels and back: decoding, overlays, encoding; without paths and models.
 
-``from vbp.images.decode import decode`` and so on: the names are imported from their files, so that reading a mask
-back loads no decoder, and drawing one no torch.
+Names are imported from their modules (``from vbp.images.decode import decode``), so that reading a mask
+loads no decoder, and drawing one loads no torch.
 """

@@ -1,26 +1,26 @@
-"""Image bytes -> upright RGB pixels.
+"""Decode image bytes to upright RGB pixels.
 
-JPEG, PNG, BMP (also without its file header, DIB), TIFF, WebP, GIF, AVIF, JPEG 2000, PBM, PGM and PPM; of several
-frames or pages the first. One decoder, Pillow, reads them all. It refuses a truncated file where others fill up with
-grey, and its JPEG pixels are those of torchvision's decoder, which is deprecated and only 10% faster; what is fast is
-to resize with torch (see fit.py).
+Formats: JPEG, PNG, BMP (also without its file header, DIB), TIFF, WebP, GIF, AVIF, JPEG 2000, PBM, PGM and PPM; of
+several frames or pages the first. One decoder, Pillow, reads them all. It refuses a truncated file, which others fill
+up with grey. Its JPEG pixels equal those of torchvision's decoder, which is deprecated and only 10% faster; resizing
+with torch is what saves time (see fit.py).
 
-What becomes of pixels that are not 8-bit RGB:
+Pixels that are not 8-bit RGB are converted:
 
 - EXIF orientation is applied.
-- Transparency is dropped and the stored colours are used, which is ``convert("RGB")``, what torchvision's ImageFolder
-  and so most training and evaluation does: the mask explains what such a network sees. Colours stored under
-  transparent pixels show, therefore.
-- Palettes are looked up; CMYK and YCCK are converted without a colour profile, Adobe's inverted ones turned back.
+- Transparency is dropped and the stored colours are used. This is ``convert("RGB")``, as in torchvision's ImageFolder
+  and so in most training and evaluation: the mask explains what such a network sees. So colours that are stored under
+  transparent pixels become visible.
+- Palettes are looked up; CMYK and YCCK are converted without a colour profile, and Adobe's inversion is undone.
 - Colour profiles and gamma are ignored.
-- Integers keep the range that their type declares: of 16 bits the upper 8 are kept, for grey as for colour (Pillow's
-  own conversion of 16-bit grey clips at 255). TIFF's further types: see tiff.py.
+- Integers keep the range of their type: of 16 bits the upper 8 are kept, for grey as for colour (Pillow's
+  own conversion of 16-bit grey clips at 255). For TIFF's further types see tiff.py.
 
-Nothing is guessed: a layout that would be read as another picture is refused by name. Metadata that is broken or large
-never costs the picture.
+Nothing is guessed: a layout that would be read as another picture is refused by name. Broken or large metadata does
+not prevent decoding.
 
-Limits: damage that leaves a format readable cannot be told from a picture: a JPEG cut and closed by a new end marker,
-an uncompressed file whose rest is zeros.
+Limits: damage that leaves a file readable cannot be recognised: a JPEG that was cut and closed by a new end marker, or
+an uncompressed file that ends in zeros.
 
 Shapes: H, W = height and width in pixels, C = 3 colour channels.
 """
@@ -75,7 +75,7 @@ _SIGNATURES = {
 }
 _SIGNATURE = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), of) for name, of in _SIGNATURES.items()), re.DOTALL)
 _UNSUPPORTED = re.compile("unsupported|not (yet )?supported|cannot handle|unable to determine", re.IGNORECASE)
-"""How Pillow says that it knows what it sees, and does not read it."""
+"""Pillow's messages for files of a known format in a layout that it does not read."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,10 +89,10 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image as the network sees it, and where that lies in the original."""
+    """An image as the network sees it, and its place in the original."""
 
     pixels_HWC: NDArray[np.uint8]
-    """RGB."""
+    """uint8 RGB."""
     width: int
     """Of the upright original, in pixels."""
     height: int
@@ -100,7 +100,7 @@ class Picture:
     format: str
     """JPEG, PNG, WEBP, GIF, BMP, TIFF, HEIF, AVIF, JPEG2000 or PPM (also for PBM and PGM)."""
     frame: Frame
-    """What part of the original `pixels_HWC` shows."""
+    """The part of the original that `pixels_HWC` shows."""
 
 
 def decode(
@@ -123,7 +123,7 @@ def decode(
         max_pixels: limit against decompression bombs, checked on the header before anything is decoded.
         fast: decode large JPEGs at half, a quarter or an eighth of their resolution, never below what `fit` needs.
             The pixels differ from those without it, and masks correlate only about 0.92 with the exact ones.
-        preprocessing: what the network wants to see; here of its resizing. Pixels stay RGB and are not normalised.
+        preprocessing: the network's preprocessing; here only its resizing. Pixels stay RGB and are not normalised.
 
     Returns:
         The picture; its pixels are uint8 RGB, (size, size, 3) unless `fit` is ``original``.
@@ -131,10 +131,10 @@ def decode(
     Raises:
         ValueError: `size` or `fit` is none of the above.
         EmptyFileError: no bytes.
-        NotAnImageError: no format that we read.
-        CorruptImageError: such a format, but truncated or broken.
-        UnsupportedLayoutError: such a format, in a layout that we do not read.
-        ImageTooLargeError: more than `max_pixels`.
+        NotAnImageError: the bytes have no format that we read.
+        CorruptImageError: the file is truncated or broken.
+        UnsupportedLayoutError: we read the format, but not this layout of it.
+        ImageTooLargeError: the image has more than `max_pixels`.
     """
     if size < 1:
         raise ValueError(f"size (={size}) must be at least 1 pixel")
@@ -165,13 +165,13 @@ def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
         pixels_HWC uint8 RGB, EXIF orientation applied.
 
     Raises:
-        ImageError: as `decode` does.
+        ImageError: as for `decode`.
     """
     return decode(data, fit="original", max_pixels=max_pixels).pixels_HWC
 
 
 def _kind(data: bytes) -> str:
-    """The format, by the file's first bytes."""
+    """The format, recognised by the file's first bytes."""
     if not data:
         raise EmptyFileError("the file is empty (0 bytes); write it again or remove it")
     match = _SIGNATURE.match(data)
@@ -187,7 +187,7 @@ def _kind(data: bytes) -> str:
 
 @cache
 def _open_heif() -> None:
-    """Teach Pillow to read HEIF, where the package for it is installed."""
+    """Register HEIF with Pillow, if the package for it is installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError as error:
@@ -203,14 +203,14 @@ class _Stored:
 
     image: Image.Image
     width: int
-    """In the file; `image` is smaller where it was decoded at reduced resolution."""
+    """Width in the file; `image` is smaller if it was decoded at reduced resolution."""
     height: int
     orientation: int
     """EXIF's 1..8, of which 5 to 8 swap width and height."""
 
 
 def _read(data: bytes, kind: str, max_pixels: int, fast: tuple[int, Fit] | None) -> _Stored:
-    """Header, checks, pixels; JPEGs for a frame of that size and fit at reduced resolution if `fast`."""
+    """Read header and pixels, with checks; with `fast`, JPEGs at a reduced resolution for that size and fit."""
     if kind == "PNG":
         check_png(data)
     layout = layout_of(data) if kind == "TIFF" else None
@@ -223,7 +223,7 @@ def _read(data: bytes, kind: str, max_pixels: int, fast: tuple[int, Fit] | None)
     width, height = opened.size
     if fast:
         opened.draft(opened.mode, resized(width, height, *fast))
-    # Pillow feeds its JPEG decoder 64 KiB at a time and copies what is left over each time; all at once is 10% faster.
+    # Pillow feeds its JPEG decoder 64 KiB at a time and copies the rest each time; all at once is 10% faster.
     opened.decodermaxblock = len(data)
     opened.load()
     return _Stored(opened, width, height, _orientation(opened))
@@ -242,8 +242,8 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile:
         raise ImageTooLargeError(
             f"{image.width} x {image.height} pixels exceed the limit of {max_pixels}; shrink the image"
         )
-    # Pillow has read up to the scan. It refuses a file that stops early, but not one whose rest is zeros, as
-    # interrupted copies leave behind. JPEG 2000 it reads as far as it goes.
+    # Pillow has read up to the scan. It refuses a file that stops early, but not one that ends in zeros, as
+    # interrupted copies do. A truncated JPEG 2000 it reads as far as possible.
     if kind in ("JPEG", "JPEG2000") and data.rfind(b"\xff\xd9") < stream.tell():
         raise CorruptImageError(f"the {kind} has no end marker; it is truncated: write it again")
     if isinstance(image, TiffImageFile):
@@ -252,7 +252,7 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile:
 
 
 def _unreadable(data: bytes, kind: str) -> ImageError:
-    """Why Pillow does not take the header, which `Image.open` keeps to itself."""
+    """The error that says why Pillow refuses the header; `Image.open` does not report it."""
     try:
         Image.OPEN[kind][0](io.BytesIO(data), "")
         reason = "no reason is given"
@@ -267,10 +267,10 @@ def _unreadable(data: bytes, kind: str) -> ImageError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8 of a loaded image; 1 where there is none, or none that can be read."""
+    """EXIF orientation 1..8 of a loaded image; 1 if it is missing or unreadable."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # whatever is wrong with the metadata, the pixels are good
+    except Exception:  # broken metadata is no reason to refuse the pixels
         return 1
     return orientation if orientation in _UPRIGHT else 1
 
@@ -279,14 +279,14 @@ def _upright_rgb(stored: _Stored) -> Image.Image:
     image = stored.image
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray(_upper_byte(image))
-    if image.mode == "La":  # which Pillow converts to nothing else
+    if image.mode == "La":  # Pillow converts this mode only to LA
         image = image.convert("LA")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     return rgb.transpose(_UPRIGHT[stored.orientation]) if stored.orientation in _UPRIGHT else rgb
 
 
 def _upper_byte(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey values of 16 bits (also a PGM's, mode I), or a TIFF's 12, -> uint8."""
+    """Convert grey values of 16 bits (also of a PGM, mode I), or of 12 bits (TIFF), to uint8."""
     bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
     levels_HW: NDArray[np.uint8] = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     return levels_HW
@@ -294,7 +294,7 @@ def _upper_byte(image: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def _image_errors() -> Iterator[None]:
-    """Whatever a broken file makes Pillow raise (struct.error, SyntaxError, OverflowError ...) is CorruptImageError."""
+    """Turn all errors of Pillow on broken files (struct.error, SyntaxError, OverflowError ...) into CorruptImageError."""
     try:
         yield
     except ImageError:
@@ -319,8 +319,8 @@ _filters = warnings.catch_warnings()
 def _pillow_warnings_ignored() -> Iterator[None]:
     """Silences Pillow while any thread decodes, and restores the filters after the last.
 
-    ``warnings.catch_warnings`` alone swaps a list that all threads share: two that overlap would leave the filters
-    of the one in place of the other's.
+    ``warnings.catch_warnings`` alone replaces a list that all threads share: if two calls overlap, the first one's
+    filters would stay in force at the end.
     """
     global _decoding, _filters
     with _lock:

@@ -1,4 +1,4 @@
-"""Masks and pictures -> file bytes, and masks back. Equal input gives equal bytes.
+"""Encode masks and pictures to file bytes, and decode masks. Equal input gives equal bytes.
 
 Shapes: H, W = height and width in pixels, C = 3 colour channels.
 """
@@ -29,7 +29,7 @@ def encode_mask(mask_HW: NDArray[np.float32], mask_format: MaskFormat) -> bytes:
         mask_format: ``png8`` grey, floor(255 m + 0.5); ``png16`` grey, floor(65535 m + 0.5); ``npy`` float32 as it is.
 
     Raises:
-        ValueError: unknown format, not two-dimensional, or values outside [0, 1] or not finite.
+        ValueError: the format is unknown, the mask not two-dimensional, or a value outside [0, 1] or not finite.
     """
     if mask_format not in MASK_FORMATS:
         raise ValueError(f"mask format (={mask_format!r}) must be one of {', '.join(MASK_FORMATS)}")
@@ -55,7 +55,7 @@ def decode_mask(data: bytes) -> NDArray[np.float32]:
     Raises:
         EmptyFileError: no bytes.
         NotAnImageError: neither PNG nor npy.
-        CorruptImageError: truncated, broken, or no mask (colour, wrong type, values outside [0, 1]).
+        CorruptImageError: the file is truncated, broken, or no mask (colour, wrong type, values outside [0, 1]).
     """
     if not data:
         raise EmptyFileError("the mask file is empty (0 bytes); compute it again")
@@ -81,18 +81,18 @@ def encode_jpeg(pixels_HWC: NDArray[np.uint8]) -> bytes:
 
 
 def encode_strip(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.float32]]) -> bytes:
-    """Draws what the method did on its way down, as one PNG.
+    """Draws the averaged maps and the intermediate masks of the method as one PNG.
 
     The first row shows the averaged maps, the second the intermediate masks, both from the deepest to the shallowest.
-    Each is stretched from its least to its greatest value (a flat one is black), linearly, and enlarged to the height
-    of the tallest without smoothing.
+    Each is scaled linearly from its smallest to its largest value (a flat one is black), and enlarged without
+    smoothing to the height of the tallest.
 
     Args:
         maps: averaged maps, each (h, w), from the input upwards (deepest last), as the explainer keeps them.
         masks: intermediate masks, each (h, w), in the same order.
 
     Raises:
-        ValueError: neither a map nor a mask.
+        ValueError: there is neither a map nor a mask.
     """
     rows = [row for row in (maps, masks) if len(row)]
     if not rows:
@@ -128,7 +128,7 @@ def _grey8(unit_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    # Run-length matching only: on masks three times as fast as level 6, and smaller (5.9 kB against 6.2).
+    # Run-length matching only: on masks this is three times as fast as level 6, and smaller (5.9 kB against 6.2).
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""An upright image of any size, brought into the frame that the network sees.
+"""Fit an upright image of any size into the network's frame.
 
 Shapes: H, W = height and width in pixels, C = 3 colour channels.
 """
@@ -14,7 +14,7 @@ from vbp.images.frame import Frame
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 
 _STRIP = 8
-"""Aspect ratio from which a crop is cut out before resizing: 1 x 5000 pixels would grow to 224 x 1,120,000."""
+"""Aspect ratio from which a crop is cut before resizing; else 1 x 5000 pixels would grow to 224 x 1,120,000."""
 
 
 def resized(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]:
@@ -37,13 +37,13 @@ def fit_frame(
     """Resizes an upright RGB image for the network.
 
     Args:
-        image: mode RGB; of the original's size, or smaller where it was decoded at reduced resolution.
+        image: mode RGB; of the original's size, or smaller if it was decoded at reduced resolution.
         size: side of the frame in pixels; without effect for `original`.
         fit: ``crop`` short side to `size`, centre cut out; ``pad`` long side to `size`, bars in the mean colour
             of `preprocessing`; ``stretch`` both sides to `size`; ``original`` as it is.
         width: of the upright original, which `frame` refers to.
         height: of the upright original.
-        preprocessing: what the network wants to see; here of its resizing.
+        preprocessing: the network's preprocessing; here only its resizing.
 
     Returns:
         pixels_HWC uint8 and the frame they show. Resized with antialiasing; bilinear, within one grey level of
@@ -72,8 +72,8 @@ def fit_frame(
 def _resize(image: Image.Image, across: int, down: int, how: Interpolation) -> NDArray[np.uint8]:
     if image.size == (across, down):
         return np.array(image)
-    # Three times faster than Pillow on uint8, channels last. Imported here: whoever only encodes or overlays pays
-    # nothing for it.
+    # On uint8, channels last, torch is three times faster than Pillow. It is imported here, so that encoding and
+    # overlays do not need it.
     import torch
 
     pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)

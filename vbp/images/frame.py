@@ -1,4 +1,4 @@
-"""Where the network's frame lies in the original image, and a mask carried back there.
+"""Frame: the place of the network's frame in the original image, and how to put a mask back there.
 
 Shapes: H, W = height and width of the mask.
 """
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _TINY = 1e-6
-"""What rounding may add to or take from a whole number of cells."""
+"""The largest rounding error of a whole number of cells."""
 
 
 @dataclass(frozen=True)
 class Frame:
     """The network's frame in pixels of the upright original, measured from its upper left corner.
 
-    Edges, not centres: the whole of an image is ``Frame(0, 0, width, height)``. Padding lies outside the image,
+    The values are edges, not centres: a whole image is ``Frame(0, 0, width, height)``. Padding lies outside the image,
     so ``left`` and ``top`` may be negative and ``right`` and ``bottom`` may exceed the image.
     """
 
@@ -37,11 +37,11 @@ def point_in_image(x: int, y: int, mask_size: tuple[int, int], frame: Frame) -> 
         x: column of the mask's pixel.
         y: its row.
         mask_size: width and height of the mask, in pixels.
-        frame: what the mask covers.
+        frame: the part of the original that the mask covers.
 
     Returns:
         x and y in pixels of the original, measured from its upper left corner as `Frame` is: the centre of the first
-        pixel is (0.5, 0.5). On padding they lie outside the image.
+        pixel is (0.5, 0.5). A point on padding lies outside the image.
     """
     width, height = mask_size
     return (
@@ -51,10 +51,10 @@ def point_in_image(x: int, y: int, mask_size: tuple[int, int], frame: Frame) -> 
 
 
 def place(mask_HW: NDArray[np.float32], frame: Frame, width: int, height: int) -> NDArray[np.float32]:
-    """Carries a mask from the network's frame back onto the original image.
+    """Puts a mask from the network's frame back onto the original image.
 
-    Bilinear where the mask grows, with antialiasing where it shrinks. What the network was not shown is zero;
-    what lies outside the image (padding) is cut away. A pixel belongs to the frame if its centre does.
+    It is bilinear if the mask grows, with antialiasing if it shrinks. Pixels outside the frame become zero; parts of
+    the mask outside the image (padding) are cut off. A pixel belongs to the frame if its centre does.
 
     Args:
         mask_HW: float32 in [0, 1], covering the frame.
@@ -100,10 +100,10 @@ class _Span:
         """The frame's edges `low` and `high` in an image of `length` pixels, covered by as many mask `cells`."""
         scale = cells / (high - low)
         pixels = range(max(0, math.ceil(low - 0.5)), min(length, math.ceil(high - 0.5)))
-        # Cells that lie on padding alone have no say.
+        # Cells that lie only on padding are left out.
         first = max(0, math.floor(-low * scale + _TINY))
         last = min(cells, math.ceil((length - low) * scale - _TINY))
-        # A pixel whose centre lies in the frame may stand out by half of itself: the outermost cell goes on that far.
+        # A pixel whose centre is in the frame may extend half a pixel beyond it, so the outermost cell is extended.
         border = math.ceil(scale / 2)
         start, stop = (
             min(max((edge - low) * scale - first + border, 0), last - first + 2 * border)

@@ -1,6 +1,6 @@
-"""A mask drawn on the picture it explains, in three styles.
+"""Draw a mask on the picture that it explains, in three styles.
 
-``heat`` is for looking, ``reference`` draws as the reference project devansh20la/VisualBackprop does, ``red`` as the
+``heat`` is easiest to read, ``reference`` draws like the reference project devansh20la/VisualBackprop, ``red`` like the
 authors' Lua code.
 
 Shapes: H, W = height and width in pixels, C = 3 colour channels, L = 256 mask levels, G = 256 greys.
@@ -30,13 +30,13 @@ def overlay(
         style: ``heat``, ``reference`` or ``red``.
         pixels_HWC: uint8 RGB.
         mask_HW: float in [0, 1], of the same height and width.
-        preprocessing: the network's, which ``reference`` draws with.
+        preprocessing: the network's preprocessing; ``reference`` needs it.
 
     Returns:
         uint8 RGB of the same shape.
 
     Raises:
-        ValueError: unknown style, sizes that differ, or mask values outside [0, 1].
+        ValueError: the style is unknown, sizes differ, or a mask value is outside [0, 1].
     """
     if style not in choices_of(OverlayStyle):
         raise ValueError(f"overlay style (={style!r}) must be one of {', '.join(choices_of(OverlayStyle))}")
@@ -46,10 +46,10 @@ def overlay(
 
 
 def heat(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Lays a perceptually even colour scale over the dimmed grey picture, so that every colour comes from the mask.
+    """Draws a perceptually uniform colour scale over the dimmed grey picture, so that every colour is from the mask.
 
-    Masks are peaky (a mean of about 0.01), so colour and opacity follow the square root of the mask: at 0 only the
-    picture shows, from 0.44 on (root 2/3) only the colour.
+    Most of a mask is dark (its mean is about 0.01), so colour and opacity follow its square root: at 0 only the
+    picture is visible, from 0.44 (root 2/3) only the colour.
 
     Raises:
         ValueError: as `overlay` does.
@@ -66,8 +66,8 @@ def reference(
 ) -> NDArray[np.uint8]:
     """Draws as the reference project does: a dark, red picture.
 
-    Ten times the mask is added to red in the network's normalised values, which are then stretched from least to
-    greatest over all channels. A picture without any contrast comes out black.
+    Ten times the mask is added to red in the network's normalised values, which are then scaled from the smallest to
+    the largest over all channels. A picture without contrast becomes black.
 
     Raises:
         ValueError: as `overlay` does.
@@ -83,7 +83,7 @@ def reference(
 
 
 def red(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Draws as the authors' Lua code does: the mask added to red, taken from green and blue, clamped.
+    """Draws as the authors' Lua code does: the mask is added to red, subtracted from green and blue, and clamped.
 
     Raises:
         ValueError: as `overlay` does.
@@ -108,7 +108,7 @@ def _check(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> None:
 
 
 _DIMMED = 0.6
-"""Brightness left to the picture under the colours."""
+"""Factor of the picture's brightness under the colours."""
 
 
 @cache
@@ -117,7 +117,7 @@ def _heat_colours() -> NDArray[np.uint8]:
     import matplotlib
 
     root_L1 = np.arange(256)[:, np.newaxis] / 255
-    # The lowest fifth of the scale is as dark as the picture under it.
+    # The scale starts at 0.2, since its lowest fifth is as dark as the picture under it.
     colours_L1C = 255 * matplotlib.colormaps["inferno"](0.2 + 0.8 * root_L1)[..., :3]
     opacity_L11 = np.minimum(1, 1.5 * root_L1)[..., np.newaxis]
     greys_G1 = _DIMMED * np.arange(256)[:, np.newaxis]

@@ -1,4 +1,4 @@
-"""What of a PNG file is the picture."""
+"""Check PNG files, and reduce them to the chunks of the picture."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PALETTE = 3
 
 
 def check_png(data: bytes) -> None:
-    """Refuses what Pillow would read as another picture.
+    """Refuses a file that Pillow would read as another picture.
 
     Raises:
-        UnsupportedLayoutError: a chunk that is needed to understand the picture, and that nobody here understands.
-        CorruptImageError: colours by palette, and no palette.
+        UnsupportedLayoutError: the file has a critical chunk that is unknown here.
+        CorruptImageError: the colours are by palette, and there is no palette.
     """
     names = {name for name, _ in _chunks(data)}
     unknown = sorted(name for name in names if name[:1].isupper() and name not in _PICTURE)
@@ -31,16 +31,16 @@ def check_png(data: bytes) -> None:
 
 
 def bare_png(data: bytes) -> bytes:
-    """The picture alone, with its EXIF where that is sound: no texts, no profiles, no animation.
+    """The picture alone, and its EXIF if that is sound, without texts, profiles and animation.
 
-    A large text, or a profile with a wrong check sum, is no reason to refuse a picture.
+    So a large text or a profile with a wrong checksum does not make Pillow refuse the picture.
     """
     kept = (chunk for name, chunk in _chunks(data) if name in _PICTURE or (name == b"eXIf" and _is_sound(chunk)))
     return SIGNATURE + b"".join(kept)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and whole chunk, up to the end of the picture; the last is short where the file is."""
+    """Name and bytes of each chunk, up to the end of the picture; the last one is short if the file is truncated."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)

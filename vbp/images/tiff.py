@@ -1,17 +1,17 @@
-"""TIFF files in layouts that Pillow refuses, or reads wrongly without a word.
+"""Read TIFF files in layouts that Pillow refuses, or reads wrongly without an error.
 
-TIFF lets a file choose its number of samples a pixel, their type and size, their order in planes and what they mean.
-Pillow is right about 8-bit unsigned samples that lie pixel by pixel (and a few more), and reads those. The rest is read
-here: Pillow serves as decompressor only, by way of a file that says that it holds 8-bit grey. The bytes that come out
-are given their true type here. What remains is refused by name.
+A TIFF file chooses its number of samples per pixel, their type and size, their order in planes, and their meaning.
+Pillow reads 8-bit unsigned samples that lie pixel by pixel (and a few other layouts) correctly, so it reads those. The
+others are read here: Pillow only decompresses, from a file that claims to hold 8-bit grey; then the bytes are given
+their true type. Layouts that are not read here either are refused by name.
 
 How values become 8 bits:
 
-- Integers keep the range that their type declares: of unsigned ones the upper 8 bits are kept, the least signed value
+- Integers keep the range of their type: of unsigned ones the upper 8 bits are kept, and the smallest signed value
   becomes 0.
 - Floating point in [0, 1] is scaled to 0..255. If any value lies outside, the values are scaled from the image's own
-  least to greatest finite value, over all its colours; NaN counts as the least.
-- Where the file says that 0 is white, levels are reversed.
+  smallest to largest finite value, over all its colours; NaN counts as the smallest.
+- If the file says that 0 is white, levels are reversed.
 
 Shapes: H, W = height and width in pixels, S = samples a pixel, P = planes, B = bytes a row.
 """
@@ -33,22 +33,22 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from vbp.errors import CorruptImageError, ImageTooLargeError, UnsupportedLayoutError
 
 _PREDICTED = (5, 8, 32946, 34925, 50000)
-"""LZW, deflate by two names, LZMA, Zstd: compressions that heed the tag Predictor."""
+"""Compressions that use the tag Predictor: LZW, deflate under two numbers, LZMA, Zstd."""
 _LOSSLESS = (1, 32773, *_PREDICTED)
-"""None, PackBits and these: compressions of bytes, whatever they mean."""
+"""Lossless compressions of bytes of any meaning: none, PackBits, and those with Predictor."""
 _COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}
-"""Samples that make the colour, by the tag PhotometricInterpretation."""
+"""Number of samples of a colour, by the tag PhotometricInterpretation."""
 _MODES = {(1, False): "L", (1, True): "La", (3, False): "RGB", (3, True): "RGBa", (4, False): "CMYK"}
 _TYPES = {(1, 8): "u1", (1, 16): "u2", (1, 32): "u4", (1, 64): "u8", (2, 8): "i1", (2, 16): "i2", (2, 32): "i4",
           (2, 64): "i8", (3, 16): "f2", (3, 32): "f4", (3, 64): "f8"}  # fmt: skip
-"""NumPy's name by the tags SampleFormat and BitsPerSample."""
+"""NumPy's type by the tags SampleFormat and BitsPerSample."""
 _NAMES = {1: "unsigned", 2: "signed", 3: "floating point"}
 _PREDICTORS = _UNPREDICTED, _DIFFERENCES, _FLOAT_DIFFERENCES = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one page's samples lie in the file; the fields are TIFF's tags."""
+    """The layout of one page's samples in the file; the fields are TIFF's tags."""
 
     width: int
     height: int
@@ -65,18 +65,18 @@ class Layout:
     fill_order: int
     orientation: int
     byte_order: str
-    """``<`` or ``>``, as NumPy and struct write it."""
+    """Byte order ``<`` or ``>``, as in NumPy and struct."""
     tiled: bool
     block_width: int
-    """Of a tile, or of a strip, in pixels."""
+    """Size of a tile or strip, in pixels."""
     block_height: int
     offsets: tuple[int, ...]
-    """Of strips or tiles in the file."""
+    """Offsets of strips or tiles in the file."""
     lengths: tuple[int, ...]
 
     @property
     def colours(self) -> int:
-        """Samples that make the colour; 0 where that is not known."""
+        """Number of samples of a colour; 0 if unknown."""
         return _COLOURS.get(-1 if self.photometric is None else self.photometric, 0)
 
     def __str__(self) -> str:
@@ -93,8 +93,8 @@ def layout_of(data: bytes) -> Layout:
     """Reads the first page's directory.
 
     Raises:
-        CorruptImageError: it lacks the size of the picture or the place of its samples.
-        UnsupportedLayoutError: a BigTIFF of the byte order that Pillow does not read there.
+        CorruptImageError: the size of the picture or the place of its samples is missing.
+        UnsupportedLayoutError: the file is a BigTIFF in the byte order that Pillow does not read.
     """
     if data[:4] == b"MM\0+":
         raise UnsupportedLayoutError(
@@ -146,10 +146,10 @@ def layout_of(data: bytes) -> Layout:
 
 
 def check_blocks(layout: Layout, max_pixels: int) -> None:
-    """Refuse strips and tiles that are far larger than the picture: they are decompressed whole.
+    """Refuse strips and tiles that are far larger than the picture, because each is decompressed as a whole.
 
     Raises:
-        ImageTooLargeError: one of them, or all of them side by side, would take four bytes for each of `max_pixels`.
+        ImageTooLargeError: one of them, or all together, would take more than four bytes for each of `max_pixels`.
         CorruptImageError: they have no size.
     """
     width, height = layout.block_width, layout.block_height
@@ -166,10 +166,10 @@ def check_blocks(layout: Layout, max_pixels: int) -> None:
 
 
 def pillow_reads(data: bytes, layout: Layout) -> bool:
-    """Whether Pillow takes this file, and may be trusted with its layout.
+    """Whether Pillow reads this file, and reads its layout correctly.
 
     Raises:
-        UnsupportedLayoutError: Pillow takes it, but for something else, and so would we.
+        UnsupportedLayoutError: Pillow reads it wrongly, and so would we.
     """
     if layout.photometric is None:
         raise _unsupported(layout, "it does not say what its samples mean (PhotometricInterpretation)")
@@ -190,9 +190,9 @@ def _pillow_takes(data: bytes) -> bool:
 
 
 def with_its_palette(image: TiffImageFile) -> None:
-    """Gives a palette image the colours that were meant, where its writer took 16-bit palette entries for 8-bit ones.
+    """Corrects the colours of a palette image whose writer stored 8-bit palette entries as 16-bit ones.
 
-    All of them below 256 would be black. libtiff has the same rule.
+    If all entries are below 256, the picture would be black. libtiff has the same rule.
     """
     entries = image.tag_v2.get(320, ())
     if image.mode in ("P", "PA") and entries and max(entries) < 256:
@@ -204,15 +204,15 @@ def read_tiff(data: bytes, layout: Layout, max_pixels: int) -> Image.Image:
 
     Args:
         data: the whole file.
-        layout: of its first page.
+        layout: layout of its first page.
         max_pixels: limit against decompression bombs. Samples may take three bytes for each of them, as RGB does.
 
     Returns:
         The picture as stored, without its orientation; mode L, La, RGB, RGBa or CMYK.
 
     Raises:
-        UnsupportedLayoutError: a layout that is not read here either; the message names it.
-        ImageTooLargeError: more bytes than `max_pixels` allows.
+        UnsupportedLayoutError: the layout is not read here either; names it.
+        ImageTooLargeError: the samples have more bytes than `max_pixels` allows.
         CorruptImageError: the samples are cut off or broken.
     """
     mode = _mode(layout)
@@ -237,7 +237,7 @@ def read_tiff(data: bytes, layout: Layout, max_pixels: int) -> Image.Image:
 
 
 def _mode(layout: Layout) -> str:
-    """Pillow's mode for the result; refuses what is not read here."""
+    """Pillow's mode for the result; refuses layouts that are not read here."""
     if not layout.colours:
         raise _unsupported(layout, f"PhotometricInterpretation {layout.photometric} is not read in this form")
     if layout.compression not in _LOSSLESS:
@@ -265,7 +265,7 @@ def _unsupported(layout: Layout, why: str) -> UnsupportedLayoutError:
 
 
 def _samples(data: bytes, layout: Layout, plane: int, samples: int, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Values_HWS of one plane; of all samples where they lie pixel by pixel."""
+    """Values_HWS of one plane, or of all samples if they lie pixel by pixel."""
     across, down = math.ceil(layout.width / layout.block_width), math.ceil(layout.height / layout.block_height)
     first = plane * across * down
     if len(layout.offsets) < first + across * down:
@@ -285,10 +285,10 @@ def _samples(data: bytes, layout: Layout, plane: int, samples: int, kind: np.dty
 
 
 def _unpredicted(bytes_HB: NDArray[np.uint8], layout: Layout, samples: int, kind: np.dtype[Any]) -> NDArray[Any]:
-    """The values of a column of blocks; the differences between neighbours, which compress better, are summed up."""
+    """The values of a column of blocks; differences between neighbours, which compress better, are summed up."""
     height, size = len(bytes_HB), kind.itemsize
     if layout.predictor == _FLOAT_DIFFERENCES:
-        # First all upper bytes of a row, then all next ones; the differences run through all of them.
+        # A row has all upper bytes first, then all next ones; the differences run through the whole row.
         steps = bytes_HB.reshape(height, -1, samples)
         summed = np.cumsum(steps, axis=1, dtype=np.uint8).reshape(height, size, -1)
         merged = np.ascontiguousarray(summed.transpose(0, 2, 1))
@@ -302,7 +302,7 @@ def _unpredicted(bytes_HB: NDArray[np.uint8], layout: Layout, samples: int, kind
 
 
 def _decompressed(data: bytes, layout: Layout, part: slice, row: int, across: int) -> NDArray[np.uint8]:
-    """The bytes of some strips or tiles as bytes_HB, through a TIFF of 8-bit grey that points to them."""
+    """The decompressed bytes_HB of some strips or tiles, by a TIFF of 8-bit grey that points to them."""
     width, height = (across * row, layout.height)
     fields: list[tuple[int, tuple[int, ...]]] = [
         (256, (width,)), (257, (height,)), (258, (8,)), (259, (layout.compression,)), (262, (1,)),
@@ -323,7 +323,7 @@ def _decompressed(data: bytes, layout: Layout, part: slice, row: int, across: in
 
 
 def _written(fields: list[tuple[int, tuple[int, ...]]], behind: int) -> Iterator[bytes]:
-    """A directory of 32-bit numbers, and its arrays from the offset `behind` on."""
+    """The bytes of a directory of 32-bit numbers, and of its arrays from the offset `behind`."""
     arrays = b""
     yield struct.pack("<H", len(fields))
     for tag, values in sorted(fields):
@@ -356,7 +356,7 @@ def _float_levels(values_HWS: NDArray[Any]) -> NDArray[np.uint8]:
         return np.zeros(wide_HWS.shape, np.uint8)
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    # Halved: the spread of a float64 may exceed its range.
+    # Halved, because the difference of two float64 may overflow.
     spread = high / 2 - low / 2 or 1.0
     unit_HWS = (np.nan_to_num(wide_HWS, nan=low, posinf=high, neginf=low) / 2 - low / 2) / spread
     levels_HWS: NDArray[np.uint8] = np.floor(255 * unit_HWS + 0.5).astype(np.uint8)

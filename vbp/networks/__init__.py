@@ -1,1 +1,1 @@
-"""Networks: a name in, a network ready to run out, and what is known of it beside its tensors."""
+"""Networks: from a name to a network that is ready to run, with its preprocessing and class names."""

@@ -1,14 +1,14 @@
-"""Class files as people have them: what each output of a network is called, in the order of the outputs.
+"""Class files in their usual forms: the names of a network's classes, in the order of its outputs.
 
-Read are, in UTF-8 or UTF-16, with or without a byte order mark:
+The following forms are read, in UTF-8 or UTF-16, with or without a byte order mark:
 
-- one name a line, blank lines and those that begin with ``#`` aside;
+- one name per line; blank lines and lines that begin with ``#`` are skipped;
 - lines with a number (``0 tench``, ``0: tench``, ``0,tench``, ``tench,0``), a WordNet id (``n01440764 tench``) or both;
 - one line with commas between the names;
 - JSON, or the same as Python writes it: a list of names, or of ``[id, name]``; names by number (``{"0": "tench"}``,
   ``{"0": ["n01440764", "tench"]}``, Keras' and torchvision's ``imagenet_class_index.json``); numbers by name.
 
-Numbers say the order where they run from 0 or from 1 without a gap; else they are taken for a part of the name.
+If the numbers run from 0 or from 1 without a gap, they give the order; otherwise they are part of the names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_BYTES = 32 << 20
-"""Of a class file: more is some other file."""
+"""Largest class file in bytes; a larger file is of another kind."""
 
 _WNID = re.compile(r"n\d{8}")
 _NUMBER_FIRST = re.compile(r"\(?(\d{1,9})\)?(?:[.)]\s+|\s*[:;,|=]\s*|\s+)(\S.*)")
@@ -33,12 +33,12 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (code
 
 @dataclass(frozen=True)
 class ClassNames:
-    """What the outputs of a network are called."""
+    """The names of a network's classes."""
 
     names: tuple[str, ...]
-    """By output, for people."""
+    """Name of each output, for people."""
     ids: tuple[str, ...] | None = None
-    """By output: WordNet ids or others, where the file has them."""
+    """Id of each output, such as a WordNet id; None if the file has no ids."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,7 +48,7 @@ def parse_class_file(data: bytes) -> ClassNames:
     """The names in a class file.
 
     Raises:
-        ValueError: it holds none, or is not text; it is the message.
+        ValueError: the file holds no names, or is no text; the message says so.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"it holds {len(data)} bytes, more than any class file")
@@ -62,7 +62,7 @@ def parse_class_file(data: bytes) -> ClassNames:
 
 def _text(data: bytes) -> str:
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and data[:64].count(0) * 3 > len(data[:64]):  # every other byte of UTF-16 is 0
+    if encoding == "utf-8" and data[:64].count(0) * 3 > len(data[:64]):  # in UTF-16 every other byte is 0
         encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
     try:
         return data.decode(encoding)
@@ -71,7 +71,7 @@ def _text(data: bytes) -> str:
 
 
 def _structured(text: str) -> Any:
-    """JSON, or what Python prints of a list or a dictionary; None where it is neither: names may begin with ``[``."""
+    """The value of JSON or of a printed Python list or dict; None for other text, since a name may begin with ``[``."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -91,7 +91,7 @@ def _of_value(value: Any) -> ClassNames:
 
 
 def _by_number(value: Mapping[Any, Any]) -> list[Any]:
-    """The entries of a dictionary in the order of its numbers, be they keys or values."""
+    """The entries of a dictionary in the order of its numbers, which are its keys or its values."""
     if len(value) == 1 and isinstance(inner := next(iter(value.values())), list | Mapping):
         return _by_number(inner) if isinstance(inner, Mapping) else inner  # {"classes": [...]}
     pairs = [(_whole(key), entry) for key, entry in value.items()]
@@ -104,7 +104,7 @@ def _by_number(value: Mapping[Any, Any]) -> list[Any]:
 
 
 def _entry(value: Any) -> tuple[str | None, str]:
-    """Id, where there is one, and name."""
+    """Id (None without one) and name."""
     if isinstance(value, str):
         return None, value.strip()
     if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(each, str) for each in value):
@@ -127,8 +127,8 @@ def _of_lines(text: str) -> ClassNames:
 
 
 def _numbered(lines: Sequence[str]) -> list[str]:
-    """The lines without their numbers, in the order of these; as they are where they have none."""
-    for body in (lines, lines[1:]):  # the first may be a header: index,name
+    """The lines without their numbers, sorted by them; unchanged if they have none."""
+    for body in (lines, lines[1:]):  # the first line may be a header: index,name
         for pattern, number, name in ((_NUMBER_FIRST, 1, 2), (_NUMBER_LAST, 2, 1)):
             matches = [pattern.fullmatch(line) for line in body]
             found = [(int(match[number]), match[name].strip()) for match in matches if match]
@@ -138,7 +138,7 @@ def _numbered(lines: Sequence[str]) -> list[str]:
 
 
 def _counts(numbers: Sequence[int], entries: int) -> bool:
-    """Whether the numbers are those of all entries, from 0 or from 1 on."""
+    """Whether the numbers count all entries from 0 or from 1."""
     ordered = sorted(numbers)
     return ordered in (list(range(entries)), list(range(1, entries + 1)))
 

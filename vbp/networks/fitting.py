@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint are a network's, and the network made to hold them.
+"""Find a network's tensors in a checkpoint, and load them into the network.
 
-A network fits at a *place*: a prefix of paths, such as ``state_dict.model.backbone.``, under which all its weights lie
-but for the classifier's. So what people wrap around a network needs no names.
+A network fits at a *place*: a prefix of paths, such as ``state_dict.model.backbone.``, under which all its weights lie,
+apart from the classifier's. So the names of wrappers around a network need not be known.
 """
 
 from __future__ import annotations
@@ -18,60 +18,60 @@ from torch import Size, Tensor, nn
 from vbp.networks.statedict import unwrapped
 
 COUNTER = "num_batches_tracked"
-"""Of batch norm; only training reads it, and files from before PyTorch 0.4.1 lack it."""
+"""A counter of batch norm; only training reads it, and files from before PyTorch 0.4.1 lack it."""
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
-"""What torchvision calls the classifiers of GoogLeNet and Inception that only training uses, and files may lack."""
+"""Torchvision's names of the classifiers of GoogLeNet and Inception that only training uses; files may lack them."""
 
 AVERAGED = re.compile(r"(?:^|[^A-Za-z])(?:ema|swa|averaged|shadow)(?:$|[^A-Za-z])|EMA")
-"""Places of weights that were averaged over training: people mean those, where a file has both."""
+"""Places of weights that were averaged over training; they are preferred if a file has both."""
 
 TRAINING = re.compile(r"(?:^|\.)(?:opt|optim|optimizers?|grads?|momentum)(?:_\w+)?\d*\.")
-"""Places of what an optimiser keeps for each weight."""
+"""Places of an optimiser's state, which has tensors for each weight."""
 
 
 class MisfitError(Exception):
-    """Says what of the network and the checkpoint does not agree."""
+    """The checkpoint does not fit; says which tensor differs from the network."""
 
 
 class AmbiguousError(Exception):
-    """Says which places fit alike."""
+    """Several places fit equally well; says which."""
 
 
 class KindError(Exception):
-    """Says which tensor is not a plain one of floating-point numbers."""
+    """A tensor does not hold plain floating-point numbers; says which."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a network wants of a checkpoint."""
+    """The tensors that a network needs from a checkpoint."""
 
     shapes: dict[str, Size]
-    """Of its parameters and buffers by their names; counters aside."""
+    """Shapes of its parameters and buffers by name, without counters."""
     head: str | None
-    """The module that ends in its classes, which a checkpoint may lack."""
+    """Name of the classifier, which a checkpoint may lack."""
     children: tuple[str, ...]
-    """Its modules in order, those without weights too."""
+    """Its modules in order, also those without weights."""
 
     @classmethod
     def of(cls, network: nn.Module, head: str | None) -> Wanted:
-        """What `network` wants."""
+        """The tensors that `network` needs."""
         shapes = {key: tensor.shape for key, tensor in network.state_dict().items() if _counts(key)}
         return cls(shapes, head, tuple(name for name, _ in network.named_children()))
 
     @cached_property
     def trunk(self) -> list[str]:
-        """The names that a checkpoint cannot lack."""
+        """The names that a checkpoint must have."""
         return [key for key in self.shapes if key.partition(".")[0] != self.head]
 
     @cached_property
     def spellings(self) -> list[Callable[[str], str]]:
-        """From the network's names to how files may name the same."""
+        """Functions from the network's names to the names in different kinds of files."""
         index = {name: str(number) for number, name in enumerate(self.children)}
         found: list[Callable[[str], str]] = [unwrapped]
         if any("denselayer" in key for key in self.trunk):
             found.append(_as_early_densenet)
-        # nn.Sequential(*network.children()), as fastai does it, and network.features alone
+        # nn.Sequential(*network.children()), as fastai makes it, and network.features alone
         found.append(lambda key: f"{index.get(key.partition('.')[0], '')}.{key.partition('.')[2]}")
         if len({key.partition(".")[0] for key in self.trunk}) == 1:
             found.append(lambda key: key.partition(".")[2])
@@ -83,39 +83,39 @@ class Match:
     """One place in a checkpoint where a network fits."""
 
     place: str
-    """What stands before the names there; empty, or ends in a dot."""
+    """The prefix of the names; empty, or ends with a dot."""
     trunk: dict[str, str]
     """Path by the network's name."""
     head: dict[str, str] | None
-    """As `trunk`, of the classifier; None where it is another, or none at all."""
+    """As `trunk`, for the classifier; None if the checkpoint has another classifier, or none."""
     ignored: list[str]
-    """Counters, buffers and the like that the network lacks, without the place."""
+    """Names, without the place, of counters, buffers and the like that the network lacks."""
     others: list[str]
-    """Modules beside the network's that hold weights of their own, without the place."""
+    """Names, without the place, of other modules with weights."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a checkpoint was fitted."""
+    """The result of `fit`."""
 
     notes: tuple[str, ...]
-    """What a user should know of it."""
+    """Sentences for the user on how the checkpoint was understood."""
     other_widths: bool
-    """Whether the network's layers took the widths of the checkpoint's."""
+    """Whether the network's layers were given the widths of the checkpoint's tensors."""
 
 
 def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor]) -> Fitted:
-    """Load the tensors that are the network's into it; a classifier that has none becomes ``nn.Identity``.
+    """Load the network's tensors into it; a classifier without tensors becomes ``nn.Identity``.
 
     Args:
-        network: its tensors need no memory; is changed.
-        head: the name of its classifier, where it has one.
-        tensors: of a checkpoint, by path.
+        network: the network, which is changed; its tensors may be without memory.
+        head: the name of its classifier; None without one.
+        tensors: tensors of a checkpoint, by path.
 
     Raises:
-        MisfitError: they do not fit.
-        AmbiguousError: several do.
-        KindError: they would, but are of another kind.
+        MisfitError: the tensors fit nowhere.
+        AmbiguousError: the network fits at several places.
+        KindError: names and shapes fit, but a tensor is of another kind.
     """
     wanted = Wanted.of(network, head)
     found = list(matches(wanted, tensors))
@@ -142,7 +142,7 @@ def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor]) -> 
 def _take(
     network: nn.Module, head: str, trunk: Mapping[str, Tensor], classifier: Mapping[str, Tensor], other_widths: bool
 ) -> bool:
-    """Fill the network, with its classifier if that fits, too; whether it does."""
+    """Fill the network, and its classifier if that fits; returns whether the classifier fits."""
     if classifier:
         with suppress(MisfitError):
             _load(network, {**trunk, **classifier}, other_widths)
@@ -153,7 +153,7 @@ def _take(
 
 
 def matches(wanted: Wanted, tensors: Mapping[str, Tensor]) -> Iterator[Match]:
-    """Every place where all of the network's names are but for the classifier's, with shapes that it may have."""
+    """Every place with all of the network's names and fitting shapes, apart from the classifier's."""
     if not wanted.trunk:
         return
     met: set[tuple[int, ...]] = set()
@@ -161,7 +161,7 @@ def matches(wanted: Wanted, tensors: Mapping[str, Tensor]) -> Iterator[Match]:
         first = spell(wanted.trunk[0])
         places = [path[: len(path) - len(first)] for path in tensors if path == first or path.endswith(f".{first}")]
         for place in places:
-            # by numbers alone many networks look alike
+            # many networks have the same names of numbers alone
             match = _match(wanted, tensors, place, spell, exact=number > 0 and spell is not _as_early_densenet)
             same = tuple(id(tensors[path]) for path in match.trunk.values()) if match else ()
             if match and same not in met and not TRAINING.search(place):
@@ -201,20 +201,20 @@ def _match(
 
 
 def _alike(found: Size, wanted: Size, *, exact: bool) -> bool:
-    """Whether a layer of one shape can be given the other: channels may differ, kernels may not."""
+    """Whether a layer's shape can be changed to the other: channels may differ, kernels may not."""
     return found == wanted if exact else len(found) == len(wanted) and found[2:] == wanted[2:]
 
 
 def _is_harmless(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor that the network lacks takes no part in what it computes."""
+    """Whether a tensor that the network lacks has no effect on its results."""
     if tensor.numel() <= 1 or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     is_of_layer = name.rpartition(".")[2].startswith(("weight", "bias", "running"))
-    return not is_of_layer and tensor.numel() <= 4  # mean and std of colours
+    return not is_of_layer and tensor.numel() <= 4  # such as mean and std of the colours
 
 
 def _is_between(name: str, modules: set[str], tensor: Tensor) -> bool:
-    """Whether a tensor that the network lacks lies among its layers, which makes it another network."""
+    """Whether a tensor that the network lacks lies among its layers, so that the file is of another network."""
     module = name.partition(".")[0]
     if module in modules:
         return True
@@ -262,16 +262,16 @@ def _check_kinds(state: Mapping[str, Tensor]) -> None:
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], other_widths: bool) -> None:
-    """Fill the network, its layers as wide as the tensors.
+    """Fill the network, after its layers were given the widths of the tensors.
 
     Raises:
-        MisfitError: a shape differs otherwise, or layers do not go together.
+        MisfitError: a shape differs in more than a width, or layers do not fit each other.
     """
     _check_kinds(state)
     full = {key: tensor.float() for key, tensor in state.items()}
     if other_widths:
         _follow_widths(network, full)
-    complete = network.state_dict()  # with the versions of its modules, for which MNASNet asks
+    complete = network.state_dict()  # it has the versions of its modules, which MNASNet needs
     for key, tensor in complete.items():
         found = full[key] if _counts(key) else full.get(key, torch.tensor(0))
         if found.shape != tensor.shape:
@@ -283,7 +283,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], other_widths: bool) -
 
 
 def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give layers the widths of their tensors, where only a width differs."""
+    """Give layers the widths of their tensors, if only a width differs."""
     for name, module in network.named_modules():
         weight = tensors.get(f"{name}.weight")
         own = getattr(module, "weight", None)
@@ -303,12 +303,12 @@ def _follow_widths(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def input_channels(network: nn.Module) -> int:
-    """Channels of the network's input, as its first convolution takes them; 3 without one."""
+    """Number of input channels of the first convolution; 3 without one."""
     return next((layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
 def _broken_chain(network: nn.Module) -> str | None:
-    """What is wrong with the widths from layer to layer, found by a forward pass."""
+    """A sentence on widths that do not fit from layer to layer, found by a forward pass; None if they do."""
     try:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, input_channels(network), 224, 224))
@@ -318,7 +318,7 @@ def _broken_chain(network: nn.Module) -> str | None:
 
 
 def _difference(wanted: Wanted, tensors: Mapping[str, Tensor]) -> str:
-    """The first thing that is wrong at the likeliest place."""
+    """The first difference at the most likely place."""
     hits: dict[str, int] = {"": 0}
     names = set(wanted.trunk)
     for path in tensors:
@@ -343,7 +343,7 @@ def _difference(wanted: Wanted, tensors: Mapping[str, Tensor]) -> str:
 
 
 REMADE = {"_g": "weight normalisation", "_orig": "spectral normalisation or pruning"}
-"""How tensors are called from which a weight is made anew in each pass, by the ending of its name."""
+"""Ends of the names of tensors from which a weight is computed in each pass, by the end of the weight's name."""
 
 
 def _shapes_differ(key: str, found: Size, wanted: Size) -> str:
@@ -351,7 +351,7 @@ def _shapes_differ(key: str, found: Size, wanted: Size) -> str:
 
 
 def _as_early_densenet(key: str) -> str:
-    """DenseNet's published files are older than its names."""
+    """The name in DenseNet's published files, which are older than its present names."""
     return re.sub(r"\.(norm|conv)([12])\.", r".\1.\2.", key)
 
 

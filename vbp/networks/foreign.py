@@ -1,4 +1,4 @@
-"""What a file is that holds no checkpoint, told by its bytes alone: names and suffixes lie."""
+"""Recognise files that hold no checkpoint by their bytes alone, because names and suffixes may be wrong."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MAGIC = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (b"Rar!", "a rar archive", UNPACK),
 )
-"""How files begin, what they are, and the way out."""
+"""The first bytes of a kind of file, its name, and the remedy."""
 
 TEXT_LOOKED_AT = 4096
-"""Bytes from which text is told from data, and a page's title or a store's answer is read."""
+"""Number of first bytes from which text is recognised, and a page's title or a store's answer is read."""
 
 
 def describe(data: bytes) -> str | None:
-    """What `data` is and the way out, to follow a file's name; None where it may be a checkpoint.
+    """A clause on what `data` is, and the remedy, to follow a file's name; None if it may be a checkpoint.
 
     >>> describe(b"")
     'is empty: copy or download it again'
@@ -99,7 +99,7 @@ def _archive(kind: str, names: Sequence[str]) -> str:
 
 
 def _graph(data: bytes) -> str | None:
-    """Graphs of other frameworks, which begin with their first protobuf or flatbuffer fields."""
+    """A clause on graphs of other frameworks, recognised by their first protobuf or flatbuffer fields; else None."""
     if data[4:8] == b"TFL3":
         return f"is a TensorFlow Lite model: {OTHER}"
     if data[:3] == b"\x08\x01\x12":

@@ -33,24 +33,24 @@ class Model:
     network: nn.Module
     """float32, on the CPU, in evaluation mode."""
     preprocessing: Preprocessing
-    """What it was trained to see, as far as its source says."""
+    """The preprocessing with which it was trained, as far as its source says."""
     class_names: tuple[str, ...] | None
-    """One per output of the classifier, where known."""
+    """A name for each output of the classifier; None if unknown."""
     num_classes: int | None
     """None: the checkpoint has no classifier, so the network can be explained but predicts nothing."""
     weights: str
-    """As asked for."""
+    """The weights as `load_model` was given them."""
     sha256: str
-    """Of the checkpoint file's bytes; of the tensors' bytes for random weights."""
+    """SHA-256 of the checkpoint file; of the tensors' bytes for random weights."""
     notes: tuple[str, ...] = ()
-    """How the checkpoint was understood, where a user should know; a sentence each."""
+    """Sentences for the user on how the checkpoint was understood."""
 
 
 TRANSFORMERS = ("maxvit", "swin", "vit")
-"""How the names of torchvision's networks begin that are no CNNs and cannot be explained."""
+"""Beginnings of the names of torchvision's networks that are no CNNs and cannot be explained."""
 
 CLASSIFIERS = ("classifier", "fc")
-"""What torchvision's CNNs call the module that ends in their classes."""
+"""Names of the classifier in torchvision's CNNs."""
 
 
 def model_names() -> list[str]:
@@ -73,13 +73,13 @@ def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Ma
     Args:
         model: torchvision's name, such as `vgg16`.
         weights: `imagenet`, `demo`, `random`, or the path or fsspec URL of a ``.pth``, ``.pt`` or ``.safetensors``
-            file, or of the ``.index.json`` of one in parts, in which the network's tensors lie anywhere.
-        seed: of random weights.
-        storage_options: as for ``vbp.storage.files.read_uri``.
+            file, or of the ``.index.json`` of a sharded one; the network's tensors may be anywhere in it.
+        seed: seed of random weights.
+        storage_options: options as for ``vbp.storage.files.read_uri``.
 
     Raises:
-        ModelError: there is no such network.
-        WeightsError: the checkpoint cannot be had or read, or does not fit.
+        ModelError: the network does not exist.
+        WeightsError: the checkpoint cannot be fetched or read, or does not fit.
     """
     if model not in _torchvision_names():
         close = get_close_matches(model, _torchvision_names(), n=1)
@@ -97,11 +97,11 @@ def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Ma
 
 
 def own_model(network: nn.Module, preprocessing: Preprocessing) -> Model:
-    """A network that nobody has to load, as a `Model`; it is copied, not changed, and predicts nothing.
+    """A `Model` of a network that exists already; the network is copied and not changed, and predicts nothing.
 
     Args:
         network: any CNN.
-        preprocessing: what it was trained to see.
+        preprocessing: the preprocessing with which it was trained.
     """
     copied = deepcopy(network).cpu().float().eval().requires_grad_(False)
     name, sha256 = type(network).__name__, tensors_sha256(copied.state_dict())
@@ -109,10 +109,10 @@ def own_model(network: nn.Module, preprocessing: Preprocessing) -> Model:
 
 
 def fitting_model(weights: str, storage_options: Mapping[str, Any] | None = None) -> str | None:
-    """The torchvision network that a checkpoint file belongs to, by its keys and shapes; None where none fits.
+    """The torchvision network of a checkpoint file, found by names and shapes of tensors; None if none fits.
 
     Raises:
-        WeightsError: the checkpoint cannot be had or read, or belongs to several alike.
+        WeightsError: the checkpoint cannot be fetched or read, or fits several networks.
         StorageError: the store does not answer, after retries.
     """
     if weights in NAMED_WEIGHTS:
@@ -137,7 +137,7 @@ def _model(
 
 
 def preprocessing_of(model: str, weights: str) -> Preprocessing:
-    """What torchvision says of its own weights; ImageNet's for a checkpoint, which says nothing."""
+    """Torchvision's preprocessing for its own weights; ImageNet's for a checkpoint, which does not record any."""
     if weights != "imagenet":
         return IMAGENET
     transforms = torchvision.models.get_model_weights(model).DEFAULT.transforms()
@@ -148,7 +148,7 @@ def check_channels(network: nn.Module, preprocessing: Preprocessing) -> None:
     """Refuse a number of channels that the network does not take.
 
     Raises:
-        UsageError: another number.
+        UsageError: the numbers of channels differ.
     """
     taken = input_channels(network)
     if taken == preprocessing.depth:
@@ -167,9 +167,9 @@ def _torchvision_names() -> tuple[str, ...]:
 
 def _build(name: str, device: str = "cpu") -> nn.Module:
     with torch.device(device), warnings.catch_warnings():
-        # GoogLeNet and Inception announce a change of their initial weights, which we never see trained.
+        # GoogLeNet and Inception warn of a change of their initial weights, which we replace.
         warnings.simplefilter("ignore", FutureWarning)
-        # These two were trained on another normalisation; so they take everyone's.
+        # These two were trained with another normalisation; with this setting they take ImageNet's.
         settings = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
         network: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
     return network
@@ -182,9 +182,9 @@ def _build_empty(name: str) -> nn.Module:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Tensors get no memory, and no random numbers: in ones without memory these would load torch's compiler, for 4 s.
+    """Tensors get no memory and no random numbers; random numbers without memory would load torch's compiler, 4 s.
 
-    What a network computes in order to know its widths, as RegNet does, stays on the CPU.
+    Tensors from which a network computes its widths, as RegNet does, stay on the CPU.
     """
 
     @override
@@ -200,7 +200,7 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _fit(name: str, checkpoint: Checkpoint, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """The network with its weights, and what there is to say of them."""
+    """The network with its weights, and sentences for the user on them."""
     network = _without_auxiliary(_build_empty(name))
     try:
         fitted = fit(network, _head(network), checkpoint.tensors)
@@ -228,12 +228,12 @@ def _without_auxiliary(network: nn.Module) -> nn.Module:
 
 
 def _head(network: nn.Module) -> str | None:
-    """The name of the classifier, where the network has one."""
+    """The name of the classifier; None if the network has none."""
     return next((name for name, _ in network.named_children() if name in CLASSIFIERS), None)
 
 
 def _num_classes(network: nn.Module) -> int | None:
-    """The width of the classifier's last layer, which is linear but for SqueezeNet's 1x1 convolution."""
+    """The width of the classifier's last layer: a linear layer, or SqueezeNet's 1x1 convolution."""
     head = _head(network)
     layers = list(network.get_submodule(head).modules()) if head else []
     linear = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
@@ -242,9 +242,9 @@ def _num_classes(network: nn.Module) -> int | None:
 
 
 def _exact_twins(name: str, network: nn.Module) -> list[str]:
-    """Other networks of the same family that have just these layers, by names and shapes.
+    """Other networks of the same family with exactly these names and shapes of tensors.
 
-    Strides and groups do not show in shapes, so a network of followed widths might be computed as what it is not.
+    Shapes do not show strides and groups, so a network with changed widths might be computed as the wrong one.
     """
     found = {key: tensor.shape for key, tensor in network.state_dict().items()}
     head = _head(network)
@@ -271,7 +271,7 @@ def _what_fits(name: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _most_alike(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The torchvision networks that fit and share the most shapes with the checkpoint; several only where alike."""
+    """The torchvision network that fits and shares the most shapes with the checkpoint; several if they are equal."""
     likeness: dict[str, int] = {}
     for name in _torchvision_names():
         wanted = _wanted(name)
@@ -285,7 +285,7 @@ def _most_alike(tensors: Mapping[str, Tensor]) -> list[str]:
 
 @cache
 def _wanted(name: str) -> Wanted:
-    """What a torchvision network wants of a checkpoint."""
+    """The tensors that a torchvision network needs from a checkpoint."""
     network = _without_auxiliary(_build_empty(name))
     return Wanted.of(network, _head(network))
 

@@ -1,4 +1,4 @@
-"""What ``torch.save`` wrote, read without running any code that a file names."""
+"""Read files of ``torch.save`` without running any code that a file names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAVE = "save the weights alone, with torch.save(model.state_dict(), FILE)"
 
 
 class _Nothing:
-    """Stands in for a harmless object that lies beside the weights; takes all that is said of it, and keeps nothing."""
+    """Replaces a harmless object beside the weights; accepts any arguments and state, and stores nothing."""
 
     def __new__(cls, *args: Any) -> Any:
         return super().__new__(cls)
@@ -31,14 +31,14 @@ class _Nothing:
 
 
 class _Items:
-    """Stands in for a kind of dict: what is in it may be the weights."""
+    """Replaces a kind of dict, whose items may be the weights."""
 
     def __new__(cls, *args: Any) -> Any:
         return OrderedDict()
 
 
 class _List:
-    """Stands in for a kind of list."""
+    """Replaces a kind of list."""
 
     def __new__(cls, *args: Any) -> Any:
         return []
@@ -49,11 +49,11 @@ STAND_INS: dict[type, tuple[str, ...]] = {
         # arguments of the training script: torchvision's references, timm, DETR
         "argparse.Namespace",
         "types.SimpleNamespace",
-        # a best score or losses that nobody made a float
+        # a best score or losses that were not converted to float
         *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in ("scalar", "_reconstruct")),
         "numpy.ndarray",
         "numpy.dtype",
-        # folders among the settings
+        # paths in the settings
         *(
             f"pathlib{module}.{flavour}{system}Path"
             for module in ("", "._local")
@@ -70,10 +70,10 @@ STAND_INS: dict[type, tuple[str, ...]] = {
             for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Enum", "Path", "Value")
         ),
         "typing.Any",
-        # when it was saved
+        # the time of saving
         "datetime.datetime",
         "datetime.timedelta",
-        # what a defaultdict or OmegaConf says of its items
+        # the type of items in a defaultdict or OmegaConf
         "builtins.dict",
         "builtins.list",
         "builtins.tuple",
@@ -97,12 +97,12 @@ STAND_INS: dict[type, tuple[str, ...]] = {
         "yacs.config.CfgNode",
         "easydict.EasyDict",
     ),
-    # the last losses, in meters of training scripts
+    # the last losses, in training scripts
     _List: ("collections.deque",),
 }
-"""Harmless types that people's checkpoints hold beside the weights, by what takes their place.
+"""Harmless types that checkpoints often hold beside the weights, by the class that replaces them.
 
-Nothing of these types is run, nor need their packages be installed: the names alone are allowed.
+No code of these types is run, and their packages need not be installed: only the names are allowed.
 """
 
 
@@ -111,24 +111,24 @@ def load(data: bytes, uri: str) -> Any:
 
     Args:
         data: the file's bytes.
-        uri: names the file in errors.
+        uri: the file's place, for errors.
 
     Raises:
-        WeightsError: it is damaged, or holds what cannot be read without running code.
+        WeightsError: the file is damaged, or holds objects that cannot be read without running code.
     """
     if data.startswith(b"PK") and (part := _damaged_part(data)):
         raise WeightsError(f"{uri} is damaged: its {part} is not what was saved; copy or download it again.")
     stand_ins = [(kind, name) for kind, names in STAND_INS.items() for name in names]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            warnings.simplefilter("ignore")  # of old formats, which is nothing that a user can change
+            warnings.simplefilter("ignore")  # warnings of old formats, which a user cannot change
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(f"{uri} {_reason(str(error), data)}.") from error
 
 
 def _damaged_part(data: bytes) -> str | None:
-    """The first part of a zip file that its check sum does not fit, where torch does not look; None if all fit."""
+    """The first part of a zip file with a wrong checksum, which torch does not check; None if all are right."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for part in archive.infolist():
             if not part.CRC:  # torch.serialization.set_crc32_options(False)
@@ -143,7 +143,7 @@ def _damaged_part(data: bytes) -> str | None:
 
 
 def _reason(message: str, data: bytes) -> str:
-    """Our own words: torch's advise to read the file with ``weights_only=False``."""
+    """A message of our own, because torch's advises to read the file with ``weights_only=False``."""
     if b"_rebuild_qtensor" in data:
         return f"holds quantised weights, which are not explained: load the network before it was quantised, and {SAVE}"
     if "DTensor" in message:

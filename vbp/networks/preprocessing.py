@@ -1,6 +1,6 @@
-"""What a network wants to see: how pixels become its input. One value that travels with the network.
+"""Preprocessing: how pixels become a network's input, as one value that travels with the network.
 
-Pixels are uint8 RGB everywhere until they reach the network; only there are channels chosen and values normalised::
+Pixels are uint8 RGB everywhere before the network; only there channels are chosen and values normalised::
 
     input = (channels(pixels) / 255 - mean) / std
 """
@@ -20,16 +20,16 @@ _COLOURS = {"rgb": 3, "bgr": 3, "grey": 1}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The input that a network was trained on; by default ImageNet's, as torchvision has it.
+    """The preprocessing with which a network was trained; by default torchvision's for ImageNet.
 
     Attributes:
         mean: subtracted from pixels in [0, 1]; a value for each channel, in the order of `channels`.
-        std: divides what is left; as many values.
+        std: divides the difference; as many values.
         interpolation: how pictures are resized, always with antialiasing.
-        channels: ``rgb``; ``bgr``, as Caffe and OpenCV have it; ``grey``, one channel by ITU-R 601 as Pillow has it.
+        channels: ``rgb``; ``bgr``, as in Caffe and OpenCV; ``grey``, one channel by ITU-R 601, as in Pillow.
 
     Raises:
-        UsageError: a value outside its domain, or a wrong number of values.
+        UsageError: a value is outside its domain, or the number of values is wrong.
     """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -48,7 +48,7 @@ class Preprocessing:
 
     @property
     def depth(self) -> int:
-        """Channels of the network's input."""
+        """Number of channels of the network's input."""
         return _COLOURS[self.channels]
 
     @property
@@ -63,7 +63,7 @@ class Preprocessing:
 
     @property
     def mean_colour(self) -> tuple[int, ...]:
-        """`mean` as a uint8 RGB colour: about zero once normalised, so that padding excites least."""
+        """`mean` as a uint8 RGB colour: about zero after normalisation, so that padding activates the network least."""
         return tuple(round(255 * value) for value in self.rgb_mean)
 
     def changed(
@@ -74,10 +74,10 @@ class Preprocessing:
         interpolation: Interpolation | None = None,
         channels: Channels | None = None,
     ) -> Preprocessing:
-        """The same but for what is given. Between RGB and BGR, mean and standard deviation go with their colours.
+        """A copy with the given changes. Between RGB and BGR, mean and standard deviation stay with their colours.
 
         Raises:
-            UsageError: as for `Preprocessing`; or another number of channels without their mean and std.
+            UsageError: as for `Preprocessing`; or the number of channels changes without new mean and std.
         """
         channels = channels or self.channels
         if _COLOURS[channels] != self.depth and (mean is None or std is None):
@@ -96,7 +96,7 @@ class Preprocessing:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """By name, as JSON values."""
+        """The fields by name, as JSON values."""
         return {
             "mean": list(self.mean),
             "std": list(self.std),
@@ -140,7 +140,7 @@ def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _divided(values: Sequence[float]) -> str:
-    """What to give instead of values that were meant for 0..255."""
+    """A hint with the values divided by 255, if they were meant for 0..255."""
     if min(values) < 0 or not 1 < max(values) <= 255:
         return ""
     return f"; for pixels in 0..255 this is {_listed([round(value / 255, 4) for value in values])}"
@@ -157,4 +157,4 @@ def _as_rgb(values: tuple[float, ...], channels: Channels) -> tuple[float, ...]:
 
 
 IMAGENET = Preprocessing()
-"""Of ImageNet's pictures: what nearly every network of torchvision was trained on."""
+"""ImageNet's preprocessing, with which nearly every network of torchvision was trained."""

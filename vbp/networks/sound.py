@@ -1,4 +1,4 @@
-"""Whether weights are fit to compute with, looked at before any work."""
+"""Check before any work that weights can be computed with."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vbp.errors import WeightsError
 
 
 def check_sound(network: nn.Module, weights: str) -> list[str]:
-    """Refuse what would make every mask meaningless; what may be meant comes back as notes.
+    """Refuse weights that make every mask meaningless; return notes on weights that are only suspicious.
 
     Args:
-        network: with its weights.
-        weights: names them in errors.
+        network: the network with its weights.
+        weights: name of the weights, for errors.
 
     Raises:
-        WeightsError: a tensor holds NaN or infinity, a variance is below zero, or the first convolution is all zero.
+        WeightsError: a tensor holds NaN or infinity, a variance is negative, or the first convolution is all zero.
     """
     for key, tensor in network.state_dict().items():
         if tensor.is_floating_point() and tensor.numel():

@@ -1,4 +1,4 @@
-"""All tensors of a checkpoint by their dotted paths, whatever they are nested in and wrapped by."""
+"""All tensors of a checkpoint by their dotted paths, at any depth of dicts and lists, without names of wrappers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-"""Names that ``DataParallel``, ``torch.compile``, FSDP and Fabric put into keys, at any depth."""
+"""Names that ``DataParallel``, ``torch.compile``, FSDP and Fabric insert into keys, at any depth."""
 
 
 def flat_tensors(content: Any) -> dict[str, Tensor]:
     """Every tensor in nested dicts and lists by its path, in the file's order.
 
-    A path is the keys on the way joined by dots, as in ``state_dict.features.0.weight``, without the names of wrappers.
-    Where two tensors would get the same one, the later keeps its wrapper's name. Weights that were pruned by
+    A path is the keys joined by dots, as in ``state_dict.features.0.weight``, without the names of wrappers.
+    If two tensors would get the same path, the later one keeps its wrapper's name. Weights that were pruned by
     ``torch.nn.utils.prune`` are multiplied with their masks.
     """
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Checkpoints: the trained tensors of a network, from wherever they are kept."""
+"""Checkpoints: read the trained tensors of a network from a file, a store or torchvision."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from vbp.storage.files import Folder, read_uri
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: nothing is known yet of the network that it fits."""
+    """A checkpoint that was read, before it is fitted to a network."""
 
     tensors: dict[str, Tensor]
-    """By path: on the CPU, as they were saved; see ``flat_tensors``."""
+    """Tensors by path, on the CPU, as they were saved; see ``flat_tensors``."""
     sha256: str
-    """Of the file's bytes; of several files', one after the other, where it is in parts."""
+    """SHA-256 of the file's bytes; of a sharded checkpoint, of all files' bytes one after the other."""
     class_names: tuple[str, ...] | None
-    """The safetensors metadata `classes` (a JSON list), where present."""
+    """The safetensors metadata `classes` (a JSON list); None if missing."""
 
 
 def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -41,12 +41,12 @@ def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any]
 
     Args:
         weights: `imagenet` (torchvision's, for `model`), `demo` (packaged), or the path or fsspec URL of a
-            ``.pth``, ``.pt`` or ``.safetensors`` file, or of the ``.index.json`` of one in parts.
+            ``.pth``, ``.pt`` or ``.safetensors`` file, or of the ``.index.json`` of a sharded one.
         model: torchvision's name of the network.
-        storage_options: as for ``vbp.storage.files.read_uri``.
+        storage_options: options as for ``vbp.storage.files.read_uri``.
 
     Raises:
-        WeightsError: the checkpoint cannot be had or read.
+        WeightsError: the checkpoint cannot be fetched or read.
         StorageError: the store does not answer, after retries.
     """
     if weights == "imagenet":
@@ -72,7 +72,7 @@ def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any]
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of the tensors' bytes in order of their names, for weights that come from no file."""
+    """The SHA-256 of the tensors' bytes in order of their names, for weights without a file."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].detach().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -83,7 +83,7 @@ def imagenet_is_here(model: str) -> bool:
     """Whether torchvision's checkpoint was downloaded before.
 
     Raises:
-        WeightsError: there is none for `model`.
+        WeightsError: there is no such checkpoint for `model`.
     """
     return _imagenet_place(model)[1].exists()
 
@@ -101,7 +101,7 @@ def _imagenet_file(model: str) -> Path:
     """Torchvision's checkpoint in torch.hub's cache, downloaded on first use and checked against its hash."""
     url, file = _imagenet_place(model)
     if not file.exists():
-        # torchvision names its files NAME-HASH.pth, the hash being the start of the file's SHA-256.
+        # torchvision names its files NAME-HASH.pth; HASH is the start of the file's SHA-256.
         hash_prefix = file.stem.rpartition("-")[2]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _files_in(folder: str) -> str:
 
 
 def _parts(data: bytes, uri: str) -> list[str]:
-    """The files of which `data` is the index, as Hugging Face's ``*.index.json``; none where it is a file itself."""
+    """Names of the files if `data` is an index like Hugging Face's ``*.index.json``; empty if it is a checkpoint."""
     if data[:64].lstrip()[:1] != b"{" or b'"weight_map"' not in data:
         return []
     try:
@@ -157,7 +157,7 @@ def _parts(data: bytes, uri: str) -> list[str]:
 
 
 def _read_part(index: str, name: str, storage_options: Mapping[str, Any] | None) -> bytes:
-    """A file beside the index; a name that leads elsewhere is refused."""
+    """The bytes of a file beside the index; a name that leads elsewhere is refused."""
     folder = index.rpartition("/")[0] if "://" in index else posixpath.dirname(index)
     try:
         return Folder(folder or ("." if not index.startswith("/") else "/"), storage_options).read(name)
@@ -170,8 +170,8 @@ def _read_part(index: str, name: str, storage_options: Mapping[str, Any] | None)
 
 
 def _parse(data: bytes, uri: str) -> tuple[Any, dict[str, str]]:
-    """The content and metadata of a checkpoint; its format is told by its first bytes, not by its name."""
-    # A safetensors file begins with the length of its JSON header in 8 bytes, which is no text.
+    """The content and metadata of a checkpoint; its first bytes, not its name, decide the format."""
+    # A safetensors file begins with the length of its JSON header in 8 bytes, which are no text.
     if data[8:9] == b"{" and b"\0" in data[:8]:
         return _safetensors(data, uri)
     if foreign := describe(data):
