@@ -294,7 +294,7 @@ def _upper_byte(image: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def _image_errors() -> Iterator[None]:
-    """Turn all errors of Pillow on broken files (struct.error, SyntaxError, OverflowError ...) into CorruptImageError."""
+    """Turn Pillow's errors on broken files (struct.error, SyntaxError, OverflowError ...) into CorruptImageError."""
     try:
         yield
     except ImageError:

@@ -1,14 +1,14 @@
-"""Attempt: one run at work on its output, from taking the lock to writing ``_SUCCESS``.
+"""Attempt: one execution of a run on its output, from taking the lock to writing ``_SUCCESS``.
 
-Each phase returns the object that begins the next one, so that none can be left out or come too early::
+Each phase returns the object with which the next one begins, so that no phase can be skipped::
 
     with attempted(config, observer) as attempt:      # the lock is ours, and the record of earlier runs is read
-        checked = attempt.checked(network, given)     # network, machine and output suit each other
-        listed = checked.listed()                     # the manifest is there (listing.py)
-        due = listed.due(given)                       # what is left to do is known; nothing can refuse the run now
-        working = due.begun()                         # the old promise is withdrawn (working.py)
+        checked = attempt.checked(network, given)     # network, machine and output fit together
+        listed = checked.listed()                     # the manifest exists (listing.py)
+        due = listed.due(given)                       # all checks are passed; the images that are left are known
+        working = due.begun()                         # the old _SUCCESS is deleted (working.py)
         working.count(report)                         # for each part that a worker has committed
-        summary = working.completed(given)            # index, totals, promise; None: some images are to be done again
+        summary = working.completed(given)            # index, totals, _SUCCESS; None: some images must be done again
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def attempted(config: RunConfig, observer: Observer) -> Iterator[Attempt]:
-    """Hold the output of a run. A first run that is refused leaves nothing of its listing.
+    """Hold the output of a run. If a first run is refused, its listing is removed.
 
     Args:
         config: what to do, its places absolute.
@@ -60,7 +60,7 @@ def attempted(config: RunConfig, observer: Observer) -> Iterator[Attempt]:
             yield attempt
         except UsageError:
             with failures_as_sentences(before_work=False):
-                output.look()  # what is wrong may be another's work in progress
+                output.look()  # the cause may be that another attempt has taken over
             if is_new and not (attempt and attempt.has_begun):
                 forget_listing(output)
             raise
@@ -71,7 +71,7 @@ def leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
     """Hold the lock of an output, its lease.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the output cannot be written.
     """
     told: list[str] = []
 
@@ -95,7 +95,7 @@ def leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
 
 
 class Attempt:
-    """An attempt at a run whose output is ours, and what earlier runs have left in it.
+    """An attempt that holds its output, with the record of earlier attempts.
 
     Args:
         config: what to do, its places absolute.
@@ -103,12 +103,12 @@ class Attempt:
         observer: is told how the run goes.
 
     Attributes:
-        run_id: names the attempt in the lease, the parts and the index.
-        record: what earlier runs left.
-        has_begun: whether the work has begun, so that nothing is refused any more.
+        run_id: name of the attempt in the lease, the parts and the index.
+        record: the record of earlier attempts.
+        has_begun: whether the work has begun, after which nothing is refused.
 
     Raises:
-        UsageError: there are files of others where results go; or as for `open_record`.
+        UsageError: folders of results hold other people's files; or as for `open_record`.
     """
 
     def __init__(self, config: RunConfig, output: HeldFolder, observer: Observer) -> None:
@@ -121,12 +121,12 @@ class Attempt:
             refuse_others(output)
 
     def checked(self, network: NetworkFacts, given: Resources | None, load: Callable[[], Model]) -> Checked:
-        """Refuse what cannot be carried out; nothing is removed or written.
+        """Refuse a run that cannot be carried out; nothing is removed or written.
 
         Args:
-            network: what is known of it.
-            given: of Ray; None for work in this process.
-            load: loads the network, which int8 needs to be calibrated.
+            network: facts about the network.
+            given: resources from Ray; None for work in this process.
+            load: loads the network, for the calibration of int8.
 
         Raises:
             UsageError: the output holds results of another configuration, or the classes cannot be read.

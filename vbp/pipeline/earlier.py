@@ -1,4 +1,4 @@
-"""Whether a run was finished earlier, told by its output and the weights' bytes alone: loading torch takes 10 s."""
+"""Whether a run is finished already, from its output and the weights' bytes alone, as loading torch takes 10 s."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vbp.storage.ledger import index
 
 
 def finished_earlier(config: RunConfig, digests: dict[str, str] | None = None) -> Summary | None:
-    """The summary of a finished run of `config`.
+    """The summary of a finished run of `config`; None if it is not known to be finished.
 
-    None also where only a closer look can tell: named weights are known by loading them, and errors are ignored here,
+    Some runs are known only after the full check: named weights must be loaded to be known.  Errors are ignored here,
     because the full check reports them.
 
     Args:
         config: the run.
-        digests: of weights that were read already, by their place; takes that of these.
+        digests: SHA-256 of weights that were read already, by place; those of this run are added.
     """
     with suppress(UsageError, StorageError, OSError):
         return _finished_earlier(config, {} if digests is None else digests)

@@ -1,4 +1,4 @@
-"""What a failure becomes: a sentence that says whether the same command helps, and the run that it belongs to."""
+"""Failures of runs: a sentence that says whether the same command may help, and the run to which it belongs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vbp.errors import InterruptedRunError, StorageError, UsageError, VBPError
 
 @contextmanager
 def failures_as_sentences(*, before_work: bool) -> Iterator[None]:
-    """Failures of storage as errors that say whether the same command may help.
+    """Turn errors of storage into errors that say whether the same command may help.
 
     Raises:
-        UsageError: before any work, a place cannot be used as it is.
-        InterruptedRunError: a store stopped answering, or does not take what is written.
+        UsageError: before any work, a place cannot be used.
+        InterruptedRunError: a store stopped answering, or refuses writes.
     """
     try:
         yield
@@ -29,14 +29,14 @@ def failures_as_sentences(*, before_work: bool) -> Iterator[None]:
 
 
 def _may_pass(error: OSError) -> bool:
-    """Whether the same request may go through later: unlike a missing, forbidden or misnamed file."""
+    """Whether the same request may succeed later; not so for a missing, forbidden or misnamed file."""
     lasting = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
     return not isinstance(error, lasting)
 
 
 @contextmanager
 def naming(run: str) -> Iterator[None]:
-    """Refusals say which run they are of; one that runs alone has no name."""
+    """Put the run's name before a refusal; a single run has no name."""
     try:
         yield
     except UsageError as error:
@@ -46,12 +46,12 @@ def naming(run: str) -> Iterator[None]:
 
 
 def is_crash(error: Exception) -> bool:
-    """Whether it is none that is raised on purpose, nor one of the system."""
+    """Whether an error is neither one of vbp nor one of the operating system."""
     return not isinstance(error, (VBPError, OSError))
 
 
 def told(error: Exception) -> str:
-    """An exception as one sentence; a crash with its type."""
+    """An exception as one sentence; a crash also has its type."""
     return f"{type(error).__name__}: {error}" if is_crash(error) else str(error)
 
 
@@ -59,8 +59,8 @@ class RunFailedError(VBPError):
     """One of the runs that share workers cannot go on; the others can.
 
     Attributes:
-        run: its number.
-        cause: the exception that was raised for it, of its own type also where it comes from another process.
+        run: the run's number.
+        cause: the exception that was raised, with its own type even if it comes from another process.
     """
 
     run: int
@@ -68,7 +68,7 @@ class RunFailedError(VBPError):
 
     @classmethod
     def of(cls, run: int, cause: Exception) -> RunFailedError:
-        """A failure of run number `run`; one that names its run already stays as it is."""
+        """A failure of run number `run`; a cause that is a `RunFailedError` already is returned unchanged."""
         if isinstance(cause, cls):
             return cause
         error = cls(told(cause))
@@ -76,15 +76,15 @@ class RunFailedError(VBPError):
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels also where the cause cannot."""
+        """Can be pickled even if the cause cannot."""
         try:
             packed = pickle.dumps(self.cause)
-        except Exception:  # whatever a foreign exception has in it
+        except Exception:  # exceptions of other packages may hold anything
             packed = b""
         return _arrived, (self.run, packed, str(self), is_crash(self.cause))
 
     def original(self) -> Exception:
-        """The cause; one of another process names what was raised there as its own cause."""
+        """The cause; if it comes from another process, its ``__cause__`` is the exception there."""
         if self.cause is not self.__cause__:
             self.cause.__cause__ = self
         return self.cause
@@ -93,14 +93,14 @@ class RunFailedError(VBPError):
 def _arrived(run: int, packed: bytes, said: str, crashed: bool) -> RunFailedError:
     try:
         cause = pickle.loads(packed)
-    except Exception:  # its class is not known here, or cannot be made again
+    except Exception:  # its class is unknown here, or cannot be unpickled
         cause = RuntimeError(said) if crashed else VBPError(said)
     return RunFailedError.of(run, cause)
 
 
 @contextmanager
 def on_behalf_of(run: int) -> Iterator[None]:
-    """What is raised within is a failure of run number `run`."""
+    """Turn exceptions of the context into failures of run number `run`."""
     try:
         yield
     except Exception as error:

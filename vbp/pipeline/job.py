@@ -1,10 +1,10 @@
-"""The main job: look, prepare, work, for one run or for several that share their workers; a run alone is one of one.
+"""The main job: look, prepare, work, for one run or for several that share workers; a single run is the case of one.
 
-- *Look* at everything that can be told without the lock: places, what was finished earlier, the networks.
-- *Prepare*: take the locks, start Ray where it is needed, list the images.  Whatever could refuse a run does so here,
+- *Look* at everything that can be checked without the lock: places, runs that are finished already, the networks.
+- *Prepare*: take the locks, start Ray if it is needed, list the images.  Every reason to refuse a run is found here,
   for all runs before one begins.
-- *Work*: the shards of all runs, those of one network after the other, are given to the same workers.  Each run is
-  completed as soon as its last image has a row; one that fails leaves the others alone.
+- *Work*: the same workers do the shards of all runs, network by network.  A run is completed as soon as its last image
+  has a row; a run that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ def run(config: RunConfig, observer: Observer | None = None) -> Summary:
 
     Args:
         config: what to do.
-        observer: is told how the run goes.
+        observer: receives the run's progress.
 
     Returns:
-        Totals over all images listed, whichever run computed them.
+        Totals over all listed images, whichever attempt did them.
 
     Raises:
-        UsageError: the request cannot be carried out; nothing was computed.
-        InterruptedRunError: a store stopped answering, or another run took the output; run again to continue.
+        UsageError: the run cannot be carried out; nothing was computed.
+        InterruptedRunError: a store stopped answering, or another attempt took the output; run again to continue.
     """
     return drive({"": config}, observer or Observer())[""].result()
 
 
 def drive(runs: Mapping[str, RunConfig], observer: Observer) -> dict[str, Outcome]:
-    """Do all runs, each as far as it comes.
+    """Do all runs; a run that fails does not stop the others.
 
     Args:
-        runs: by name, of outputs of their own and one runner; a run alone has none: ``""``.
-        observer: is told how it goes, of all runs together.
+        runs: configurations by name, with different outputs and the same runner; a single run has the name ``""``.
+        observer: receives the progress of all runs together.
 
     Returns:
-        How each ended, by name.
+        How each run ended, by name.
 
     Raises:
-        UsageError: one of the runs cannot be carried out; no image of any was computed.
+        UsageError: one of the runs cannot be carried out; no image of any run was computed.
         InterruptedRunError: no run can go on; the same command continues.
     """
     with look(runs, observer).prepared() as prepared:
@@ -80,24 +80,24 @@ class Outcome:
     """How one run ended."""
 
     summary: Summary | None = None
-    """None where it did not come to its end."""
+    """None if the run was not completed."""
     error: Exception | None = None
-    """Why not."""
+    """Why the run was not completed; else None."""
 
     @property
     def reason(self) -> str:
-        """The same for people; empty where it came to its end."""
+        """A sentence on why the run was not completed; empty if it was."""
         return told(self.error) if self.error else ""
 
     @property
     def exit_code(self) -> int:
-        """0, 3 or 4 as ``vbp explain`` would have ended; 1 where the reason is none of the foreseen ones."""
+        """The exit code of ``vbp explain`` for this run: 0, 3 or 4; 1 if it crashed."""
         if self.summary is not None:
             return self.summary.exit_code
         return 1 if self.error and is_crash(self.error) else 4
 
     def result(self) -> Summary:
-        """The summary, or what was raised in its place."""
+        """The summary; raises the run's error if there is none."""
         if self.summary is None:
             assert self.error is not None
             with failures_as_sentences(before_work=False):
@@ -109,7 +109,7 @@ class Outcome:
 
 
 def look(runs: Mapping[str, RunConfig], observer: Observer) -> Found:
-    """Everything that can be told without the lock; arguments and errors as for `drive`."""
+    """Check everything that can be checked without the lock; arguments and errors as for `drive`."""
     with failures_as_sentences(before_work=True):
         configs, digests, outcomes = {}, dict[str, str](), {}
         for name, config in runs.items():
@@ -129,7 +129,7 @@ def look(runs: Mapping[str, RunConfig], observer: Observer) -> Found:
 
 
 def _by_network(configs: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
-    """Those that share a network stand together, else the order is kept."""
+    """The runs, reordered so that those with the same network follow each other."""
     first: dict[str, int] = {}
     for config in configs.values():
         first.setdefault(network_key(config), len(first))
@@ -137,10 +137,10 @@ def _by_network(configs: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
 
 
 def _network_facts(configs: Mapping[str, RunConfig], networks: Networks, observer: Observer) -> dict[str, NetworkFacts]:
-    """Load each network once and try what its runs want of it.
+    """Load each network once, and try it with the settings of its runs.
 
     Raises:
-        UsageError: one cannot be loaded, or not be used as a run wants.
+        UsageError: a network cannot be loaded, or does not suit a run's settings.
     """
     notes: dict[str, None] = {}
     facts = {}
@@ -161,22 +161,22 @@ def _network_facts(configs: Mapping[str, RunConfig], networks: Networks, observe
 
 @dataclass(frozen=True)
 class Found:
-    """Runs that can be carried out, as far as it is known without the lock."""
+    """Runs that passed all checks that need no lock."""
 
     configs: Mapping[str, RunConfig]
-    """Of all runs, their places absolute."""
+    """Configurations of all runs, with absolute places."""
     outcomes: Mapping[str, Outcome]
-    """Of those that were finished earlier."""
+    """Summaries of the runs that are finished already."""
     left: Mapping[str, RunConfig]
-    """The others; those that share a network stand together."""
+    """Configurations of the other runs; those with the same network follow each other."""
     facts: Mapping[str, NetworkFacts]
-    """Of the networks of these."""
+    """Facts about their networks."""
     networks: Networks
     observer: Observer
 
     @contextmanager
     def prepared(self) -> Iterator[Prepared]:
-        """With the locks, as long as the context lasts, and the images of all runs listed; errors as for `drive`."""
+        """Hold the locks during the context, and list the images of all runs; errors as for `drive`."""
         with ExitStack() as stack:
             with failures_as_sentences(before_work=True):
                 prepared = self._prepare(stack)
@@ -199,7 +199,7 @@ class Found:
         return Prepared(runs, due, self.outcomes, Workers(runner, self.networks), self.observer)
 
     def _listed(self, runs: Sequence[Run], checked: Mapping[str, Checked]) -> dict[str, Listed]:
-        """Each input is listed once, so that its runs see the same images."""
+        """List each input once, so that all its runs have the same images."""
         known: dict[tuple[object, ...], Manifest] = {}
 
         def add(config: RunConfig, manifest: Manifest | None) -> None:
@@ -223,11 +223,11 @@ class Found:
 
 
 class Prepared:
-    """Runs that nothing can refuse any more.
+    """Runs that passed all checks.
 
     Attributes:
-        outcomes: of those that have ended.
-        left: the others.
+        outcomes: how runs that have ended did so, by name.
+        left: the other runs.
     """
 
     def __init__(
@@ -248,17 +248,17 @@ class Prepared:
 
     @property
     def images_left(self) -> int:
-        """Images without a row, of all runs."""
+        """Images without a row, in all runs."""
         return sum(self._due[run.name].left for run in self.left)
 
     def work(self, stop: Callable[[], str | None] = lambda: None) -> dict[str, Outcome]:
-        """Work until each run has ended, one way or the other.
+        """Work until each run is completed or has failed.
 
         Args:
-            stop: asked after each part that was committed: why the work is to stop, or None.
+            stop: called after each committed part; returns why the work must stop, or None.
 
         Returns:
-            How each ended, by name, whenever that was.
+            How each run ended, by name, also runs that were finished earlier.
 
         Raises:
             InterruptedRunError: no run can go on; the same command continues.
@@ -282,12 +282,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Run:
-    """One of the runs that were not finished earlier."""
+    """A run that was not finished earlier."""
 
     name: str
     config: RunConfig
     lock: ExitStack
-    """Of its output; closed when the run has ended."""
+    """Holds the lock of its output; closed when the run has ended."""
 
 
 @dataclass(frozen=True)
@@ -300,15 +300,15 @@ class AtWork:
 
 @dataclass(frozen=True)
 class Workers:
-    """Those that all runs share."""
+    """The workers that all runs share."""
 
     runner: Runner
     networks: Networks
-    """That are loaded in this process."""
+    """Networks for workers in this process."""
 
 
 class _Work:
-    """The runs at work, until each has ended."""
+    """Does the runs at work until each has ended."""
 
     def __init__(
         self, at_work: Sequence[AtWork], workers: Workers, observer: Observer, stop: Callable[[], str | None]
@@ -328,10 +328,10 @@ class _Work:
         return [each for each in at_work if each.run.name not in self._ended]
 
     def _round(self, at_work: Sequence[AtWork]) -> None:
-        """Work on all that is pending in these runs, up to the failure of one, or until it is to stop."""
+        """Work on all pending shards of these runs, until one run fails or the work must stop."""
         open_runs = dict(enumerate(at_work))
         failure = self._follow(open_runs)
-        if failure is None:  # fewer rows may have been reported than expected: a worker that died had made some
+        if failure is None:  # a worker that died may have committed rows without a report
             for each in self._left(list(open_runs.values())):
                 self._complete(each)
             return
@@ -341,9 +341,9 @@ class _Work:
             each.phase.look(retry_failed=each.run.config.retry_failed)
 
     def _follow(self, open_runs: dict[int, AtWork]) -> RunFailedError | None:
-        """Count what the workers report; runs whose last image has a row are completed, and taken out.
+        """Count the workers' reports; a run whose last image has a row is completed and taken out of `open_runs`.
 
-        The last one stays: workers close its last unit when they are asked for more.
+        The last run stays, because workers close its last unit only when the next report is requested.
         """
         at_work = list(open_runs.values())
         recipes = Recipes([each.phase.recipe for each in at_work], self._workers.networks)
@@ -367,7 +367,7 @@ class _Work:
         return None
 
     def _complete(self, each: AtWork) -> None:
-        """The run's index and its promise; where rows are missing, it stays at work for another round."""
+        """Make the run's index and ``_SUCCESS``; if rows are missing, the run stays at work for another round."""
         each.phase.seconds += time.perf_counter() - self._since
         try:
             summary = each.phase.completed(self._workers.runner.given)
@@ -381,7 +381,7 @@ class _Work:
 
     def _fail(self, each: AtWork, error: Exception) -> None:
         try:
-            with each.run.lock:  # the lock sees what went wrong
+            with each.run.lock:  # the lock's context handles the error
                 raise error
         except Exception as last:
             self._end(each, Outcome(error=last))
@@ -393,7 +393,7 @@ class _Work:
             self._observer.note(f"{each.run.name}: {outcome.reason or finished}")
 
     def _stop_all(self, reason: str) -> None:
-        """End all runs but one whose last image has its row."""
+        """End all runs, except those whose last image has its row."""
         cut_off = [each for each in self._left(self._at_work) if each.phase.left > 0]
         for each in cut_off:
             each.run.lock.close()
@@ -403,13 +403,13 @@ class _Work:
 
 
 def _of_one_shape(at_work: Sequence[AtWork]) -> list[AtWork]:
-    """Those of the first shape: rows of several runs meet in the blocks between the workers of a GPU."""
+    """The runs of the first run's shape, because with GPUs rows of several runs are in the same blocks."""
     wanted = shape(at_work[0].phase.recipe)
     return [each for each in at_work if shape(each.phase.recipe) == wanted]
 
 
 def _of_each(runs: Sequence[Run], step: Callable[[Run], T]) -> dict[str, T]:
-    """One step of all runs, by name; a refusal says which run it is of."""
+    """The results of `step` for all runs, by name; a refusal names its run."""
     done = {}
     for each in runs:
         with naming(each.name):

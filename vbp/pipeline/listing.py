@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 class Checked:
-    """A run that network, machine and output allow; only its images can refuse it now.
+    """A run whose network, machine and output are checked; its images are not yet.
 
     Args:
         attempt: the run.
-        recipe: how the results are made, as far as it is known without the images.
-        network: what is known of it.
-        load: loads it, which int8 needs to be calibrated.
+        recipe: how the results are made, as far as known without the images.
+        network: facts about the network.
+        load: loads the network, for the calibration of int8.
     """
 
     def __init__(self, attempt: Attempt, recipe: Recipe, network: NetworkFacts, load: Callable[[], Model]) -> None:
@@ -46,10 +46,10 @@ class Checked:
         self._choice = Choice(attempt.config.limit)
 
     def listed(self, known: Manifest | None = None) -> Listed:
-        """With the manifest: read where there is one of this input, else made; brought up to date where that is wanted.
+        """Read the manifest if there is one of this input, else list INPUT; with ``--refresh`` bring it up to date.
 
         Args:
-            known: another run's list of the same input, to be taken over.
+            known: another run's manifest of the same input, to be copied.
 
         Raises:
             UsageError: the input cannot be listed, or the record or the manifest is damaged.
@@ -75,7 +75,7 @@ class Checked:
         config = self._config
         pending = list(index.pending_shards(self._output, manifest, config.retry_failed, config.limit))
         if pending and self._lacks_scales:
-            if not self._choice.rows:  # the listing is an earlier attempt's
+            if not self._choice.rows:  # an earlier attempt has made the listing
                 deque(self._choice.watch(manifest.rows()), maxlen=0)
             self._calibrate()
         return Due(self._attempt, self._recipe, manifest, pending)
@@ -104,7 +104,7 @@ class Checked:
         )
 
     def _refuse_before_clearing(self) -> None:
-        """List INPUT for the refusals alone: what is cleared cannot be had back. Errors as for `Listed.due`."""
+        """List INPUT to find errors before results are removed for good.  Errors as for `Listed.due`."""
         config = self._config
         limit = config.limit if prepare.is_cut_at_limit(config) else None
         rows = in_order(First(self._rows(Observer(), LeftOut()), limit))
@@ -119,7 +119,7 @@ class Checked:
 
         def forget(shard: int, rows: Mapping[int, ManifestRow]) -> None:
             index.forget(self._output, shard, rows)
-            # what comes instead may be an error row or one without a mask, and leave these behind
+            # the new row may be an error row or have no mask, so that old files would not be overwritten
             self._drop([row.key for row in rows.values()])
 
         left_out = LeftOut()
@@ -143,7 +143,7 @@ class Checked:
         return manifest
 
     def _reconcile(self, manifest: Manifest) -> None:
-        """The rows on record were made by another manifest, or by none that is known."""
+        """Reconcile rows that were made with another manifest, or with an unknown one."""
         count = reconcile(self._output, manifest, self._drop, self._begin_listing)
         self._record.adopt(manifest)
         if count:
@@ -160,7 +160,7 @@ class Checked:
         return rows_apart(rows, self._config.input, self._config.output)
 
     def _drop(self, keys: Sequence[str]) -> None:
-        """Remove the result files of images; those in tars go with their tars, when no row names these any more."""
+        """Remove the result files of images; those in tars are removed with the tar, once no row names it."""
         files = files_of(self._output, self._config.as_json())
         for key in keys:
             for path in files.paths(key):
@@ -169,7 +169,7 @@ class Checked:
     # What depends on the images
 
     def _classes(self, manifest: Manifest) -> ClassMap | None:
-        """How the folders of `manifest` and the network's classes match; errors as for `Listed.due`."""
+        """Which class each folder of `manifest` stands for; errors as for `Listed.due`."""
         before = self._record.facts.get("classes")
         folders = prepare.class_folders(self._config, manifest)
         network = self._network
@@ -182,7 +182,7 @@ class Checked:
         return self._recipe.precision == "int8" and self._recipe.scales is None
 
     def _calibrate(self) -> None:
-        """For int8: find the scales, where the run has none yet; errors as for `calibrated`."""
+        """For int8: find the scales if the run has none yet; errors as for `calibrated`."""
         observer = self._attempt.observer
         observer.note("Calibrating int8 on some of the images; the run keeps the scales.")
         scales = calibrated(self._recipe, self._load(), self._choice.rows)
@@ -196,7 +196,7 @@ class Listed:
 
     Attributes:
         manifest: the images.
-        images: how many of them count, up to ``limit``.
+        images: number of images up to ``limit``.
     """
 
     def __init__(self, checked: Checked, manifest: Manifest, limit: int | None) -> None:
@@ -204,14 +204,14 @@ class Listed:
         self.images = min(manifest.images, limit or manifest.images)
 
     def due(self, given: Resources | None) -> Due:
-        """With what the images decide: how folders and classes match, the scales of int8, and what is left to do.
+        """Find out what depends on the images: the match of folders and classes, the scales of int8, the images left.
 
         Args:
-            given: of Ray; None for work in this process.
+            given: resources from Ray; None for work in this process.
 
         Raises:
-            UsageError: ``select`` needs classes that nobody knows, folders now stand for other classes, or int8 finds
+            UsageError: ``select`` needs classes that are unknown, folders now stand for other classes, or int8 finds
                 too few images that can be read.
-            ModelError: integers do not suit the network.
+            ModelError: the network cannot be computed with integers.
         """
         return self._checked.due(self.manifest, given)

@@ -1,4 +1,4 @@
-"""Networks for the runs of one process: loaded one at a time, and what stays known of each when it is gone."""
+"""Networks for the runs of one process: loaded one at a time, with facts that are kept when a network is dropped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What a run has to know of its network before workers load it; as of ``Model``."""
+    """Facts about a network that a run needs before workers load it; fields as of ``Model``."""
 
     sha256: str
     preprocessing: Preprocessing
@@ -25,12 +25,12 @@ class NetworkFacts:
 
     @classmethod
     def of(cls, model: Model) -> NetworkFacts:
-        """Of a loaded network."""
+        """The facts of a loaded network."""
         return cls(model.sha256, model.preprocessing, model.class_names, model.num_classes)
 
 
 class Networks:
-    """The loaded network of the run at hand, on this machine's CPU; one at a time, and none that travels."""
+    """Keeps the last loaded network, on this machine's CPU; it is not pickled."""
 
     def __init__(self) -> None:
         self._loaded: tuple[str, Model] | None = None
@@ -43,7 +43,7 @@ class Networks:
         from vbp.networks.models import load_model
 
         if self._loaded is None or not self.has(config):
-            self._loaded = None  # the old one makes room first
+            self._loaded = None  # frees the old network first
             model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
             self._loaded = network_key(config), model
         return self._loaded[1]
@@ -54,6 +54,6 @@ class Networks:
 
 
 def network_key(config: RunConfig) -> str:
-    """Equal for runs that can share a network."""
+    """A key that is equal for runs that can share a network."""
     seed = config.seed if config.weights == "random" else None
     return json.dumps([config.model, config.weights, seed])

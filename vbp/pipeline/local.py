@@ -1,7 +1,7 @@
-"""The steps chained in one process: quick runs, what a CPU worker does, and the definition of correct.
+"""The steps chained in one process: for quick runs and CPU workers; it defines the correct results.
 
-Reading and decoding the next batch, the network, and encoding and writing the last one overlap, each in a thread of
-its own with one batch between them; order and bytes are those of one step after the other.
+Three threads overlap: one reads and decodes the next batch, one runs the network, one encodes and writes the last
+batch; one batch waits between two threads.  Order and bytes are the same as without overlap.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from vbp.pipeline.steps import Batch
 T = TypeVar("T")
 
 COMMIT_SECONDS = 5.0
-"""About what a killed worker loses: encoded images wait so long for a part in common."""
+"""Encoded images are collected so long for one part; a killed worker loses about so many seconds of work."""
 COMMIT_BYTES = 64 * 2**20
-"""Of encoded files, beyond which they do not wait."""
+"""Bytes of encoded files after which a part is committed at once."""
 
 
 class Chain:
-    """All five steps in one object: shard numbers in, one report a part out.
+    """All five steps in one object: takes numbers of units, and yields a report for each part.
 
     Args:
-        steps: what to do.
+        steps: the source of rows, and the steps.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -58,18 +58,18 @@ class Chain:
 
 
 def ahead(pool: Executor, items: Iterator[T]) -> Iterator[T]:
-    """The same `items` (none of them None), each made in `pool` while the one before it is used."""
+    """Yield `items` (none of them None); `pool` makes the next one while the caller uses the last."""
     coming = pool.submit(next, items, None)
     try:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
     finally:
-        wait([coming])  # whatever ended this: nothing goes on behind its back
+        wait([coming])  # no work goes on in the pool after this ends
 
 
 def gathered(batches: Iterable[Batch], seconds: float, size: int) -> Iterator[Batch]:
-    """Batches of encoded images joined: what came within `seconds`, or reached `size` bytes of files."""
+    """Join batches of encoded images that arrive within `seconds`, or until they have `size` bytes of files."""
     waiting: list[Batch] = []
     since, held = time.monotonic(), 0
     for batch in batches:
@@ -83,12 +83,12 @@ def gathered(batches: Iterable[Batch], seconds: float, size: int) -> Iterator[Ba
 
 
 def joined(batches: list[Batch]) -> Batch:
-    """One batch with the rows of all; they have the same columns."""
+    """One batch with the rows of all batches, which have the same columns."""
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def reports(steps: Steps, units: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Work on `units` here and now; yields a report for every part that was committed."""
+    """Work on `units` in this process; yields a report for every committed part."""
     chain = Chain(steps)
     for unit in units:
         for batch in chain({"shard": [unit]}):
@@ -96,6 +96,6 @@ def reports(steps: Steps, units: Iterable[int]) -> Iterator[dict[str, Any]]:
 
 
 def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:
-    """The rows of a batch of columns, one dict each."""
+    """The rows of a batch, as dicts by column name."""
     for values in zip(*batch.values(), strict=True):
         yield dict(zip(batch, values, strict=True))

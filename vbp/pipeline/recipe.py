@@ -1,7 +1,7 @@
-"""Recipe: how one run makes its results; what `RunConfig` asked for plus what the run found out by itself.
+"""Recipe: how one run makes its results: its `RunConfig`, and the values that the run has found out by itself.
 
-A recipe is plain data.  It travels to every worker, which builds from it the steps that it needs, and with them
-everything that cannot travel: file systems, the network.
+A recipe is plain data.  It is sent to every worker, which builds its steps from it, and everything that cannot be
+sent: file systems, the network.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from vbp.networks.models import Model
 
 PASSES = 4
-"""Batches that each thread of the network on a CPU takes on between reading and writing."""
+"""Batches for each thread of the network on a CPU that are read, explained and written together."""
 
 
 class Rows(Protocol):
-    """What a unit of work still has to do."""
+    """The rows of a unit of work that are not done yet."""
 
     def singles(self) -> Iterator[Batch]:
-        """Batches of one image, to be done with before the next."""
+        """Batches of one image; the caller must finish each before it takes the next."""
 
     def batches(self, rows: int) -> Iterator[Batch]:
-        """The others, `rows` at a time."""
+        """Batches of the remaining images, `rows` images each."""
 
 
 class Units(Protocol):
     """Opens units of work by their numbers."""
 
     def open(self, number: int, /) -> AbstractContextManager[Rows]:
-        """The rows of a unit; it counts as begun until the context ends."""
+        """The rows of a unit; a mark says that it is begun until the context ends."""
 
 
 class Steps(Protocol):
-    """What workers follow, whoever made it: where rows come from, and the five steps that they go through."""
+    """The interface for workers: the source of rows, and the five steps."""
 
     @property
     def batch_size(self) -> int:
@@ -69,42 +69,42 @@ class Steps(Protocol):
         """The fourth step."""
 
     def write(self) -> Callable[[Batch], Batch]:
-        """The last step: a report of each part."""
+        """The last step, which returns a report for each part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a worker needs to know."""
+    """Everything that a worker needs to know about a run."""
 
     config: RunConfig
     run_id: str
-    """Names this attempt in the lease, the parts and the index."""
+    """Name of this attempt in the lease, the parts and the index."""
     device: str
     """cpu, cuda or mps."""
     precision: str
     """float32, bfloat16 or int8, resolved."""
     processors: Sequence[str] = ()
-    """Names of the processors of the workers, each once."""
+    """The different names of the workers' processors."""
     batch_size: int
     """Images in one forward pass, resolved."""
     weights_sha256: str
     contents: Mapping[str, str] = field(default_factory=dict)
-    """Digests of other files on which the results depend, by their name in the fingerprint."""
+    """SHA-256 of other files on which the results depend, by name in the fingerprint."""
     preprocessing: Preprocessing = IMAGENET
-    """What the network wants to see, resolved."""
+    """The preprocessing, resolved."""
     scales: Mapping[str, Any] | None = None
-    """For int8: what calibration found, as JSON values; None before it."""
+    """For int8: the scales from calibration, as JSON values; None before it."""
     classes: ClassMap | None = None
-    """How folders and outputs match; None without a classifier."""
+    """Which class each folder stands for; None without a classifier."""
     generation: str = ""
-    """Of the manifest: parts of another do not count."""
+    """The manifest's generation; parts of another generation do not count."""
     threads: int = 0
     """CPU threads of one worker's network; 0 leaves the default."""
     network: Model | None = field(default=None, compare=False, repr=False)
-    """The loaded model, for a worker in this very process; None elsewhere."""
+    """The loaded model, for a worker in this process; None elsewhere."""
 
     def with_network(self, network: Model) -> Recipe:
-        """The same for a worker in a process where the network is loaded already."""
+        """The recipe for a worker in a process that has loaded the network already."""
         return replace(self, network=network)
 
     @property
@@ -119,7 +119,7 @@ class Recipe:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether each thread of the network on a CPU has a batch to itself; a size that was asked for gets all."""
+        """Whether each CPU thread of the network has its own batch; with ``--batch-size`` all threads share one."""
         return self.device == "cpu" and self.config.batch_size is None and self.config.fit != "original"
 
     def source(self) -> Source:
@@ -206,10 +206,10 @@ def rows_together(config: RunConfig, device: str, batch_size: int, threads: int 
     """Images that a process reads and writes together: enough for all threads of a network on a CPU.
 
     Args:
-        config: asks for a batch size, or for none.
+        config: has ``--batch-size``, or None.
         device: cpu, cuda or mps.
         batch_size: images in one forward pass, resolved.
-        threads: of the network on a CPU; 0: as many as torch has.
+        threads: threads of the network on a CPU; 0: as many as torch has.
     """
     if config.batch_size or device != "cpu":
         return batch_size

@@ -1,4 +1,4 @@
-"""Who does the work: this process, or workers of Ray as soon as it is known that they are needed."""
+"""Runner: does the work in this process, or with workers of Ray once they are needed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from vbp.pipeline.recipe import Steps
 
 LOCAL_IMAGES = 500
-"""``--runner auto`` stays in this process up to here: Ray takes 10 s to start, so many images about a minute."""
+"""``--runner auto`` uses Ray above this number of images: they take about a minute, and Ray takes 10 s to start."""
 
 
 def is_for_ray(config: RunConfig, images: int = 0) -> bool:
-    """Whether Ray does the work: where it was asked for, is there already, or there is much to do.
+    """Whether Ray does the work: it is chosen, it is running already, or there are many images.
 
     Args:
-        config: asks for a runner, or for none.
-        images: listed, of all runs together; 0 before the listing, and then Ray may still turn out to be needed.
+        config: has the choice of the runner.
+        images: listed images of all runs together; 0 before the listing, after which the answer may change.
     """
     if config.runner != "auto":
         return config.runner == "ray"
@@ -36,12 +36,12 @@ class Runner:
     """The workers of one drive.
 
     Args:
-        configs: of all its runs, which share their runner.
+        configs: configurations of all runs, which share the runner.
         stack: closes the connection to Ray.
-        observer: is told of it.
+        observer: receives notes about Ray.
 
     Attributes:
-        given: what Ray gives; None for work in this process.
+        given: resources from Ray; None for work in this process.
     """
 
     def __init__(self, configs: Sequence[RunConfig], stack: ExitStack, observer: Observer) -> None:
@@ -49,7 +49,7 @@ class Runner:
         self.given: Resources | None = None
 
     def join(self, images: int = 0) -> None:
-        """Start or join Ray where the work is for it, and this has not been done yet; errors as for `workers`.
+        """Start or join Ray, if Ray does the work and is not joined yet; errors as for `workers`.
 
         Args:
             images: as for `is_for_ray`.
@@ -61,7 +61,7 @@ class Runner:
             self.given = self._stack.enter_context(workers(self._configs))
 
     def reports(self, steps: Steps, units: Sequence[int], images: int) -> Generator[dict[str, Any]]:
-        """Work on `units`, here or on Ray, with so many `images`; one report for each part that was committed."""
+        """Work on `units`, which have `images` images, here or on Ray; yields a report for each committed part."""
         if not units:
             return
         if self.given is None:

@@ -1,8 +1,8 @@
-"""Presents several runs as one, so that they share workers; a run alone is one of them.
+"""Recipes: presents several runs as one, so that they share workers; a single run is the case of one.
 
-``Recipes`` numbers the shards of all runs in one row of units, and its batches have a column ``run``, by which each
-step finds the recipe to follow.  So one set of workers, on Ray or in this process, goes from run to run and keeps what
-it has loaded; units that come in the order of their networks make it load each of them once.
+``Recipes`` numbers the shards of all runs as units in one sequence.  Its batches have a column ``run``, by which each
+step finds the recipe of a row.  So the same workers, on Ray or in this process, do one run after the other and keep
+the loaded network; if units are in the order of networks, each network is loaded once.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from vbp.pipeline.source import Source, Work
 from vbp.pipeline.steps import Batch, objects
 
 UNITS_A_RUN = 1_000_000
-"""More than a run can have shards."""
+"""A number that is larger than the number of shards of a run."""
 NETWORKS_AT_WORK = 2
-"""Ready on the device at once: where runs meet, batches of both come in turns."""
+"""Networks that stay on the device: between two runs, batches of both alternate."""
 
 
 class Recipes:
     """The recipes of several runs, by their number; `Steps` for workers.
 
     Args:
-        recipes: of runs that share device and threads; where the steps are spread over workers, also the `shape`.
-        networks: where networks are loaded; each process but this one has its own.
+        recipes: recipes of runs with the same device and threads; if the steps are spread, also the same `shape`.
+        networks: loads networks in this process; every other process has its own.
     """
 
     def __init__(self, recipes: Sequence[Recipe], networks: Networks) -> None:
@@ -38,12 +38,12 @@ class Recipes:
 
     @property
     def batch_size(self) -> int:
-        """The largest; each step works with that of its run."""
+        """The largest batch size of all runs; each step uses its run's own."""
         return max(recipe.batch_size for recipe in self._recipes)
 
     @property
     def rows(self) -> int:
-        """As of `Recipe`: the largest."""
+        """As for `Recipe`; the largest of all runs."""
         return max(recipe.rows for recipe in self._recipes)
 
     def source(self) -> Sources:
@@ -59,7 +59,7 @@ class Recipes:
         return ByRun(lambda run: self._recipes[run].decode())
 
     def explain(self) -> ByRun:
-        """The third step; of a run alone made at once: a worker that cannot load its network does not start."""
+        """The third step; for a single run it is made at once, so that a worker without its network does not start."""
         explain = ByRun(self._explain, NETWORKS_AT_WORK)
         if self._is_alone:
             explain.make(0)
@@ -70,7 +70,7 @@ class Recipes:
         return ByRun(lambda run: self._recipes[run].encode())
 
     def write(self) -> ByRun:
-        """The last step; its reports say of which ``run`` they are."""
+        """The last step; its reports have a column ``run``."""
         return ByRun(self._write)
 
     @property
@@ -80,7 +80,7 @@ class Recipes:
     def _explain(self, run: int) -> Callable[[Batch], Batch]:
         recipe = self._recipes[run]
         if self._is_alone and not self._networks.has(recipe.config):
-            return recipe.explain()  # it loads its network for itself: nobody needs the copy that would be kept
+            return recipe.explain()  # it loads its own network, so that no second copy is kept
         return recipe.with_network(self._networks.load(recipe.config)).explain()
 
     def _write(self, run: int) -> Callable[[Batch], Batch]:
@@ -94,11 +94,11 @@ class Recipes:
 
 
 class ByRun:
-    """One step of several runs: each row goes through that of its ``run``.
+    """One step of several runs: each row goes through the step of its ``run``.
 
     Args:
-        make: the step of a run.
-        most: so many steps are kept; None for all.
+        make: makes the step of a run.
+        most: the most steps that are kept; None: all.
 
     Raises:
         RunFailedError: a step raised an exception.
@@ -108,7 +108,7 @@ class ByRun:
         self.make = lru_cache(most)(make)
 
     def __call__(self, batch: Batch) -> Batch:
-        """All rows, those of one run together."""
+        """Run the step on all rows, those of the same run together."""
         runs = np.asarray(batch["run"])
         return _joined([self._one(int(run), batch, runs == run) for run in np.unique(runs)])
 
@@ -118,7 +118,7 @@ class ByRun:
 
 
 def _joined(batches: list[Batch]) -> Batch:
-    """One batch with the rows of all; images and masks of different sizes as objects."""
+    """One batch with the rows of all batches; images and masks of different sizes become objects."""
     if len(batches) == 1:
         return batches[0]
     return {name: _concatenated([batch[name] for batch in batches]) for name in batches[0]}
@@ -131,7 +131,7 @@ def _concatenated(columns: list[np.ndarray]) -> np.ndarray:
 
 
 class Sources:
-    """Opens the units of several runs; as ``Source``."""
+    """As ``Source``, for the units of several runs."""
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         self._recipes = recipes
@@ -146,7 +146,7 @@ class Sources:
 
 
 class UnitWork:
-    """As ``Work``, the batches with the number of their run, and no larger than its own `rows` beside larger ones."""
+    """As ``Work``, but batches have the number of their run, and its own `rows` limit them if others' are larger."""
 
     def __init__(self, work: Work, run: int, rows: int | None) -> None:
         self._work, self._run, self._rows = work, run, rows
@@ -169,7 +169,7 @@ def unit(run: int, shard: int) -> int:
 
 
 def shape(recipe: Recipe) -> tuple[object, ...]:
-    """Equal for runs whose rows have the same columns and sizes, so that Ray may put them into one block."""
+    """A key that is equal for runs with the same columns and sizes, so that Ray may put their rows into one block."""
     config = recipe.config
     maps = (network_key(config), config.stages) if "maps" in config.outputs else ()
     side = None if config.fit == "original" else config.size

@@ -1,4 +1,4 @@
-"""The work of one run: what is left, parts counted as they come, and at last index, totals and promise."""
+"""The work of one run: the images that are left, the count of committed parts, then index, totals and ``_SUCCESS``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Due:
-    """A run that nothing can refuse any more.
+    """A run that passed all checks.
 
     Attributes:
         recipe: how its results are made.
-        images: listed, up to ``limit``.
-        left: of them, images without a row.
+        images: listed images, up to ``limit``.
+        left: images of them without a row.
     """
 
     def __init__(self, attempt: Attempt, recipe: Recipe, manifest: Manifest, pending: list[index.PendingShard]) -> None:
@@ -35,11 +35,11 @@ class Due:
         self.left = sum(shard.images for shard in pending)
 
     def finished(self) -> Summary | None:
-        """The summary of an earlier run that left nothing to do, if there was one."""
+        """The summary of an earlier attempt that left nothing to do; None if there is none."""
         return None if self._pending else self._attempt.record.finished(self.images, self._attempt.config)
 
     def begun(self) -> Working:
-        """Before the first image: the old promise is withdrawn, the configuration put down."""
+        """Before the first image: delete the old ``_SUCCESS`` and record the configuration."""
         attempt, classes = self._attempt, self.recipe.classes
         if classes is not None and not classes.index:
             attempt.observer.note(f"No prediction is called correct or wrong: {classes.rule}.")
@@ -53,9 +53,9 @@ class Working:
 
     Attributes:
         recipe: how its results are made.
-        pending: the shards that have work left, when it was last looked.
-        left: images of these that have not been reported yet.
-        seconds: of this attempt, in which it was worked on it; listing and start-up aside.
+        pending: the shards with work left, at the last `look`.
+        left: images of these shards that are not reported yet.
+        seconds: working time of this attempt, without listing and start-up.
     """
 
     def __init__(self, attempt: Attempt, recipe: Recipe, manifest: Manifest, pending: list[index.PendingShard]) -> None:
@@ -67,7 +67,7 @@ class Working:
         self._missing: int | None = None
 
     def count(self, report: Mapping[str, Any]) -> tuple[int, int]:
-        """A part was committed: its images without and with an error."""
+        """Count a committed part; returns its numbers of ok images and of failed images."""
         ok, error = int(report["ok"]), int(report["error"])
         self._computed += ok + error
         self.left -= ok + error
@@ -82,18 +82,18 @@ class Working:
         self._expect(list(index.pending_shards(attempt.output, self._manifest, retry_failed, attempt.config.limit)))
 
     def completed(self, given: Resources | None) -> Summary | None:
-        """Make the index; then the totals, and the promise if it holds.
+        """Make the index, record the totals, and write ``_SUCCESS`` if the run succeeded.
 
-        Rows are lost where a part of the ledger is damaged, or where Ray repeats a task that was half done already.
+        Rows can be lost: a part of the ledger is damaged, or Ray repeats a task that was half done.
 
         Args:
-            given: of Ray; None for work in this process.
+            given: resources from Ray; None for work in this process.
 
         Returns:
-            None where images have no row: they are `pending` again.
+            The summary; None if images have no row, which are then `pending` again.
 
         Raises:
-            InterruptedRunError: as many images are without a row as the last time.
+            InterruptedRunError: no fewer images than last time are without a row.
         """
         totals = self._indexed()
         if totals.missing:
@@ -151,7 +151,7 @@ class Working:
         )
 
     def _remove_orphans(self) -> None:
-        """Tars of commits that were cut off."""
+        """Remove the tars of unfinished commits."""
         attempt = self._attempt
         if TARS in files_of(attempt.output, attempt.config.as_json()).folders:
             removed = remove_orphans(attempt.output)

@@ -4,7 +4,7 @@ Two shapes, one set of steps:
 
 - fused, for workers without an accelerator: the network is the slowest stage by far, so each actor runs the whole
   chain and no pixel ever leaves it;
-- spread, for GPUs: reading and decoding, the network, and encoding and writing each have their own workers.
+- spread, for GPUs: there are workers for reading and decoding, for the network, and for encoding and writing.
 
 Rows of one shard do not stay together in the spread shape: Ray re-forms batches across blocks, so a block may hold
 rows of two shards, and a shard is spread over several blocks (seen with Ray 2.60: 300-row shards in 8 MiB blocks
@@ -29,24 +29,24 @@ from vbp.pipeline.resources import Resources
 from vbp.pipeline.steps import Batch
 
 CHUNK_ROWS = 64
-"""Rows that a decoding task holds at once."""
+"""Rows in a batch of a decoding task."""
 START_SECONDS = 600
-"""So long may all workers take to start, before it is said what the cluster lacks."""
+"""Time limit for all workers to start; after it a message says what the cluster lacks."""
 IDLE_SECONDS = 1800
-"""So long may nothing at all be finished."""
+"""Time limit without any finished work."""
 INIT_DEATHS = 3
-"""So many workers in a row may be killed while they load the network."""
+"""The most workers in a row that may be killed while they load the network."""
 READ_TASKS = 1000
-"""Tasks that list the shards, at most."""
+"""The most tasks that list the shards."""
 BLOCK_BYTES = 32 * 2**20
-"""About 220 decoded images: what a killed node loses, and the rows of one part."""
+"""Bytes of a block: about 220 decoded images, which make one part, and are lost if a node is killed."""
 
 
 def plan(steps: Steps, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
-    """A dataset whose rows are the reports of committed parts; nothing runs before it is consumed.
+    """A lazy dataset whose rows are the reports of committed parts.
 
     Args:
-        steps: what to do.
+        steps: the source of rows, and the steps.
         shards: numbers of the shards that have work left.
         given: resources of the workers that hold the network.
         spread: the shape; None chooses by the device.
@@ -58,17 +58,17 @@ def plan(steps: Steps, shards: Sequence[int], given: Resources, *, spread: bool 
     context.raise_original_map_exception = True
     context.wait_for_min_actors_s = START_SECONDS
     context.execution_no_progress_timeout_s = IDLE_SECONDS
-    # Work of a worker that was killed is repeated without end, as Ray Data does by itself: the marks of `Source` find
-    # the image that kills.  An exception is never retried: what may pass was retried where it came up.
+    # Ray Data repeats the work of a killed worker without limit; the marks of `Source` find the image that crashes
+    # workers.  An exception is never retried here: errors that may pass were retried where they occurred.
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.max_errored_blocks = 0
     context.actor_task_retry_on_errors = False
-    # in the fused shape only reports leave the actor: each is a block of its own, so that progress is seen at once
+    # In the fused shape only reports leave the actor; each is a block of its own, so that progress shows at once.
     context.target_max_block_size = BLOCK_BYTES if spread else 1
     with DataContext.current(context):
-        # No CPU is claimed for listing: after nodes are lost, their workers may hold all that is left.
-        # One such task at a time lists far faster than anybody works, and each that runs beside it is one process
-        # more that loads Ray Data while the network's workers load theirs.
+        # Listing claims no CPU: after nodes are lost, workers may hold all CPUs that are left.  One listing task at a
+        # time is far faster than the work, and every further one would be a process more that loads Ray Data while
+        # the workers load the network.
         source = ray.data.read_datasource(Shards(shards), num_cpus=0, concurrency=1, override_num_blocks=len(shards))
         return _spread(source, steps, given) if spread else _fused(source, steps, given, len(shards))
 
@@ -86,7 +86,7 @@ def _spread(source: Dataset, steps: Steps, given: Resources) -> Dataset:
             ExplainActor,
             fn_constructor_args=(steps,),
             batch_size=steps.batch_size,
-            num_cpus=given.num_cpus,  # said, or Ray Data has a GPU worker claim one
+            num_cpus=given.num_cpus,  # without it a GPU worker would claim one CPU
             num_gpus=given.num_gpus or None,
             **_pool(given),
         )
@@ -95,7 +95,7 @@ def _spread(source: Dataset, steps: Steps, given: Resources) -> Dataset:
 
 
 def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
-    """How many workers hold the network, and where they may be."""
+    """Number of workers that hold the network, and the nodes where they may run."""
     least = min(given.workers, at_most)
     most = min(max(given.workers, given.at_most), at_most)
     pool = ActorPoolStrategy(min_size=int(least), max_size=None if most == math.inf else int(most))
@@ -130,9 +130,9 @@ def encode_and_write(batch: Batch, steps: Steps) -> Batch:
 class Shards(Datasource):  # type: ignore[misc]
     """One row and one block for every shard, the unit of scheduling and of retries, from a bounded number of tasks.
 
-    Ray holds every read task on the driver before the first one starts, so that their number must not grow with the
-    collection. Each task returns the rows of its shards together; Ray cuts them into blocks of one row, because it
-    is asked for as many blocks as there are shards (``override_num_blocks``).
+    Ray holds all read tasks on the driver before the first one starts, so their number must not grow with the
+    collection. A task returns the rows of its shards together; Ray cuts them into blocks of one row, because
+    ``override_num_blocks`` is the number of shards.
     """
 
     def __init__(self, shards: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The steps carried out by Ray, and what goes wrong there in our own words."""
+"""Carry out the steps on Ray, and turn Ray's errors into ours."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def reports(steps: Steps, units: Sequence[int], given: Resources, images: int) -> Iterator[dict[str, Any]]:
-    """Work on `units` with the workers of `given`; yields a report for every part that was committed.
+    """Work on `units` with workers of Ray; yields a report for every committed part.
 
     Args:
-        steps: what to do.
+        steps: the source of rows, and the steps.
         units: numbers that the source of `steps` opens.
-        given: the workers, and what each of them has.
-        images: that are left in `units`, for the metrics.
+        given: number and resources of the workers.
+        images: number of images that are left in `units`, for the metrics.
 
     Raises:
         InterruptedRunError: the cluster lacks something or does not answer; says what to do.
-        VBPError: of our own, as a step raised it.
+        VBPError: an error of vbp, as a step raised it.
     """
 
     def lacking() -> str:
@@ -59,14 +59,14 @@ def reports(steps: Steps, units: Sequence[int], given: Resources, images: int) -
 
 
 def _said(text: str) -> str:
-    """Of Ray's message the sentence that says why: our own, where a worker could not start, else the first line."""
+    """The cause in Ray's message: our own sentence if a worker could not start, else the first line."""
     own = re.findall(r"^vbp\.errors\.\w+: (.+)$", text, re.MULTILINE)
     node = re.search(r"\bip=([\w.:]+)", text)
     return f"on node {node[1]}: {own[-1]}" if own and node else text.splitlines()[0]
 
 
 def _cause(error: Exception) -> Exception:
-    """Our own exception, freed of Ray's wrapper and of the advice that Ray adds to its message; else `error`."""
+    """Our own exception, without Ray's wrapper and the advice that Ray adds to its message; else `error`."""
     cause: object = getattr(error, "cause", None)
     if not isinstance(cause, (VBPError, OSError)):
         return error

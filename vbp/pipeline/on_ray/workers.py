@@ -1,4 +1,4 @@
-"""The workers that Ray gives: connect, divide what the cluster has, and look at every place from where the work is."""
+"""Workers of Ray: connect, divide the cluster's resources, and check every place on the workers' nodes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def workers(configs: Sequence[RunConfig]) -> Iterator[Resources]:
     """Start or join Ray, for as long as the context lasts.
 
     Args:
-        configs: of runs that share the workers, and so what they ask of them.
+        configs: configurations of runs that share the workers, with the same settings of workers.
 
     Raises:
-        UsageError: the cluster cannot be joined, lacks what is asked for, or does not see a place.
+        UsageError: the cluster cannot be joined, lacks requested resources, or does not see a place.
         InterruptedRunError: Ray cannot be started here.
     """
     with ExitStack() as stack:
@@ -32,7 +32,7 @@ def workers(configs: Sequence[RunConfig]) -> Iterator[Resources]:
             for config in {config.input: config for config in configs}.values():
                 preflight_on_a_worker(config.input, config.output, config.storage_options)
             preflight_on_all_nodes(configs[0])
-        except OSError as error:  # of Ray: what is wrong with a place is a UsageError by now
+        except OSError as error:  # an error of Ray, since errors of places have become a UsageError
             raise InterruptedRunError(f"Ray does not work here: {error!r}. Run the same command again.") from error
         yield given
 

@@ -1,4 +1,4 @@
-"""What a sweep would do: each of its runs planned as one, and all of them against the budget; writes nothing."""
+"""What a sweep would do: a plan of each run, and their sum compared with the budget; writes nothing."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class SweepPlan:
     output: str
     budget: Budget
     hours_spent: float
-    """By earlier attempts."""
+    """Working hours of earlier attempts."""
     runs: tuple[tuple[SweepRun, Plan], ...]
 
     @property
     def images(self) -> int:
-        """Of all runs: an image of two runs counts twice."""
+        """Images of all runs; an image of two runs counts twice."""
         return sum(planned.images for _, planned in self.runs)
 
     @property
     def left(self) -> int:
-        """To be done."""
+        """Images that are left to do."""
         return sum(planned.left for _, planned in self.runs)
 
     @property
     def seconds(self) -> float | None:
-        """Of work on images; None where the rate of a run is unknown."""
+        """Seconds of work on images; None if the rate of a run is unknown."""
         total = 0.0
         for _, planned in self.runs:
             if planned.seconds is None:
@@ -46,14 +46,14 @@ class SweepPlan:
 
     @property
     def cost(self) -> float | None:
-        """In the currency of the price."""
+        """Cost in the currency of the price."""
         if self.budget.price_per_hour is None or self.seconds is None:
             return None
         return self.budget.price_per_hour * self.seconds / 3600
 
     @property
     def exceeds_budget(self) -> bool | None:
-        """Whether what is left takes more than what is left of the budget; None where one of both is unknown."""
+        """Whether the work that is left exceeds the rest of the budget; None if one of them is unknown."""
         if self.budget.hours is None or self.seconds is None:
             return None
         return self.hours_spent + self.seconds / 3600 > self.budget.hours
@@ -70,14 +70,14 @@ class SweepPlan:
 
 
 def plan_sweep(asked: Sweep, on_plan: Callable[[str], None] = lambda name: None) -> SweepPlan:
-    """Plan each run; those of one network after each other, so that it is loaded and measured once.
+    """Plan each run; runs of the same network follow each other, so that it is loaded and measured once.
 
     Args:
-        asked: the runs.
-        on_plan: is told which run comes next.
+        asked: the sweep.
+        on_plan: called with the name of the next run.
 
     Raises:
-        UsageError: one of them would be refused; says which.
+        UsageError: a run would be refused; says which.
     """
     known = Known()
     networks = list(dict.fromkeys(network_key(run.config) for run in asked.runs))

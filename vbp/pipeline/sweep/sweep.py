@@ -3,11 +3,11 @@
 ::
 
     OUTPUT/runs/<name>/        the output of each run, as ``vbp explain`` leaves it
-    OUTPUT/index/              the rows of all runs, led by ``run`` and a column ``run_<what>`` for all that varies
-    OUTPUT/_run/sweep.json     the runs and what was spent on them
-    OUTPUT/_SUCCESS            written last, only when every run has its own; ``index/`` is promised while it exists
+    OUTPUT/index/              the rows of all runs; first ``run`` and a column ``run_<name>`` for each varied setting
+    OUTPUT/_run/sweep.json     the runs, and the time and cost so far
+    OUTPUT/_SUCCESS            written last, only if every run has its own; ``index/`` counts only while it exists
 
-The runs are driven together (`vbp.pipeline.job`).  What a sweep adds: an output around theirs with a lock of its own,
+The runs are driven together (`vbp.pipeline.job`).  A sweep adds an output around theirs with a lock of its own,
 a budget, and the index of all rows.
 """
 
@@ -43,7 +43,7 @@ from vbp.storage.record import (
 )
 
 SAVED_SECONDS = 10.0
-"""Between two times that the spent part of the budget is put down."""
+"""Seconds between two writes of the time that is spent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +60,21 @@ class SweepSummary:
     output: str
     """Absolute URL or path."""
     outcomes: Sequence[Outcome]
-    """In the order of the sweep file."""
+    """The runs in the order of the sweep file."""
     hours: float
-    """That all attempts have worked."""
+    """Working hours of all attempts."""
     cost: float | None
-    """Of these hours, where the price is known."""
+    """Cost of these hours; None if the price is unknown."""
 
     @property
     def exit_code(self) -> int:
-        """1 where a run crashed, else 4 where one is not at its end, else 3 where too many of its images failed."""
+        """1 if a run crashed, else 4 if one is not completed, else 3 if too many images of one failed, else 0."""
         codes = {outcome.exit_code for outcome in self.outcomes}
         return next((code for code in (1, 4, 3) if code in codes), 0)
 
     @property
     def is_combined(self) -> bool:
-        """Whether the index of all runs is there: each is at its end."""
+        """Whether the index of all runs exists, because each run is completed."""
         return self.exit_code in (0, 3)
 
     def as_json(self) -> dict[str, Any]:
@@ -93,14 +93,14 @@ class SweepSummary:
 
 
 def sweep(asked: Sweep, observer: Observer | None = None) -> SweepSummary:
-    """Do all runs and combine their indexes; done before, or in part, it goes on from there.
+    """Do all runs and combine their indexes; a repeated call continues where the last one stopped.
 
     Args:
-        asked: the runs.
-        observer: is told how it goes, of all runs together.
+        asked: the sweep.
+        observer: receives the progress of all runs together.
 
     Raises:
-        UsageError: one of the runs cannot be carried out; no image of any was computed.
+        UsageError: one of the runs cannot be carried out; no image of any run was computed.
         InterruptedRunError: no run can go on; the same command continues.
     """
     return _Sweep(asked, observer or Observer()).sweep()
@@ -158,7 +158,7 @@ class _Sweep:
             self._spent.save()
 
     def _combine(self) -> None:
-        """The index of all runs, once each has one; the promise, once each has made its own."""
+        """Make the index of all runs once each has an index, and ``_SUCCESS`` once each has a ``_SUCCESS``."""
         summary = self._summary()
         if not summary.is_combined:
             return
@@ -174,7 +174,7 @@ class _Sweep:
             self._output.look()
 
     def _is_combined(self) -> bool:
-        """Whether the index of all runs is of the very results that are there now."""
+        """Whether the index of all runs was made from their present results."""
         if len(self._outcomes) < len(self._asked.runs):
             return False
         promise = load_promise(self._output) or {}
@@ -182,13 +182,13 @@ class _Sweep:
 
 
 def hours_spent(asked: Sweep) -> float:
-    """That earlier attempts at a sweep have worked."""
+    """Working hours of earlier attempts at a sweep."""
     record = load_record(Folder(asked.output, asked.storage_options), SWEEP) or {}
     return float(record.get("seconds", 0.0)) / 3600
 
 
 class _Spent:
-    """The time that all attempts have worked, on record, against the budget."""
+    """The working time of all attempts, on record and compared with the budget."""
 
     def __init__(self, budget: Budget, output: HeldFolder) -> None:
         self._budget, self._output = budget, output
@@ -199,18 +199,18 @@ class _Spent:
 
     @property
     def hours(self) -> float:
-        """Of all attempts so far."""
+        """Working hours of all attempts so far."""
         own = 0.0 if self._started is None else time.monotonic() - self._started
         return (self._before + own) / 3600
 
     @property
     def cost(self) -> float | None:
-        """Of these hours, where the price is known."""
+        """Cost of these hours; None if the price is unknown."""
         price = self._budget.price_per_hour
         return None if price is None else self.hours * price
 
     def up(self) -> str | None:
-        """Why the work must stop, where the budget is spent; also puts down what is, now and then."""
+        """Why the work must stop if the budget is spent, else None; also records the time at intervals."""
         if self._started is not None and time.monotonic() - self._saved >= SAVED_SECONDS:
             self.save()
         limit = self._budget.hours
@@ -224,7 +224,7 @@ class _Spent:
         )
 
     def save(self, runs: Mapping[str, Any] | None = None) -> None:
-        """Put down what is spent, and the runs; work begins with the first call."""
+        """Record the time so far, and the runs; the clock starts with the first call."""
         if self._started is None:
             self._started = time.monotonic()
         if runs is not None:
@@ -235,7 +235,7 @@ class _Spent:
 
 
 def columns_of(asked: Sweep) -> pa.Schema:
-    """What leads the rows of the combined index: the run, and all that varies, as text where types differ."""
+    """The first columns of the combined index: the run, and each varied setting, as text if its types differ."""
     fields = [pa.field(RUN, pa.string(), nullable=False)]
     for name in dict.fromkeys(name for run in asked.runs for name in run.varied):
         kinds = {type(run.varied[name]) for run in asked.runs}

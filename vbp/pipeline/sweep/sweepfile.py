@@ -1,4 +1,4 @@
-"""The sweep file: YAML in, the runs of a sweep out.
+"""The sweep file: reads the runs of a sweep from YAML.
 
 ::
 
@@ -12,9 +12,9 @@
     common: {size: 224, max_failures: 2%}    # of all runs
     budget: {max_hours: 8, price_per_hour: 3, max_cost: 20}
 
-The runs are all combinations of inputs, variants and grid but for the excluded ones.  Settings are the fields of
-``RunConfig``.  A run is named by what varies, such as ``input-old--variant-vgg--preset-paper``: the same for ever,
-whatever else is added to the file's lists.  (With ``=`` readers of Parquet would take parts of the path for columns.)
+The runs are all combinations of inputs, variants and grid, without the excluded ones.  Settings are the fields of
+``RunConfig``.  A run's name has all varied settings, as ``input-old--variant-vgg--preset-paper``; it stays the same
+when values are added to the file's lists.  (With ``=`` readers of Parquet would take parts of the path for columns.)
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
 from vbp.storage.outline import RUNS
 
 OF_ALL = ("device", "runner", "workers", "node_labels", "storage_options")
-"""Settings of the workers that all runs share: they cannot vary."""
+"""Settings of the workers, which cannot vary because all runs share them."""
 ELSEWHERE = {
     "input": "inputs are named under inputs",
     "output": "each run has an output of its own, below the sweep's output",
     "resume_mode": "a sweep always resumes; to start a run over, use vbp explain, or another output",
 }
-"""Fields of ``RunConfig`` that are no settings of a sweep, and why."""
+"""Fields of ``RunConfig`` that a sweep cannot set, and why."""
 
 _SETTINGS = [field.name for field in dataclasses.fields(RunConfig) if field.name not in ELSEWHERE]
 _PLACES = ("input", "weights", "classes")
@@ -49,12 +49,12 @@ _KEYS = ("output", "inputs", "variants", "grid", "exclude", "common", "budget")
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What all attempts at a sweep may spend together on their work; None: no limit."""
+    """Limits on the time and cost of all attempts at a sweep together; None: no limit."""
 
     max_hours: float | None = None
     max_cost: float | None = None
     price_per_hour: float | None = None
-    """Of all machines of the sweep together, in the currency of ``max_cost``."""
+    """Price of all machines of the sweep together, in the currency of ``max_cost``."""
 
     @property
     def hours(self) -> float | None:
@@ -70,15 +70,15 @@ class SweepRun:
     """One run of a sweep."""
 
     name: str
-    """Its folder below ``OUTPUT/runs``."""
+    """Name of its folder below ``OUTPUT/runs``."""
     varied: Mapping[str, str | int | float | bool]
-    """What tells it from the others: the name, or else the value, by input, variant or setting."""
+    """Its varied settings: the name, or else the value, by input, variant or setting."""
     config: RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a sweep file asks for."""
+    """The content of a sweep file."""
 
     output: str
     runs: tuple[SweepRun, ...]
@@ -86,32 +86,32 @@ class Sweep:
 
     @property
     def storage_options(self) -> Mapping[str, Any]:
-        """Those of all runs."""
+        """The storage options of all runs."""
         return self.runs[0].config.storage_options
 
 
 def read_sweep(place: str) -> Sweep:
-    """The sweep that the file at a path or URL describes; places in it are meant as on the command line.
+    """The sweep in the file at a path or URL; relative places in it count from the working directory.
 
     Raises:
-        UsageError: the file cannot be read, or cannot be meant as it stands; names the key and its value.
+        UsageError: the file cannot be read, or a setting is wrong; names the key and its value.
     """
     return parse_sweep(read_text(place, "SWEEP"), place)
 
 
 def parse_sweep(text: str, name: str = "sweep.yaml") -> Sweep:
-    """The sweep that a YAML text describes; `name` is the file's, for messages. Errors as for `read_sweep`."""
+    """As `read_sweep`, from a YAML text; `name` is the file's name, for messages."""
     return _File(name).sweep(parse_yaml(text, name))
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """One of the values that something may take in a sweep."""
+    """One value of an input, variant or setting in a sweep."""
 
     label: str
-    """In the run's name."""
+    """The value in the run's name."""
     shown: str | int | float | bool
-    """In the index."""
+    """The value in the index."""
     settings: Mapping[str, Any]
 
 
@@ -119,10 +119,10 @@ _Axis = Sequence[_Choice]
 
 
 class _File(SettingsReader):
-    """Reads the content of one sweep file; every method refuses what it does not understand."""
+    """Reads the content of one sweep file; every method refuses content that it does not understand."""
 
     def sweep(self, content: Any) -> Sweep:
-        """The whole file."""
+        """Read the whole file."""
         keys = self.mapping("the file", content)
         self.known("", keys, _KEYS, "key of a sweep file")
         output = keys.get("output")
@@ -145,7 +145,7 @@ class _File(SettingsReader):
         return Sweep(output=output, runs=tuple(runs), budget=self._budget(keys.get("budget") or {}))
 
     def _inputs(self, given: Any) -> _Axis:
-        """One place has no name; several have, given or made from their last part."""
+        """The inputs; several have names, from the file or from the last part of the place, a single one has none."""
         if isinstance(given, str) and given:
             return [_Choice("", "", {"input": given})]
         if not isinstance(given, (list, Mapping)) or not given:
@@ -162,7 +162,7 @@ class _File(SettingsReader):
         ]
 
     def _grid(self, given: Any) -> dict[str, _Axis]:
-        """In the order of ``RunConfig``, so that a run keeps its name when the file is rearranged."""
+        """The grid in the order of ``RunConfig``, so that a run keeps its name when the file is rearranged."""
         grid = self._by_setting("grid", given)
         for name in grid:
             if name in OF_ALL:
@@ -228,7 +228,7 @@ class _File(SettingsReader):
         return lambda run: all(run[name] is choice for name, choice in chosen.items())
 
     def _check_once(self, common: Mapping[str, Any], axes: Mapping[str, _Axis]) -> None:
-        """A variant may set what is common to the others; the grid is for all."""
+        """Refuse a setting in two places; but a variant may override a setting of ``common``."""
         variants = {name for choice in axes.get("variant", ()) for name in choice.settings}
         for name in axes:
             for where in ("common",) * (name in common) + ("variants",) * (name in variants):
@@ -247,7 +247,7 @@ class _File(SettingsReader):
         return SweepRun(name=name, varied={axis: choice.shown for axis, choice in named.items()}, config=config)
 
     def _check_distinct(self, runs: Sequence[SweepRun]) -> None:
-        """Two names for one thing would compute it twice."""
+        """Refuse two runs with equal settings, which would be computed twice."""
         seen: dict[str, str] = {}
         for run in runs:
             asked = repr(dataclasses.replace(run.config, output="output"))
@@ -274,7 +274,7 @@ class _File(SettingsReader):
         return str(name)
 
     def _label_of(self, where: str, field: str, value: Any) -> str:
-        """A name for a value without one: of a place its last part, without what any file system may refuse."""
+        """A name for a value without one: for a place its last part, without characters that some disk may refuse."""
         if isinstance(value, tuple):
             text = "-".join(map(str, value))
         elif isinstance(value, bool) or value is None:
