@@ -1,7 +1,7 @@
-"""Every closed list that a user may choose from, each in this one place; imports nothing of ours.
+"""All lists of choices for users, in one place; imports nothing of vbp.
 
-A list is a type, so that a wrong name shows before anything runs. `choices_of` gives its values: for flags, checks and
-sentences.
+A list is a type, so a type checker finds wrong names. `choices_of` returns its values, for flags, checks and
+messages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 NAMED_WEIGHTS = ("imagenet", "demo", "random")
-"""Weights that are no file."""
+"""Names of weights that are no file."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = Literal["rgb", "bgr", "grey"]
@@ -39,13 +39,13 @@ class StoredMask(NamedTuple):
     """How a mask format stores a mask."""
 
     suffix: str
-    """Of its files."""
+    """Suffix of its files."""
     levels: int | None
-    """Grey steps from 0 to 1; None: float32 as it is."""
+    """Number of grey steps from 0 to 1; None: float32."""
 
     @property
     def half_a_level(self) -> float:
-        """How far a stored value may lie from the mask's own."""
+        """Largest difference between a stored value and the mask's."""
         return 0.5 / self.levels if self.levels else 0.0
 
 

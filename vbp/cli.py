@@ -138,11 +138,11 @@ def plan(
 
 
 def _run(config: RunConfig, as_json: bool) -> int:
-    """Run, show how it goes on standard error, print the summary on standard output."""
+    """Run, with progress on standard error and the summary on standard output."""
     from vbp.pipeline.job import run
     from vbp.terminal import print_summary, watching
 
-    with watching() as observer, redirect_stdout(sys.stderr):  # Ray prints what becomes of its workers
+    with watching() as observer, redirect_stdout(sys.stderr):  # Ray prints messages about its workers
         summary = run(config, observer)
     if as_json:
         _print_json(summary.as_json())
@@ -152,7 +152,7 @@ def _run(config: RunConfig, as_json: bool) -> int:
 
 
 def _submit(config: RunConfig, address: str, as_json: bool) -> int:
-    """Run on a cluster; its log goes to standard output, with ``--json`` all but the summary to standard error."""
+    """Run on a cluster; the log goes to standard output, with ``--json`` all but the summary to standard error."""
     from vbp.pipeline.on_ray.submit import submit
     from vbp.terminal import JobLog
 
@@ -186,7 +186,7 @@ def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
 
 
 def _sweep(asked: Sweep, as_json: bool) -> int:
-    """Do the runs, compare them once there is an index of all, and print how they ended."""
+    """Do the runs, compare them if all are completed, and print how they ended."""
     from vbp.pipeline.sweep.sweep import sweep
     from vbp.tables import print_comparison
     from vbp.terminal import print_sweep, watching
@@ -276,7 +276,7 @@ def benchmark(parts: tuple[str, ...], output: Path | None, **options: Any) -> No
 
 
 def look_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """OUTPUT and the flags of all commands that look at one."""
+    """OUTPUT and the flags of all commands that read an output."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")(command)
     command = click.option(
         "--storage-options",
@@ -371,7 +371,7 @@ def validate(output: str, storage_options: dict[str, Any], as_json: bool, yes: b
 
 
 def _may_delete(paths: Sequence[str]) -> bool:
-    """Show files and ask whether they may go; nobody answers where there is no terminal."""
+    """Show files and ask whether to delete them; without a terminal the answer is no."""
     for path in paths:
         _say(path, err=True)
     if not _can_ask():
@@ -412,17 +412,17 @@ def _is_terminal() -> bool:
 
 
 def _say(text: str, *, err: bool = False) -> None:
-    """One or more lines with names among them."""
+    """Print text that may contain names."""
     click.echo(plain(text, keep="\n"), err=err)
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM; like Ctrl-C no Exception, so that no library in between takes it for an error of its own."""
+    """SIGTERM; like Ctrl-C it is no ``Exception``, so that no library handles it as an error of its own."""
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Exceptions of ours as one sentence on standard error and the exit code that belongs to it."""
+    """Turn exceptions of vbp into one sentence on standard error and an exit code."""
 
     def stop(signum: int, frame: object) -> None:
         raise _Terminated

@@ -1,4 +1,4 @@
-"""What a column is: every column that rows have on their way from the listing to the index, declared once.
+"""Columns: every column of a row between the listing and the index, declared once.
 
 A row is one image.  Each step adds columns, and drops the bulky ones that it has used up::
 
@@ -11,8 +11,8 @@ A row is one image.  Each step adds columns, and drops the bulky ones that it ha
     write    -> status mask_uri ... run_id, without file_*: one row of a part of the ledger
     index    -> the same row, without shard and position
 
-``COLUMNS`` is the table of them.  The schemas of manifest, parts and index are made from it.  A ``Contract`` is what
-one step says about its columns; a step that makes or loses another one is stopped at its first batch.  To add a
+``COLUMNS`` is their table.  The schemas of manifest, parts and index are made from it.  A ``Contract`` declares the
+columns of one step; a step that makes or drops another column is stopped at its first batch.  To add a
 column, add a line here and compute it in the step that the line names.
 """
 
@@ -27,23 +27,23 @@ import pyarrow as pa
 
 
 class ColumnError(ValueError):
-    """A step was given, or has made, other columns than are declared."""
+    """The columns before or after a step are not the declared ones."""
 
 
 class Column(NamedTuple):
     """One column."""
 
     name: str
-    """``NN`` at its end stands for two digits: there are as many such columns as the network has stages."""
+    """Name; ``NN`` at its end means two digits, with a column for each stage of the network."""
     type: pa.DataType | None
-    """In Arrow; None where the values are NumPy arrays that no table of ours holds."""
+    """Arrow type; None if the values are NumPy arrays, which are in no table."""
     made_by: str
     """The step that adds it."""
     meaning: str
     """One sentence for people."""
     nullable: bool = True
     dropped_by: str | None = None
-    """The step that takes it away; None: the index has it."""
+    """The step that drops it; None: the index has it."""
 
 
 _ERROR = "null where the status is ok"
@@ -117,7 +117,7 @@ COLUMNS = (
 )
 
 INDEX_COLUMNS = tuple(column for column in COLUMNS if column.dropped_by is None)
-"""What a user finds in ``OUTPUT/index``, in its order."""
+"""The columns of ``OUTPUT/index``, in order."""
 SAMPLE = (
     *("key", "uri", "label", "width", "height", "format", "bytes", "sha256", "version"),
     *("frame_left", "frame_top", "frame_right", "frame_bottom", "log10_max", "mask_mean", "mask_area"),
@@ -134,7 +134,7 @@ REPORT: Mapping[str, str] = {
     "reasons": "JSON: how many failed, by `stage: type`.",
     **{f"seconds_{stage}": "Seconds of the step." for stage in ("fetch", "decode", "explain", "encode", "write")},
 }
-"""Columns of what the last step gives back, one row for each part that it has committed."""
+"""Columns of the last step's report, which has one row for each committed part."""
 
 _BY_NAME = {column.name: column for column in COLUMNS}
 _NUMBERED = re.compile(r"(?<=_)\d\d\Z")
@@ -146,17 +146,17 @@ def kind_of(name: str) -> str:
 
 
 def made_by(step: str) -> frozenset[str]:
-    """What a step may add."""
+    """Columns that a step may add."""
     return frozenset(column.name for column in COLUMNS if column.made_by == step)
 
 
 def dropped_by(step: str) -> frozenset[str]:
-    """What a step takes away."""
+    """Columns that a step drops."""
     return frozenset(column.name for column in COLUMNS if column.dropped_by == step)
 
 
 def schema_of(names: Iterable[str]) -> pa.Schema:
-    """These columns as Arrow has them, in this order."""
+    """The Arrow schema of these columns, in this order."""
     return pa.schema([pa.field(name, _BY_NAME[name].type, _BY_NAME[name].nullable) for name in names])
 
 
@@ -167,7 +167,7 @@ MANIFEST_SCHEMA = schema_of(["key", "uri", "path", "label", "size", "version"])
 
 @dataclass(frozen=True)
 class Contract:
-    """What a step needs, makes and drops; columns of the user's own pass through it."""
+    """The columns that a step needs, makes and drops; a user's own columns pass through it."""
 
     step: str
     needs: frozenset[str]
@@ -184,37 +184,37 @@ class Contract:
         keeps: Collection[str] = (),
         also_drops: Collection[str] = (),
     ) -> Contract:
-        """The contract of a step as the table has it.
+        """The contract of a step, from the table.
 
         Args:
-            step: as ``Column.made_by`` names it.
-            needs: columns that it cannot do without.
-            without: columns of its own that it does not make, as it is set up.
-            keeps: columns that it leaves in, as it is set up.
-            also_drops: columns that an earlier step has kept for it.
+            step: its name, as in ``Column.made_by``.
+            needs: columns that it must find in the batch.
+            without: columns of its own that it does not make with its settings.
+            keeps: columns that it does not drop with its settings.
+            also_drops: columns that an earlier step has kept for this one.
         """
         drops = (dropped_by(step) - frozenset(keeps)) | frozenset(also_drops)
         return cls(step, frozenset(needs), made_by(step) - frozenset(without), drops)
 
     def check_given(self, given: Collection[str]) -> None:
-        """Look at the names of a batch before the step.
+        """Check the names of a batch before the step.
 
         Raises:
-            ColumnError: the step needs a column that is not there.
+            ColumnError: a needed column is missing.
         """
         if missing := self.needs.difference(given):
             raise ColumnError(f"{self.step} needs the columns {sorted(missing)}; the batch has {sorted(given)}.")
 
     def check_made(self, given: Collection[str], found: Collection[str]) -> None:
-        """Look at the names of a batch after the step.
+        """Check the names of a batch after the step.
 
         Args:
             given: names before the step.
             found: names after it.
 
         Raises:
-            ColumnError: the step made a column that is not declared, or did not make one that is; it lost a column, or
-                left one that it should have dropped.
+            ColumnError: the step made an undeclared column, or did not make a declared one; it lost a column, or
+                kept one that it should have dropped.
         """
         given, found = set(given), set(found)
         new, lost = {kind_of(name) for name in found - given}, {kind_of(name) for name in given - found}

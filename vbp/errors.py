@@ -14,7 +14,7 @@
     │   ├── FileTooLargeError         more bytes than ``--max-bytes``
     │   ├── ImageTooLargeError        more pixels than the limit against decompression bombs
     │   ├── NonFiniteActivationError  the network gave infinity or NaN for this image
-    │   └── WorkerDiedError           the process that had it in hand was killed, more than once
+    │   └── WorkerDiedError           more than one worker was killed while it worked on this image alone
     ├── StorageError              a store refuses or does not answer, after retries
     │   └── LeaseLostError        another run has taken over the output
     └── InterruptedRunError       stopped before the end; the same command continues (exit 4)
@@ -72,7 +72,7 @@ class NonFiniteActivationError(ImageError):
 
 
 class WorkerDiedError(ImageError):
-    """The process that had the image in hand was killed, more than once."""
+    """More than one worker was killed while it worked on this image alone."""
 
 
 class StorageError(VBPError):

@@ -21,7 +21,7 @@ ALIASES = {
 }
 """The reference project's names for our flags."""
 RESULTS = "results"
-"""Where the reference project put its results, and where its flags still put them."""
+"""Folder of the reference project's results; its flags still write there."""
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "Estimate": ("price_per_hour", "images_per_second"),
@@ -40,7 +40,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     ),
     "Cluster": ("address", "workers", "node_labels", "shard_size"),
 }  # fmt: skip
-"""Parameters by group as the help shows them; in each group those that are rarely needed come last."""
+"""Parameters by group, as in the help; in a group, rarely needed ones come last."""
 METAVARS = {
     "model": "NAME",
     "weights": "NAME|FILE|URL",
@@ -66,7 +66,7 @@ METAVARS = {
 
 
 class Command(click.Command):
-    """A command whose help shows its parameters by group, and examples as they are typed.
+    """A command whose help shows its parameters by group, and examples to copy.
 
     Args:
         examples: lines to copy, printed as they stand.
@@ -97,7 +97,7 @@ class Command(click.Command):
 
 
 def _record(param: click.Parameter, ctx: click.Context) -> tuple[str, str] | None:
-    """How the help shows a parameter; arguments of the main job have the help of their fields."""
+    """A parameter's entry in the help; arguments of the main job have the help of their fields."""
     if isinstance(param, click.Argument):
         field = RunConfig.__dataclass_fields__.get(str(param.name))
         return (str(param.name).upper(), field.metadata["help"]) if field and not param.required else None
@@ -123,7 +123,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--dir", "--directory", "directory", metavar="DIR",
         help="INPUT, as the reference project spells it; OUTPUT is results/.",
     )(command)  # fmt: skip
-    place = click.Path()  # completed as a file, whatever it is
+    place = click.Path()  # the shell completes it as a file
     command = click.argument("output", required=False, type=place)(command)
     return click.argument("input", required=False, type=place)(command)
 
@@ -131,10 +131,10 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def config_of(
     ctx: click.Context, input: str | None, output: str | None, directory: str | None, options: dict[str, Any]
 ) -> RunConfig:
-    """What the arguments of `job_options` ask for; with ``--save-config`` also written down.
+    """The configuration from the arguments of `job_options`; ``--save-config`` also writes it to a file.
 
     Raises:
-        UsageError: they cannot be meant.
+        UsageError: the arguments are wrong.
     """
     from vbp.pipeline.runfile import read_run, save_run
 
@@ -157,7 +157,7 @@ def config_of(
 def _as_reference(
     input: str | None, output: str | None, directory: str, options: dict[str, Any], given: set[str]
 ) -> tuple[str, str, dict[str, Any]]:
-    """What ``--dir`` means: results in ``results/``, inputs among them, and the network that the checkpoint fits."""
+    """The meaning of ``--dir``: results, also ``input``, in ``results/``, and the network of the checkpoint."""
     if input is not None and output is not None:
         raise UsageError(f"INPUT (={input}) and --dir (={directory}) both name the images; give one of them.")
     if "outputs" not in given:

@@ -1,4 +1,4 @@
-"""What a person reads of an output: the operator's tools as tables on standard output."""
+"""Results of the operator's commands as tables on standard output."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from vbp.review.validate import Validation
 
 _PAIRS = 30
-"""Of a comparison that are shown."""
+"""The most pairs of a comparison that are shown."""
 _LOG_WIDTH = 160
-"""Characters in a line where there is no terminal to fit."""
+"""Characters per line if the output is no terminal."""
 MEANING = {
     "listing": "INPUT is being listed",
     "running": "at work",
@@ -34,7 +34,7 @@ MEANING = {
 
 
 def print_status(status: Status) -> None:
-    """How a run stands."""
+    """Print the status of a run."""
     table = _facts()
     table.add_row("state", f"{status.state}: {MEANING[status.state]}")
     if status.holder is not None:
@@ -60,7 +60,7 @@ def print_status(status: Status) -> None:
 
 
 def print_failures(failures: Failures) -> None:
-    """The causes, the most frequent first."""
+    """Print the causes, the most frequent first."""
     if not failures.causes:
         _print(f"No image of {failures.output} failed.")
         return
@@ -80,7 +80,7 @@ def print_failures(failures: Failures) -> None:
 
 
 def print_validation(found: Validation) -> None:
-    """What was looked at, what is wrong, and what to run next."""
+    """Print the checks, the faults, and what to run next."""
     table = _facts()
     table.add_row("rows", f"{found.ok + found.error} of {found.images}: {found.ok} ok, {found.error} failed")
     table.add_row("files", str(found.files))
@@ -99,7 +99,7 @@ def print_validation(found: Validation) -> None:
 
 
 def print_plan(plan: Plan) -> None:
-    """What a run would do."""
+    """Print the plan of a run."""
     table = _facts()
     size = "" if plan.bytes is None else f", {_bytes(plan.bytes)}"
     table.add_row("images", f"{plan.images}{size}, in {plan.shards} shards of {plan.shard_size}")
@@ -131,7 +131,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_sweep_plan(plan: SweepPlan) -> None:
-    """What each run of a sweep would do, and all together."""
+    """Print the plans of a sweep's runs, and their sum."""
     table = Rows("run", "images", "done", "left", "images/s", "time", "cost", box=None, pad_edge=False)
     for run, each in plan.runs:
         rate = "" if each.images_per_second is None else f"{each.images_per_second:.1f}"
@@ -154,7 +154,7 @@ def _price(plan: Plan | SweepPlan) -> tuple[str, str]:
 
 
 def print_comparison(found: Comparison) -> None:
-    """How the runs of a sweep agree."""
+    """Print how similar the runs of a sweep are."""
     if not found.pairs:
         return
     table = Rows("runs", "differ in", "images", "correlation", "by rank", "overlap", "peaks apart", "other class",
@@ -189,12 +189,12 @@ def _percent(share: float | None) -> str:
 
 
 def _beside_chance(value: str, by_chance: str) -> str:
-    """Two lines, as the two runs of a pair have."""
+    """A cell with two lines, because a pair has a line for each of its runs."""
     return f"{value}\n({by_chance})" if value and by_chance else value
 
 
 def _facts() -> Rows:
-    """Names on the left, what there is to say on the right."""
+    """A table of facts: names on the left, values on the right."""
     return Rows(show_header=False, box=None, pad_edge=False)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress while it goes, a table when it is over."""
+"""Output of a run on the terminal: progress while it works, and a table at the end."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from vbp.pipeline.sweep.sweep import SweepSummary
 
 LINE_SECONDS = 10.0
-"""Between two progress lines where there is no terminal."""
+"""Seconds between two progress lines if the output is no terminal."""
 QUIET_SECONDS = 20.0
-"""So long may nothing be finished before the line says so: CPU workers commit every 5 s."""
+"""Seconds without finished work after which the line says so; CPU workers commit every 5 s."""
 
 
 class Rows(Table):
-    """A table whose cells are shown as they are: names hold no markup, and nothing that a terminal would obey."""
+    """A table that shows cells literally: names are no markup, and control characters in them have no effect."""
 
     @override
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
         for column in self.columns:
-            column.overflow = "fold"  # a path that ends in dots leads nowhere
+            column.overflow = "fold"  # a path that is cut off cannot be used
 
 
 def shown(text: str) -> Text:
-    """Words with names among them, for a console; line breaks are ours."""
+    """Text that may contain names, made safe for a console; line breaks stay."""
     return Text(plain(text, keep="\n"))
 
 
@@ -65,7 +65,7 @@ def watching() -> Iterator[Observer]:
 
 @contextmanager
 def _repeating(show: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call `show` every so many seconds, in a thread of its own."""
+    """Call `show` every `seconds` seconds, in a thread of its own."""
     over = threading.Event()
 
     def repeat() -> None:
@@ -82,7 +82,7 @@ def _repeating(show: Callable[[], None], seconds: float) -> Iterator[None]:
 
 
 class _Counting(Observer):
-    """Keeps the counts that both ways of showing need."""
+    """Keeps the counts for lines and bar."""
 
     def __init__(self) -> None:
         self.images = self.done = self.errors = 0
@@ -104,14 +104,14 @@ class _Counting(Observer):
 
     @property
     def rate(self) -> float:
-        """Images a second since the first ones were done; starting up does not count.  0 where it is not known yet."""
+        """Images per second since the first ones were done, without start-up; 0 if unknown."""
         if self._first is None or self.done == self._first[1]:
             return 0.0
         since, before = self._first
         return (self.done - before) / max(time.monotonic() - since, 1e-9)
 
     def status(self) -> str:
-        """One line: done, rate, failures, time left; and that nothing comes, where that is so."""
+        """One line: done, rate, failures, time left; and a remark if no work is finished for long."""
         pace = f", {self.rate:.1f}/s, {duration((self.images - self.done) / self.rate)} left" if self.rate else ""
         return f"{self.done} of {self.images} images, {self.errors} failed{pace}{self._quiet()}"
 
@@ -145,7 +145,7 @@ class Lines(_Counting):
         self._print(f"{images} images, {done} done before")
 
     def show(self) -> None:
-        """Print where the run stands."""
+        """Print the status line."""
         listing = f"{self._listed} images listed" if self._listed else "starting"
         self._print(listing if self._newest is None else self.status())
 
@@ -183,7 +183,7 @@ class Bar(_Counting):
 
 
 class JobLog:
-    """Prints the log of a job as it comes: on standard output, or all but the summary in JSON on standard error."""
+    """Prints a job's log as it arrives: on standard output; with JSON, all but the summary on standard error."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -191,13 +191,13 @@ class JobLog:
         self._summary: str | None = None
 
     def write(self, words: str) -> None:
-        """Print the lines that are whole by now."""
+        """Print the lines that are complete."""
         *lines, self._line = (self._line + words).split("\n")
         for line in lines:
             self._print(line)
 
     def end(self) -> None:
-        """Print what is left: the line that was begun, and the summary."""
+        """Print the incomplete last line, and the summary."""
         if self._line:
             self._print(self._line)
         if self._summary is not None:
@@ -241,7 +241,7 @@ def print_summary(summary: Summary) -> None:
         table.add_row("", f"{summary.failure}: no _SUCCESS")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(shown(f"results: {summary.output}"))  # in one piece, however long
+    console.print(shown(f"results: {summary.output}"))  # not wrapped, however long
 
 
 def print_sweep(summary: SweepSummary) -> None:

@@ -1,4 +1,4 @@
-"""Which vbp this is: the version, and in a checkout the commit."""
+"""The version of vbp, and in a checkout its commit."""
 
 import subprocess
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import vbp
 
 ROOT = Path(__file__).parents[1]
-"""Of the checkout, where there is one."""
+"""Root of the checkout, if there is one."""
 
 
 def described(root: Path = ROOT) -> str:
-    """``0.1.0 (commit 3108c56a1b2c)``; with ``, changed`` where files differ from it; installed: ``0.1.0``."""
+    """``0.1.0 (commit 3108c56a1b2c)``, with ``, changed`` if files differ from the commit; installed: ``0.1.0``."""
     commit = _git(root, "rev-parse", "--short=12", "HEAD") if (root / ".git").exists() else None
     if not commit:
         return vbp.__version__
@@ -19,7 +19,7 @@ def described(root: Path = ROOT) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git says; None where it is not installed or refuses."""
+    """The output of git; None if it is not installed or fails."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     except OSError:

@@ -1,7 +1,7 @@
-"""How often a mask's peak lies inside the true object, beside what three naive guesses reach.
+"""How often a mask's peak lies inside the true object, compared with three naive guesses.
 
 This is the pointing game of Zhang et al. (Top-down Neural Attention by Excitation Backprop, ECCV 2016), without its
-tolerance of 15 pixels. The guesses are masks too, so that one function judges them all.
+tolerance of 15 pixels. The guesses are masks too, so that one function scores all of them.
 
 Shapes: H, W the mask's height and width; C the three RGB channels.
 """
@@ -43,7 +43,7 @@ def centre_mask(height: int, width: int) -> NDArray[np.float32]:
 
 
 def edge_mask(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How steep the luminance is, smoothed by a Gaussian of 2 pixels: its peak is the strongest edge.
+    """The gradient of the luminance, smoothed by a Gaussian of 2 pixels; its peak is the strongest edge.
 
     Args:
         pixels_HWC: uint8 RGB.
@@ -84,9 +84,9 @@ class Trial:
     pixels_HWC: NDArray[np.uint8]
     object_HW: NDArray[np.bool_]
     mask_HW: NDArray[np.floating]
-    """Of the trained network."""
+    """Mask of the trained network."""
     random_mask_HW: NDArray[np.floating]
-    """Of the same network with random weights."""
+    """Mask of the same network with random weights."""
 
 
 def score(trials: Iterable[Trial]) -> Score:
@@ -105,7 +105,7 @@ def score(trials: Iterable[Trial]) -> Score:
 
 
 def _smooth(values_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A Gaussian along both axes; beyond the border the outermost value goes on."""
+    """A Gaussian along both axes; the outermost values are repeated beyond the border."""
     reach = int(4 * _EDGE_SIGMA)
     kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * _EDGE_SIGMA**2))
     kernel /= kernel.sum()

@@ -30,22 +30,22 @@ from vbp.pipeline.on_ray.cluster import connected
 from vbp.storage.results.read import read_result
 
 SEED = 20_000
-"""Of the demo's scenes; training uses seeds from 1 on, so none of these was ever seen."""
+"""Seed of the demo's scenes; training uses seeds from 1, so it has seen none of them."""
 RANDOM_SEED = 500
 CLEARLY = 0.10
-"""By how much of the scenes the trained network must lead for that to be called clear."""
+"""Share of the scenes by which the trained network must lead for a clear lead."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo has to tell."""
+    """The results of the demo."""
 
     summary: Summary
-    """Of the run with the trained weights."""
+    """Summary of the run with the trained weights."""
     plain: Score
-    """On scenes without distractors."""
+    """Score on scenes without distractors."""
     distracted: Score
-    """On scenes with distractors."""
+    """Score on scenes with distractors."""
     total: Score
 
     @property
@@ -61,7 +61,7 @@ def show(output: Path, scenes: int, observer: Observer | None = None) -> Outcome
     Args:
         output: folder for everything; made where missing.
         scenes: how many to generate.
-        observer: is told how the runs go.
+        observer: receives the progress of the runs.
     """
     drawn = write_tree(output / "scenes", output / "truth", scenes, SEED)
     random_weights = output / "random.safetensors"
@@ -91,7 +91,7 @@ def _config(output: Path, results: str, weights: str, outputs: tuple[str, ...]) 
 
 
 def _trials(output: Path, scenes: list[Scene]) -> Iterator[Trial]:
-    """What was written, read back: the score is of what a user finds by the index."""
+    """Scenes with their masks, read back by the index, so that the score is of the written files."""
     rows = {run: _rows(output / run) for run in ("results", "random")}
     for scene in scenes:
         key = f"{scene.label}/{scene.name}.png"

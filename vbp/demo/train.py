@@ -1,7 +1,7 @@
-"""Trains the demo weights: a compact VGG16 whose averaged activations gather on objects.
+"""Train the demo weights: a compact VGG16 whose averaged activations are concentrated on objects.
 
-VisualBackProp multiplies the averaged ReLU maps of all 13 convolutions, whatever the class, so its mask is as good
-as the maps are quiet beside objects. So the features are trained with the **true object masks**:
+VisualBackProp multiplies the averaged ReLU maps of all 13 convolutions, whatever the class, so its mask is good if
+the maps are low outside objects. So the features are trained with the **true object masks**:
 
 - the last map classifies each of its cells (a class, or none);
 - activity outside the object counts as loss, in every averaged map from the first pool on (`stray_loss`);
@@ -53,26 +53,26 @@ _FINEST = 2  # maps before the first pool
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that the weights depend on, beside the library versions and the machine."""
+    """Everything on which the weights depend, besides library versions and machine."""
 
     seed: int = 1
-    """Of scenes, initial weights and order. The scenes of this seed and the next are seen in training."""
+    """Seed of scenes, initial weights and order. Training uses the scenes of this seed and the next."""
     scenes: int = 10_000
-    """That train the features."""
+    """Number of scenes that train the features."""
     epochs: int = 8
-    """Over them."""
+    """Number of epochs over these scenes."""
     classifier_scenes: int = 2000
-    """That train the classifier."""
+    """Number of scenes that train the classifier."""
     fresh_scenes: int = 200
-    """That measure the classifier's accuracy."""
+    """Number of scenes that measure the classifier's accuracy."""
     batch: int = 32
     """Scenes per step."""
     learning_rate: float = 3e-3
-    """Highest of the one-cycle schedule."""
+    """Highest learning rate of the one-cycle schedule."""
     stray_weight: float = 2.0
-    """Of the activity that strays from objects, beside the classification loss."""
+    """Weight of `stray_loss`, relative to the classification loss."""
     contrast_weight: float = 2.0
-    """Of the contrast of the maps before the first pool."""
+    """Weight of `contrast_loss` of the maps before the first pool."""
 
 
 def compact_vgg16(*, batch_norm: bool = False) -> VGG:
@@ -97,7 +97,7 @@ def compact_vgg16(*, batch_norm: bool = False) -> VGG:
 
 
 def train(training: Training, report: Callable[[str], None]) -> VGG:
-    """Train from nothing and return the network in evaluation mode; ``report`` gets a line now and then."""
+    """Train from random weights and return the network in evaluation mode; ``report`` gets lines of progress."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         network = compact_vgg16(batch_norm=True)
@@ -146,7 +146,7 @@ def train_features(features: nn.Sequential, training: Training) -> Iterator[floa
 
 
 def stray_loss(averages: list[Tensor], truth_B1HW: Tensor) -> Tensor:
-    """How far activity strays from objects: -log of the share of it inside, mean over images and maps.
+    """Loss of activity outside objects: -log of the share inside, mean over images and maps.
 
     Activity counts squared, since the peaks of the maps make the peaks of the mask; by image, so that a faint object
     counts as much as a bright one.

@@ -1,6 +1,6 @@
 """What a run would do, how long it would take and what it would cost; writes nothing and needs no Ray.
 
-The rate is, first that is known: the one given; that of the newest run in OUTPUT; that of this machine on a few images.
+The rate is the first known of: the given one; that of the newest attempt in OUTPUT; this machine's on a few images.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
 from vbp.storage.manifest.rows import rows_of, table_of, with_positions
 
 _BATCHES = 2
-"""That are measured; another warms up."""
+"""Number of batches that are measured, after one that warms up."""
 _LEAST_IMAGES = 16
 _SHARE = 8
-"""Of what is left, one in so many is explained at most: a plan is to take less than the run."""
+"""At most one of so many images that are left is explained, so that a plan takes less time than the run."""
 _NO_WORK = (
     "output", "weights", "seed", "noise", "select", "classes", "resume_mode", "retry_failed", "refresh",
     "max_failures", "shard_size", "workers", "node_labels", "runner",
 )  # fmt: skip
-"""Settings that change nothing in what is done with an image."""
+"""Settings that have no effect on the work on an image."""
 _SHARDS = 64
-"""Of the manifest that are read, at most: sizes are reckoned from these."""
+"""The most shards of the manifest that are read to estimate sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,12 @@ class Plan:
     input: str
     output: str
     images: int
-    """Listed, up to ``--limit``."""
+    """Listed images, up to ``--limit``."""
     bytes: int | None
-    """Of these images' files; None where the store does not tell sizes."""
+    """Bytes of these images' files; None if the store does not report sizes."""
     done: int
     shards: int
-    """Units of work, done ones included."""
+    """Number of shards, done ones included."""
     shard_size: int
     runner: str
     workers: int
@@ -69,40 +69,40 @@ class Plan:
     batch_size: int
     images_per_second: float | None
     rate_of: str
-    """Where the rate comes from."""
+    """The source of the rate."""
     price_per_hour: float | None
     sampled: int
-    """Images that were explained to learn rate and sizes."""
+    """Images that were explained to measure rate and sizes."""
     failures: Mapping[str, int]
-    """Of them, by ``stage: type``."""
+    """Failures among them, by ``stage: type``."""
     sample_seconds: Mapping[str, float]
-    """Seconds an image by stage."""
+    """Seconds per image, by stage."""
     output_bytes: int | None
-    """Of masks and other files still to be written."""
+    """Bytes of masks and other files that are left to write."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Files of INPUT that are no images, by suffix or kind."""
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
     def left(self) -> int:
-        """Images to be done."""
+        """Images that are left to do."""
         return max(0, self.images - self.done)
 
     @property
     def seconds(self) -> float | None:
-        """Of work on images; starting up and listing aside."""
+        """Seconds of work on images, without start-up and listing."""
         if self.left == 0:
             return 0.0
         return self.left / self.images_per_second if self.images_per_second else None
 
     @property
     def left_out_in_words(self) -> str:
-        """The same for people."""
+        """`left_out` as a phrase for people."""
         return in_words(self.left_out)
 
     @property
     def cost(self) -> float | None:
-        """In the currency of the price."""
+        """Cost in the currency of the price."""
         if self.price_per_hour is None or self.seconds is None:
             return None
         return self.price_per_hour * self.seconds / 3600
@@ -113,12 +113,12 @@ class Plan:
 
 
 class Known:
-    """What earlier plans have found that a later one needs not find again: of runs that are planned together."""
+    """Results of earlier plans that later ones can use, when runs are planned together."""
 
     def __init__(self) -> None:
         self.networks = Networks()
         self.measured: dict[str, _Measured] = {}
-        """By kind of work."""
+        """Measurements by kind of work."""
 
 
 def plan(
@@ -132,9 +132,9 @@ def plan(
 
     Args:
         config: the run.
-        price_per_hour: of all machines of the run together.
-        images_per_second: of the whole run, where it is known.
-        known: from plans of other runs; takes up what is found here.
+        price_per_hour: price of all machines of the run together.
+        images_per_second: rate of the whole run, if known.
+        known: results of other plans; those of this one are added.
 
     Raises:
         UsageError: the run would be refused.
@@ -198,18 +198,18 @@ def plan(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the input holds."""
+    """The content of the input."""
 
     images: int
     bytes: int | None
     shards: int
     shard_size: int
     rows: list[ManifestRow]
-    """Some of them, chosen by ``--seed``."""
+    """Some of the images, chosen by ``--seed``."""
     left_out: Mapping[str, int]
     """Files that are no images, by suffix or kind."""
     folders: Sequence[str] | None
-    """Of the first level; None where the listing was cut before it had seen them all."""
+    """First-level folders; None if the listing was cut before it reached all of them."""
 
 
 def _seen(config: RunConfig, manifest: Manifest | None) -> _Seen:
@@ -261,7 +261,7 @@ def _listed(config: RunConfig, manifest: Manifest | None) -> _Seen:
 
 
 class _Look:
-    """Counts rows as they pass, and keeps an even choice of them."""
+    """Counts rows, and keeps an even choice of them."""
 
     def __init__(self, config: RunConfig) -> None:
         device = prepare.choose_device(config)
@@ -273,7 +273,7 @@ class _Look:
         self.rows: list[ManifestRow] = []
 
     def add(self, row: ManifestRow) -> None:
-        """One more image."""
+        """Add the row of an image."""
         self.bytes = None if self.bytes is None or row.size is None else self.bytes + row.size
         if len(self.rows) < self._most:
             self.rows.append(row)
@@ -295,22 +295,22 @@ class _Sample:
 
     Args:
         config: the run.
-        record: of earlier runs.
+        record: the record of earlier attempts.
         rows: the images.
-        networks: those that are loaded.
+        networks: loads the network, or has it loaded.
     """
 
     def __init__(self, config: RunConfig, record: Record, rows: list[ManifestRow], networks: Networks) -> None:
         self._record, self._rows = record, rows
         self.stands_in = prepare.weights_are_missing(config)
-        # what --select leaves out needs the classes of the whole collection; files of all are an upper bound
+        # --select needs the classes of the whole collection; the files of all images are an upper bound
         named = "random" if self.stands_in else config.weights
         self._config = dataclasses.replace(config, weights=named, select="all")
         with prepare.weights_as_usage(self._config):
             self._model = networks.load(self._config)
         prepare.check_network(self._config, self._model)
         self.notes = self._model.notes
-        if self.stands_in:  # random weights do not know what those were trained on for which they stand in
+        if self.stands_in:  # random weights lack the preprocessing of the weights that they replace
             self._model = dataclasses.replace(self._model, preprocessing=prepare.own_preprocessing(config))
         device = prepare.choose_device(config)
         here = [look(device)]
@@ -330,13 +330,13 @@ class _Sample:
         )
 
     def kind_of_work(self) -> str:
-        """Equal for runs that do the same with each image: the values of the weights play no part."""
+        """A key that is equal for runs with the same work on each image; the values of the weights do not matter."""
         settings = {name: value for name, value in self._config.as_json().items() if name not in _NO_WORK}
         parameters = sum(each.numel() for each in self._model.network.parameters())
         return repr((settings, parameters, self.recipe.device, self.recipe.precision, self.recipe.batch_size))
 
     def refuse_other(self) -> None:
-        """Refuse what a run would refuse: another configuration than the output's.
+        """Refuse another configuration than the output's, as a run would.
 
         Raises:
             UsageError: names each field that differs.
@@ -348,14 +348,14 @@ class _Sample:
         self._record.refuse_other(known)
 
     def refuse_classes(self, config: RunConfig, folders: Sequence[str]) -> None:
-        """Refuse what a run would refuse: folders that are no classes, where they must be; errors as there."""
+        """Refuse folders that are no classes but must be, as a run would; errors as there."""
         before = self._record.facts.get("classes")
         prepare.choose_classes(config, self._model.num_classes, self._model.class_names, folders, before)
 
     def measure(self, left: int) -> _Measured:
-        """Fetch, decode, explain and encode some images in memory: no more than an eighth of those that are `left`.
+        """Fetch, decode, explain and encode some images in memory: at most an eighth of the `left` ones.
 
-        But for a round of all threads, which also warms up.
+        One round of all threads, which also warms up, is always done.
         """
         recipe = self._with_scales(dataclasses.replace(self.recipe, config=self._config))
         steps = (recipe.fetch(), recipe.decode(), recipe.explain(), recipe.encode())
@@ -372,12 +372,12 @@ class _Sample:
             batch = batch_of(with_positions(table_of(some)))
             for step in steps:
                 batch = step(batch)
-            if number:  # the first time warms up
+            if number:  # the first round warms up
                 measured.count(batch, time.perf_counter() - started)
         return measured
 
     def _with_scales(self, recipe: Recipe) -> Recipe:
-        """For int8: calibrated on these images; random weights say nothing of integers and stay in float32."""
+        """For int8: the recipe, calibrated on these images; with random weights it stays in float32."""
         if recipe.precision != "int8" or recipe.scales:
             return recipe
         if self.stands_in:
@@ -386,27 +386,27 @@ class _Sample:
 
 
 class _Measured:
-    """What explaining some images took and left."""
+    """Time and results of explaining some images."""
 
     def __init__(self) -> None:
         self.images, self.ok, self.bytes, self.wall = 0, 0, 0, 0.0
         self.failures: Counter[str] = Counter()
-        """By ``stage: type``."""
+        """Failures by ``stage: type``."""
         self.seconds: dict[str, float] = {}
-        """An image, by stage."""
+        """Seconds per image, by stage."""
 
     @property
     def images_per_second(self) -> float | None:
-        """Of this machine, with all its threads; None if nothing could be explained."""
+        """Rate of this machine with all its threads; None if no image could be explained."""
         return self.images / self.wall if self.ok else None
 
     @property
     def bytes_per_image(self) -> float | None:
-        """Of the files that an image leaves."""
+        """Bytes of the files of one image; None if unknown."""
         return self.bytes / self.images if self.ok else None
 
     def count(self, batch: Batch, seconds: float) -> None:
-        """Add a batch that took so long."""
+        """Add a batch that took `seconds`."""
         rows, good = len(batch["key"]), good_rows(batch)
         self.images += rows
         self.ok += len(good)

@@ -1,4 +1,4 @@
-"""A few rows of many, the same ones whatever the order they come in."""
+"""Choose a few rows of many, independent of their order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Choice:
     """Keeps the rows whose keys have the smallest digests under a seed.
 
     Args:
-        most: how many.
-        seed: another one chooses others.
+        most: number of rows to keep.
+        seed: another seed chooses other rows.
     """
 
     def __init__(self, most: int, seed: int) -> None:
@@ -21,7 +21,7 @@ class Choice:
         self._heap: list[tuple[int, str, dict[str, Any]]] = []
 
     def offer(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Consider these; each has a ``key`` of its own."""
+        """Consider these rows, which have different ``key``s."""
         for row in rows:
             digest = hashlib.sha256(f"{self._seed} {row['key']}".encode()).digest()
             item = (-int.from_bytes(digest[:8], "big"), row["key"], row)
@@ -32,5 +32,5 @@ class Choice:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Those chosen so far, by key."""
+        """The rows that are chosen so far, sorted by key."""
         return [row for _, _, row in sorted(self._heap, key=lambda item: item[1])]

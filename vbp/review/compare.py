@@ -1,9 +1,9 @@
-"""How the runs of a sweep agree: each two of one input, image by image, over an even sample.
+"""Compare the runs of a sweep: every two runs of an input, image by image, over an even sample.
 
-Runs may differ in size, fit and frame.  So all masks of an image are brought to the part of the picture that every
-one of them covers, at the smallest of their sizes, and compared there.
+Runs may differ in size, fit and frame.  So all masks of an image are reduced to the part of the picture that all
+of them cover, at the smallest of their sizes, and compared there.
 
-What chance would give is measured too: the same, of the one run's mask of one image and the other's of another image.
+The level of chance is measured too: one run's mask of an image, compared with the other run's mask of another image.
 
 Shape legend: R = runs, P = pixels of that part.
 """
@@ -32,14 +32,14 @@ from vbp.storage.results.read import read_result
 COMPARISON = "comparison.parquet"
 SAMPLE, SEED = 200, 500
 TOP = 0.05
-"""Of the pixels: the brightest, whose overlap is measured."""
+"""Share of the pixels that count as brightest, whose overlap is measured."""
 MEASURES = ("correlation", "rank_correlation", "overlap", "peak_distance")
 
 _THREADS = 8
 _AT_ONCE = 16
-"""Images whose masks are held together."""
+"""Images whose masks are in memory at the same time."""
 _CHANCE = 48
-"""Images that are also held against others."""
+"""Images that are also compared with other images."""
 _BOX = ("frame_left", "frame_top", "frame_right", "frame_bottom")
 _PLACE = place_columns("mask")
 _COLUMNS = ("key", "width", "height", "mask_mean", "prediction", *_PLACE, *_BOX)
@@ -52,37 +52,37 @@ class Pair:
     run: str
     other: str
     differ: tuple[str, ...]
-    """In what: input, variant or settings."""
+    """Names of the input, variant or settings in which they differ."""
     images: int
-    """With a mask of both, in the sample."""
+    """Images of the sample that have a mask in both runs."""
     correlation: float | None
-    """Pearson's, of the pixels: in [-1, 1], ruled by the brightest."""
+    """Pearson correlation of the pixels, in [-1, 1]; the brightest pixels dominate it."""
     rank_correlation: float | None
-    """Spearman's: in [-1, 1], all pixels alike."""
+    """Spearman's rank correlation, in [-1, 1]; all pixels count equally."""
     overlap: float | None
-    """Of the brightest twentieth of the pixels of each: intersection over union, in [0, 1]."""
+    """Intersection over union of the brightest twentieth of both masks' pixels, in [0, 1]."""
     peak_distance: float | None
-    """Between the maxima, as a share of the diagonal: in [0, 1]."""
+    """Distance between the maxima as a share of the diagonal, in [0, 1]."""
     correlation_by_chance: float | None
-    """The four measures of masks of different images, one of each run: what two unrelated masks score."""
+    """The four measures for masks of different images, one of each run: the level of chance."""
     rank_correlation_by_chance: float | None
     overlap_by_chance: float | None
     peak_distance_by_chance: float | None
     predictions_changed: float | None
-    """Share of the images that have a prediction of both."""
+    """Share of equal predictions, among images with a prediction in both runs."""
     least_alike: str | None
     """Key of the image with the lowest correlation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` found."""
+    """The result of `compare`."""
 
     output: str
     sample: int
-    """Images of each input, at most."""
+    """The most images of an input."""
     pairs: tuple[Pair, ...]
-    """Those that differ in least things first."""
+    """Pairs that differ in the fewest settings come first."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -95,10 +95,10 @@ def compare(
     """Compare the runs of a sweep that has its combined index; only results are read.
 
     Args:
-        url: of the sweep's output.
+        url: URL of the sweep's output.
         options: as for ``Folder``.
-        sample: images of each input, at most.
-        seed: another one chooses others.
+        sample: the most images of an input.
+        seed: another seed chooses other images.
     """
     output = Folder(url, options)
     rows, varied = _sampled(output, sample, seed)
@@ -109,7 +109,7 @@ def compare(
             if len(names) < 2:
                 continue
             keys = sorted(set().union(*runs.values()))
-            np.random.default_rng(seed).shuffle(keys)  # neighbours are held against each other, and share no folder
+            np.random.default_rng(seed).shuffle(keys)  # neighbours are compared, and should not be of one folder
             images = [[runs[name].get(key) for name in names] for key in keys]
             agreements, by_chance = _measured(images, pool, options)
             for one, other in combinations(range(len(names)), 2):
@@ -123,7 +123,7 @@ def compare(
 
 
 def save(found: Comparison, options: Mapping[str, Any] | None = None) -> None:
-    """Write it as ``OUTPUT/comparison.parquet``, a row a pair."""
+    """Write the result as ``OUTPUT/comparison.parquet``, with a row for each pair."""
     sink = io.BytesIO()
     rows = [dataclasses.asdict(pair) for pair in found.pairs]
     pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
@@ -147,9 +147,9 @@ _Rows = Mapping[str, Mapping[str, _Row]]
 
 
 def _sampled(output: Folder, sample: int, seed: int) -> tuple[dict[str, dict[str, _Row]], dict[str, dict[str, Any]]]:
-    """By run and key the rows of an even choice of images, and by run what varies; in one pass over the index.
+    """Rows of an even choice of images by run and key, and the varied settings by run; in one pass over the index.
 
-    The first run of an input chooses, the others follow: so that they share as many images as they can.
+    The first run of an input decides which images are chosen, so that the runs share as many as possible.
     """
     keys: dict[Any, _EvenKeys] = {}
     rows: dict[str, dict[str, _Row]] = {}
@@ -172,7 +172,7 @@ def _sampled(output: Folder, sample: int, seed: int) -> tuple[dict[str, dict[str
 
 
 class _EvenKeys:
-    """Keeps the rows that drew the smallest random numbers."""
+    """Keeps the rows with the smallest random numbers."""
 
     def __init__(self, most: int, seed: int) -> None:
         self._most, self._random = most, np.random.default_rng(seed)
@@ -180,7 +180,7 @@ class _EvenKeys:
         self.rows: pa.Table = pa.table({"key": pa.array([], pa.string())})
 
     def offer(self, rows: pa.Table) -> None:
-        """Consider these."""
+        """Consider these rows."""
         drawn = np.concatenate([self._drawn, self._random.random(rows.num_rows)])
         rows = pa.concat_tables([self.rows, rows]) if self.rows.num_rows else rows
         kept = np.sort(np.argsort(drawn, kind="stable")[: self._most])
@@ -188,7 +188,7 @@ class _EvenKeys:
 
     @property
     def keys(self) -> pa.Array:
-        """Of the rows that are kept."""
+        """Keys of the rows that are kept."""
         return self.rows["key"].combine_chunks()
 
 
@@ -199,7 +199,7 @@ def _by_input(rows: _Rows, varied: Mapping[str, Mapping[str, Any]]) -> Iterator[
 
 @dataclass(frozen=True)
 class _Agreement:
-    """Of the masks of one image: R x R for each measure, NaN where one has no mask or it is flat."""
+    """Measures of the masks of one image: R x R each, NaN if a mask is missing or flat."""
 
     has_mask_R: np.ndarray
     measures: Mapping[str, np.ndarray]
@@ -207,18 +207,18 @@ class _Agreement:
 
 @dataclass(frozen=True)
 class _Image:
-    """The masks of one image, as far as they can be had and have something in common."""
+    """The masks of one image that can be read, if they have a common part."""
 
     present: Sequence[int]
     """The runs that have a mask, by number."""
     views_RHW: np.ndarray | None
-    """Of these runs; None where there is nothing to compare."""
+    """Masks of these runs; None if there is nothing to compare."""
 
 
 def _measured(
     images: Sequence[Sequence[_Row | None]], pool: Executor, options: Mapping[str, Any] | None
 ) -> tuple[list[_Agreement], list[Mapping[str, np.ndarray]]]:
-    """How the masks of each image agree, and how they agree with those of another image, for some of them."""
+    """Measures of the masks of each image, and, for some images, with the masks of another image."""
     runs = len(images[0]) if images else 0
     agreements: list[_Agreement] = []
     by_chance: list[Mapping[str, np.ndarray]] = []
@@ -231,7 +231,7 @@ def _measured(
 
 
 def _opened(image: Sequence[_Row | None], options: Mapping[str, Any] | None) -> _Image:
-    """One image's masks, one row a run."""
+    """The masks of one image; `image` has a row for each run."""
     masks = [None if row is None else _mask(row, options) for row in image]
     present = [number for number, mask in enumerate(masks) if mask is not None]
     views = _views(
@@ -249,7 +249,7 @@ def _agreement(image: _Image, runs: int) -> _Agreement:
 
 
 def _unrelated(image: _Image, other: _Image, runs: int) -> dict[str, np.ndarray]:
-    """Each run's mask of the first image held against each run's of the other: R x R for each measure."""
+    """Measures of every run's mask of the first image with every run's mask of the other: R x R each."""
     measures = {name: np.full((runs, runs), np.nan) for name in MEASURES}
     if image.views_RHW is not None and other.views_RHW is not None:
         height, width = image.views_RHW.shape[1:]
@@ -270,7 +270,7 @@ def _resized(mask_HW: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def measures_of(masks_RHW: np.ndarray) -> dict[str, np.ndarray]:
-    """How each two of the masks of one image agree; each measure R x R, NaN where one of both is flat."""
+    """Measures of every two masks of one image: R x R each, NaN if one of the two is flat."""
     count, height, width = masks_RHW.shape
     pixels_RP = masks_RHW.reshape(count, -1).astype(np.float64)
     pixels_RP[np.ptp(pixels_RP, axis=1) == 0] = np.nan
@@ -295,21 +295,21 @@ def _correlation(values_RP: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values_P: np.ndarray) -> np.ndarray:
-    """Places in order, equal values sharing the mean of theirs."""
+    """Ranks of the values; equal values get their mean rank."""
     _, inverse, counts = np.unique(values_P, return_inverse=True, return_counts=True, equal_nan=False)
     ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return np.where(np.isnan(values_P), np.nan, ranks)
 
 
 def _top(values_P: np.ndarray) -> np.ndarray:
-    """1 for the brightest pixels, and those as bright as the last of them, black ones never; else 0."""
+    """1 for the brightest pixels and pixels equal to the last of them, but never for black ones; else 0."""
     place = min(len(values_P) - 1, int(TOP * len(values_P)))
     least = np.partition(values_P, -1 - place)[-1 - place]
     return np.where(np.isnan(values_P), np.nan, (values_P >= least) & (values_P > 0))
 
 
 def _mask(row: _Row, options: Mapping[str, Any] | None) -> np.ndarray | None:
-    """None where it cannot be had."""
+    """The mask of a row; None if it cannot be read."""
     from vbp.images.encode import decode_mask
 
     try:
@@ -322,7 +322,7 @@ _Box = tuple[float, float, float, float]
 
 
 def _box(row: _Row, mask_HW: np.ndarray) -> _Box:
-    """What the mask covers, in pixels of the picture: the frame, or with ``--frame image`` all of it."""
+    """The part of the picture that the mask covers, in pixels: the frame, or with ``--frame image`` all of it."""
     if mask_HW.shape == (row["height"], row["width"]):
         return 0.0, 0.0, float(row["width"]), float(row["height"])
     left, top, right, bottom = (float(row[name]) for name in _BOX)
@@ -330,7 +330,7 @@ def _box(row: _Row, mask_HW: np.ndarray) -> _Box:
 
 
 def _views(masks: Sequence[tuple[np.ndarray, _Box]]) -> list[np.ndarray]:
-    """Of each mask the part that all cover, at the smallest of their sizes."""
+    """The part of each mask that all masks cover, at the smallest of their sizes."""
     from PIL import Image
 
     if len({(mask.shape, box) for mask, box in masks}) <= 1:
@@ -356,7 +356,7 @@ def _views(masks: Sequence[tuple[np.ndarray, _Box]]) -> list[np.ndarray]:
 def _facts(
     keys: Sequence[str], images: Sequence[Sequence[_Row | None]], agreements: Sequence[_Agreement], one: int, other: int
 ) -> dict[str, Any]:
-    """The fields of one `Pair`, but for its names."""
+    """The fields of one `Pair`, without its names."""
     both = [number for number, found in enumerate(agreements) if found.has_mask_R[one] and found.has_mask_R[other]]
     values = {name: np.array([agreements[n].measures[name][one, other] for n in both]) for name in MEASURES}
     changed = [
@@ -375,7 +375,7 @@ def _facts(
 
 
 def _chance(by_chance: Sequence[Mapping[str, np.ndarray]], one: int, other: int) -> dict[str, float | None]:
-    """The means by chance of two runs, in both directions."""
+    """The means at the level of chance for two runs, in both directions."""
     means = {}
     for name in MEASURES:
         values = np.array([found[name][pair] for found in by_chance for pair in ((one, other), (other, one))])

@@ -1,4 +1,4 @@
-"""Which images failed, grouped by cause, and the list of them to run again."""
+"""The failed images, grouped by cause, and their list, to explain them again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vbp.storage.files import write_uri
 EXPORT_SCHEMA = pa.schema(
     [pa.field(name, pa.string()) for name in ("uri", "key", "label", "error_stage", "error_type", "error_message")]
 )
-"""The first three columns make it a manifest that ``vbp explain`` takes as INPUT."""
+"""Columns of the list; the first three make it a manifest that ``vbp explain`` takes as INPUT."""
 
 _COLUMNS = [*EXPORT_SCHEMA.names, "status"]
 _EXAMPLES = 3
@@ -40,12 +40,12 @@ class Cause:
     stage: str
     type: str
     message: str
-    """Of all of them: names left out as ``…``, numbers as ``N``."""
+    """The common message, with names as ``…`` and numbers as ``N``."""
     images: int
     example: str
-    """The message of the first, whole."""
+    """The whole message of the first image."""
     keys: tuple[str, ...]
-    """Of the first few."""
+    """Keys of the first few images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Failures:
     output: str
     images: int
     causes: tuple[Cause, ...]
-    """The most frequent first."""
+    """The causes, the most frequent first."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -63,7 +63,7 @@ class Failures:
 
 
 def failures(output: Output) -> Failures:
-    """Group the error rows by stage, type and what their messages have in common."""
+    """Group the error rows by stage, type and the common part of their messages."""
     groups: dict[tuple[str, str, str], Cause] = {}
     images = 0
     for row in _rows(output):
@@ -90,21 +90,21 @@ def failed_keys(output: Output) -> Iterator[str]:
 
 
 def export(output: Output, target: str, options: Mapping[str, Any] | None = None) -> int:
-    """Write the failed images as a manifest, to be explained again into an output of their own.
+    """Write the failed images as a manifest, to explain them again into another output.
 
-    A ``.csv`` opens in spreadsheets, so text there that would be taken for a formula is led by an apostrophe;
+    A ``.csv`` may be opened in a spreadsheet, so text that looks like a formula gets an apostrophe before it;
     ``.parquet`` keeps every name as it is.
 
     Args:
-        output: whose images.
+        output: the output whose images failed.
         target: path or URL that ends in ``.csv``, ``.parquet`` or ``.txt``.
-        options: for its file system, as for ``Folder``.
+        options: options of the target's file system, as for ``Folder``.
 
     Returns:
-        How many there are.
+        Number of failed images.
 
     Raises:
-        UsageError: the name ends otherwise, or a name cannot stand in a ``.txt`` file.
+        UsageError: `target` has another suffix, or a name cannot be written to a ``.txt`` file.
         StorageError: the file cannot be written.
     """
     suffix = PurePosixPath(target).suffix.lower()
@@ -116,7 +116,7 @@ def export(output: Output, target: str, options: Mapping[str, Any] | None = None
 
 
 def shortened(message: str, *names: str) -> str:
-    """What messages of one cause have in common: without the image's names, quoted text and numbers, on one line."""
+    """The common part of a cause's messages, in one line: without the image's names, quoted text and numbers."""
     for name in sorted(filter(None, names), key=len, reverse=True):
         message = message.replace(name, "…")
     message = " ".join(_NUMBER.sub("N", _QUOTED.sub("…", message)).split())
@@ -124,7 +124,7 @@ def shortened(message: str, *names: str) -> str:
 
 
 def defused(cell: str | None) -> str | None:
-    """The cell as text for every spreadsheet; different cells stay different."""
+    """The cell as text that no spreadsheet takes as a formula; different cells stay different."""
     return f"'{cell}" if cell and _FORMULA.match(cell) else cell
 
 

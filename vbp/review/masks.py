@@ -1,4 +1,4 @@
-"""One mask, held against what its row says of it."""
+"""Compare a mask file with its row."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from vbp.errors import ImageError
 
 _NEEDED = ("width", "height", "mask_mean", "mask_area", "peak_x", "peak_y")
 _ROUNDING = 2e-6
-"""Of a mean in float32."""
+"""Largest rounding error of a mean in float32."""
 _AREA = 2e-3
-"""Pixels at exactly 0.5, which rounding lifts above."""
+"""Largest share of pixels at exactly 0.5, which rounding puts above it."""
 
 
 def fault_of(data: bytes, row: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """What is wrong with a mask file; None if nothing is.
+    """A sentence on what is wrong with a mask file; None if it is right.
 
     Args:
-        data: the file.
-        row: of the index: ``width``, ``height``, ``mask_mean``, ``mask_area``, ``peak_x``, ``peak_y``, ``flat``;
+        data: the file's bytes.
+        row: its index row: ``width``, ``height``, ``mask_mean``, ``mask_area``, ``peak_x``, ``peak_y``, ``flat``;
             in an older one without ``mask_width`` and ``mask_height``.
-        config: of the run: ``size``, ``fit``, ``frame``, ``mask_format``.
+        config: the run's ``size``, ``fit``, ``frame``, ``mask_format``.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""An output as it stands: what its runs have recorded, its list of images, and their rows."""
+"""Output: reads the record, the manifest and the rows of an output."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Output:
 
     folder: Folder
     record: Mapping[str, Any]
-    """What ``_run/run.json`` says."""
+    """The content of ``_run/run.json``."""
     manifest: Manifest | None
-    """None while INPUT is listed for the first time."""
+    """The manifest; None while INPUT is listed for the first time."""
     is_complete: bool
-    """Whether ``_SUCCESS`` stands: all is done, and the index is promised."""
+    """Whether a valid ``_SUCCESS`` exists, so that all is done and the index counts."""
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Output:
@@ -42,10 +42,10 @@ class Output:
 
     @classmethod
     def at(cls, folder: Folder) -> Output:
-        """Look at OUTPUT; nothing is written.
+        """Read an output; nothing is written.
 
         Raises:
-            UsageError: no run was ever begun there, it cannot be read, or its record is damaged.
+            UsageError: there is no run, the output cannot be read, or its record is damaged.
         """
         try:
             record = load_run(folder)
@@ -66,19 +66,19 @@ class Output:
 
     @property
     def limit(self) -> int | None:
-        """How many images the newest run was to do; None for all."""
+        """``--limit`` of the newest attempt; None: all images."""
         return self.config.get("limit")
 
     def images(self, rows: int) -> int:
-        """How many images should have a row, where `rows` have one: rows beyond the limit are kept."""
+        """Number of images that should have a row, if `rows` have one; rows after the limit are kept."""
         listed = self.manifest.images if self.manifest else 0
         return listed if self.limit is None else min(listed, max(self.limit, rows))
 
     def rows(self, columns: list[str]) -> Iterator[pa.Table]:
-        """One row for every image that has one, some at a time: of the index where it is promised, else of the parts.
+        """One row for every image that has rows, as tables: from the index if ``_SUCCESS`` counts, else from the parts.
 
         Args:
-            columns: of the index.
+            columns: columns of the index.
         """
         if self.is_complete:
             yield from read_index(self.folder, columns)
@@ -87,10 +87,10 @@ class Output:
                 yield rows.select(columns)
 
     def errors(self, columns: list[str]) -> Iterator[pa.Table]:
-        """The error rows alone; shards without a failure are not read.
+        """Only the error rows; shards without a failure are not read.
 
         Args:
-            columns: of the index; ``status`` among them.
+            columns: columns of the index, with ``status``.
         """
         if self.is_complete:
             tables = read_index(self.folder, columns)
@@ -111,7 +111,7 @@ class Output:
 
 
 def begun_at(run_id: str | None) -> datetime | None:
-    """When a run began, as its id tells; None where it does not."""
+    """When an attempt began, from its id; None if the id does not say it."""
     match = re.match(r"\d{8}T\d{6}Z", run_id or "")
     return datetime.strptime(match[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) if match else None
 

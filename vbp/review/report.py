@@ -1,4 +1,4 @@
-"""A report for people: one HTML page that holds everything it shows."""
+"""A report for people: one HTML page without external files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SAMPLE, SEED = 24, 500
 
 _CLASSES = 200
-"""Shown; the largest."""
+"""The most folders that are shown, the largest first."""
 _THUMBNAIL = 224
 _THREADS = 8
 _OTHERS = "(other folders)"
@@ -50,14 +50,14 @@ class ClassRow:
     images: int
     failed: int
     mask_area: float | None
-    """Mean fraction of the mask above 0.5; None without a mask."""
+    """Mean share of the mask above 0.5; None without a mask."""
     accuracy: float | None
-    """Share of correct predictions; None where nothing tells which are."""
+    """Share of correct predictions; None if it is unknown which are correct."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image: facts, and pictures as data URLs (None where one cannot be had)."""
+    """One image: facts, and pictures as data URLs (None if a picture cannot be read)."""
 
     key: str
     predicted_label: str | None
@@ -72,7 +72,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the page shows."""
+    """The content of the page."""
 
     status: Status
     failures: Failures
@@ -85,7 +85,7 @@ class Report:
     version: str
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values, the pictures left out."""
+        """JSON values, without the pictures."""
         pictures = ("input", "mask", "overlay")
         samples = [
             {name: value for name, value in dataclasses.asdict(sample).items() if name not in pictures}
@@ -98,13 +98,13 @@ class Report:
 def report(
     output: Output, options: Mapping[str, Any] | None = None, *, sample: int = SAMPLE, seed: int = SEED
 ) -> Report:
-    """Gather what there is to say of an output.
+    """Gather the content of the page.
 
     Args:
-        output: what to look at.
-        options: to read the images of the sample, as for ``Folder``.
+        output: the output to report on.
+        options: options to read the images of the sample, as for ``Folder``.
         sample: images to show, chosen by `seed` and key.
-        seed: another one shows others.
+        seed: another seed chooses other images.
     """
     files = files_of(output.folder, output.config)
     chosen, classes = Choice(sample if "mask" in files.kinds else 0, seed), _Classes()
@@ -128,7 +128,7 @@ def report(
 
 
 def render(found: Report) -> str:
-    """The page: one HTML file without scripts, that loads nothing from anywhere."""
+    """The page: one HTML file without scripts, which loads nothing."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -155,7 +155,7 @@ class _Classes:
         self._sums: dict[str | None, list[float]] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """These images count."""
+        """Add the images of these rows."""
         table = pa.table(
             {
                 "label": rows["label"],
@@ -175,7 +175,7 @@ class _Classes:
             self._sums[label] = [one + other for one, other in zip(before, numbers, strict=True)]
 
     def rows(self) -> list[ClassRow]:
-        """The largest first."""
+        """The folders, the largest first."""
         found = [
             ClassRow(
                 label=label,
@@ -193,7 +193,7 @@ _SUMS = ("label_count", "failed_sum", "area_sum", "area_count", "correct_sum", "
 
 
 def _facts(output: Output) -> dict[str, str]:
-    """The configuration of the newest run, as far as it shows in the results."""
+    """The settings of the newest attempt that have an effect on the results."""
     config, record = output.config, output.record
     weights = (record.get("fingerprint") or {}).get("weights")
     versions = record.get("versions") or {}
@@ -215,7 +215,7 @@ def _facts(output: Output) -> dict[str, str]:
 
 
 def _pixels(fingerprint: Mapping[str, Any]) -> str:
-    """What the network saw of them; ImageNet's where an older run does not say."""
+    """The preprocessing, in words; ImageNet's if an older run did not record it."""
     seen = {**IMAGENET.as_json(), **{name: fingerprint[name] for name in IMAGENET.as_json() if name in fingerprint}}
     numbers = (", ".join(f"{value:g}" for value in seen[name]) for name in ("mean", "std"))
     return "{}, {}, mean {}, std {}".format(seen["channels"], seen["interpolation"], *numbers)
@@ -233,7 +233,7 @@ def _sample(
 
 
 def _picture(load: Any) -> str | None:
-    """A thumbnail as a data URL; None where the picture cannot be read."""
+    """A thumbnail as a data URL; None if the picture cannot be read."""
     from PIL import Image
 
     try:
@@ -250,7 +250,7 @@ def _picture(load: Any) -> str | None:
 def _input(
     row: Mapping[str, Any], files: OwnFiles | Tars, output: Output, options: Mapping[str, Any] | None
 ) -> Image.Image:
-    """What the network saw: as it was written, else cut from the original."""
+    """The network's input: as the run wrote it, else cut from the original."""
     from PIL import Image
 
     from vbp.images.decode import decode_upright
@@ -268,7 +268,7 @@ def _input(
 
 
 def _mask(data: bytes) -> Image.Image:
-    """The mask's square root: masks are peaky, and their faint parts would not be seen."""
+    """The mask's square root, so that its faint parts are visible."""
     import numpy as np
     from PIL import Image
 

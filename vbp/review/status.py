@@ -1,4 +1,4 @@
-"""How a run stands, told by its output alone, whether it runs, was killed, or is done.
+"""Status: the state of a run from its output alone, whether it runs, was killed, or is done.
 
 Counts come from the names of the parts, so the cost is one listing; the rate comes from an even sample of the newest
 attempt's parts. That holds for any number of images and workers.
@@ -21,12 +21,12 @@ from vbp.storage.leftout import in_words
 State = Literal["listing", "running", "finished", "failed", "interrupted", "dead"]
 
 _SILENT_SECONDS = 60.0
-"""After so long without a renewal the next run takes the output over."""
+"""After so many seconds without a renewal the next attempt takes the output over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptTotals:
-    """What one run has committed; rows that a later one replaced included."""
+    """Totals that one attempt has committed, with rows that a later one has replaced."""
 
     run_id: str
     begun_at: datetime | None
@@ -36,24 +36,24 @@ class AttemptTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How an output stands."""
+    """The state of an output."""
 
     output: str
     state: State
     """``failed``: every image has its row, more of them errors than ``--max-failures``; ``interrupted``: stopped, and
     the lease given back; ``dead``: the lease is still there, its holder gone or silent."""
     images: int
-    """Listed, up to ``--limit``; 0 while listing."""
+    """Listed images, up to ``--limit``; 0 while listing."""
     ok: int
     error: int
     images_per_second: float | None
-    """Of the newest attempt's newer half; None where too little is done to tell."""
+    """Rate of the newest attempt's newer half; None if too few images are done."""
     newest_row_at: datetime | None
     holder: Holder | None
     silent_seconds: float | None
-    """Since the lease was renewed, by the clocks of its holder and of this machine."""
+    """Seconds since the lease was renewed, by the clocks of its holder and of this machine."""
     attempts: tuple[AttemptTotals, ...]
-    """Oldest first."""
+    """The attempts, the oldest first."""
     left_out: Mapping[str, int]
     """Files of INPUT that are no images, by suffix or kind, of its last listing."""
 
@@ -64,19 +64,19 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate of now; None where that is unknown or nobody works."""
+        """Seconds at the present rate; None if that is unknown or no attempt works."""
         if self.state != "running" or not self.images_per_second:
             return None
         return self.left / self.images_per_second
 
     @property
     def left_out_in_words(self) -> str:
-        """The same for people."""
+        """`left_out` as a phrase for people."""
         return in_words(self.left_out)
 
     @property
     def is_live(self) -> bool:
-        """Whether somebody works on it."""
+        """Whether an attempt works on the output."""
         return self.state in ("listing", "running")
 
     def as_json(self) -> dict[str, Any]:
@@ -86,10 +86,10 @@ class Status:
 
 
 def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
-    """Look at the output at `url`.
+    """Read the status of the output at `url`.
 
     Raises:
-        UsageError: there is no run, or it cannot be read.
+        UsageError: there is no run, or the output cannot be read.
     """
     output = Output.open(url, options)
     current = holder(output.folder)

@@ -1,8 +1,8 @@
-"""Whether an output is sound: manifest, ledger, index and files held against each other, and masks reopened.
+"""Validate an output: compare manifest, ledger, index and files with each other, and reopen masks.
 
-Everything is a stream, or a merge of two sorted ones, so memory does not grow with the collection; what has to be
-sorted waits in a temporary folder, about 100 bytes an image and file. What is wrong is mended by forgetting rows, so
-that the next run does these images again.
+Everything is a stream, or a merge of two sorted streams, so memory does not grow with the collection; items to sort
+wait in a temporary folder, about 100 bytes for each image and file. A repair deletes wrong rows, so that the next run
+does these images again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ FAULTS = {
     "file of others": "files among the results that no record explains, or behind links; they are left alone",
     "temporary file": "temporary files of writes that were cut off",
 }
-"""Kind of fault -> what it is."""
+"""Kind of fault -> its description."""
 
 _EXAMPLES = 5
 _THREADS = 16
@@ -90,46 +90,46 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What was looked at, and what is wrong."""
+    """The checks that were made, and the faults that were found."""
 
     output: str
     images: int
-    """Listed, up to ``--limit``."""
+    """Listed images, up to ``--limit``."""
     ok: int
     error: int
     files: int
     masks_opened: int
     findings: tuple[Finding, ...]
     redo: int
-    """Rows to be forgotten, so that their images are done again; forgotten where `repaired`."""
+    """Rows to delete, so that their images are done again; deleted if `repaired`."""
     orphans: int
-    """Files of no row and temporary files; removed where `orphans_removed`."""
+    """Files without a row and temporary files; removed if `orphans_removed`."""
     repaired: bool
     orphans_removed: bool
     rebased: bool
-    """Whether the index was made anew for where the output is now."""
+    """Whether the index was made again for the output's present place."""
     is_complete: bool
-    """Whether ``_SUCCESS`` stands now."""
+    """Whether a valid ``_SUCCESS`` exists now."""
 
     @property
     def left(self) -> int:
-        """Images that have no row yet, which is no fault of an unfinished output."""
+        """Images that have no row yet; in an unfinished output this is no fault."""
         return max(0, self.images - self.ok - self.error)
 
     @property
     def is_sound(self) -> bool:
-        """Nothing is wrong, or nothing any more; files of others are no fault."""
+        """Whether no fault is left; files of others are no fault."""
         return not self._wrong
 
     @property
     def _wrong(self) -> set[str]:
-        """The kinds of faults that are still there."""
+        """The kinds of faults that are left."""
         mended = {*_HARMLESS, *_ORPHANS * self.orphans_removed, *_MOVED * self.rebased}
         return {finding.kind for finding in self.findings} - mended
 
     @property
     def next_step(self) -> str:
-        """What to run next: a sentence."""
+        """A sentence on what to run next."""
         if not self._wrong:
             if self.left and not self.is_complete:
                 return f"Sound so far; {self.left} images are left: run the same vbp explain command again."
@@ -154,9 +154,9 @@ _ORPHANS = ("file of no row", "temporary file")
 _HARMLESS = ("file of others",)
 _MOVED = ("output moved",)
 _BY_HAND = ("index stranger",)
-"""Nothing of others is removed here."""
+"""Faults that only the user can mend: files of others are not removed here."""
 TEMPORARY_SECONDS = 3600.0
-"""So old, a temporary file is of no write that goes on."""
+"""Age in seconds from which a temporary file belongs to no running write."""
 
 
 def validate(
@@ -171,23 +171,23 @@ def validate(
     on_wait: Callable[[str], None] = lambda sentence: None,
     on_orphans: Callable[[Sequence[str]], bool] = lambda paths: True,
 ) -> Validation:
-    """Hold everything in an output against everything else.
+    """Compare all parts of an output with each other.
 
     Args:
-        output: what to look at.
+        output: the output to check.
         sample: masks to reopen, chosen by `seed` and key.
-        seed: another one opens other masks.
+        seed: another seed chooses other masks.
         deep: reopen all masks.
-        repair: forget the rows that are wrong and withdraw ``_SUCCESS``, so that the next run mends them.
-        remove_orphans: delete files of no row and temporary files.
-        rebase: make the index anew where it points to where the output was before it was moved.
-        on_wait: told whom a repair waits for.
-        on_orphans: asked, with the paths of the files, before any is deleted.
+        repair: delete wrong rows and ``_SUCCESS``, so that the next run does their images again.
+        remove_orphans: delete files without a row and temporary files.
+        rebase: make the index again if it names the output's place before it was moved.
+        on_wait: called with a sentence that says for whom a repair waits.
+        on_orphans: called with the paths of the files before any is deleted; returns whether to delete them.
 
     Raises:
-        UsageError: a repair is asked for while a run is at work; or the layout is none that is known here.
+        UsageError: a repair is requested while a run is at work; or the layout is unknown.
         StorageError: a store does not answer.
-        LeaseLostError: another run has taken the output over meanwhile.
+        LeaseLostError: another attempt has taken the output over meanwhile.
     """
     if not (repair or remove_orphans or rebase):
         current = lease.holder(output.folder)
@@ -207,28 +207,28 @@ def validate(
         if rebase and not wrong and check.is_moved:
             check.rebase()
             found = dataclasses.replace(found, rebased=True)
-        held.look()  # else what is said of it may not be so any more
+        held.look()  # otherwise the result may no longer be true
     return found
 
 
 class _Expected(NamedTuple):
-    """A file that there should be, or may be already."""
+    """A file that must exist, or may exist already."""
 
     path: bytes
     least: int
-    """Bytes that it must have; 0 where it may be missing, since its image is still to be done."""
+    """Least number of its bytes; 0 if it may be missing, because its image is not done yet."""
     key: str
     shard: int
     position: int
 
 
 class _Row(NamedTuple):
-    """A row, as the ledger or the index has it."""
+    """A row of the ledger or the index."""
 
     key: str
     content: str
     shard: int
-    """-1 in the index."""
+    """Number of the shard; -1 in the index."""
     position: int
 
 
@@ -247,19 +247,19 @@ _ROW_SCHEMA = pa.schema(
 
 
 class _Shard(NamedTuple):
-    """What is on record of one shard."""
+    """The records of one shard."""
 
     number: int
     keys: list[str]
-    """Of its images, by position."""
+    """Keys of its images, by position."""
     rows: pa.Table
     damaged: list[tuple[Part, str]]
     unlisted: str | None = None
-    """Why nobody can tell its images, where that is so."""
+    """Why its images are unknown; None if they are known."""
 
 
 class _Check:
-    """One look at an output; remembers what a repair needs."""
+    """One check of an output; keeps what a repair needs."""
 
     def __init__(self, output: Output, is_live: bool) -> None:
         self._output, self._is_live = output, is_live
@@ -274,7 +274,7 @@ class _Check:
         self.orphans: list[str] = []
 
     def run(self, sample: int, seed: int, deep: bool) -> Validation:
-        """Look at everything once."""
+        """Make all checks once."""
         chosen = Choice(0 if deep else sample, seed)
         statuses, opened, files = Counter[str](), 0, 0
         with Sorter(_Expected, _EXPECTED_SCHEMA) as expected, Sorter(_Row, _ROW_SCHEMA) as rows:
@@ -296,7 +296,7 @@ class _Check:
         self._sort_strays()
         self._find_parts_of_no_shard()
         opened += self._reopen(chosen.rows)
-        if not self._is_live:  # else they are writes that go on
+        if not self._is_live:  # otherwise they may be running writes
             for path in self._output.folder.temporaries(TEMPORARY_SECONDS):
                 self._orphan("temporary file", path)
         return Validation(
@@ -320,24 +320,24 @@ class _Check:
         )
 
     def repair(self) -> None:
-        """Withdraw the promise, and take back every row that is wrong."""
+        """Delete ``_SUCCESS`` and every wrong row."""
         mark_incomplete(self._output.folder)
-        if isinstance(self._output.folder, HeldFolder):  # a promise that comes late is not of this attempt
+        if isinstance(self._output.folder, HeldFolder):  # a _SUCCESS that another attempt writes late is then not ours
             save_record(self._output.folder, {**self._output.record, "attempt": self._output.folder.attempt})
         for part in self._damaged:
             self._output.folder.delete(part.path)
         if self._unlisted:
-            self._output.folder.delete(MANIFEST)  # INPUT is listed anew, and rows are held against that
+            self._output.folder.delete(MANIFEST)  # INPUT is listed again, and rows are compared with that
         for shard, numbers in groupby(sorted(set(self._redo)), key=lambda number: number >> _POSITION_BITS):
             forget(self._output.folder, shard, [number & ((1 << _POSITION_BITS) - 1) for number in numbers])
 
     @property
     def is_moved(self) -> bool:
-        """Whether the index points to where the output was before."""
+        """Whether the index names the output's former place."""
         return self._counts["output moved"] > 0
 
     def rebase(self) -> None:
-        """Make the index anew; what is promised of it holds as before."""
+        """Make the index and ``_SUCCESS`` again, for the output's present place."""
         folder, manifest, summary = self._output.folder, self._output.manifest, self._output.record.get("summary")
         assert manifest is not None
         assert isinstance(folder, HeldFolder)
@@ -378,7 +378,7 @@ class _Check:
         tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
         for part in parts:
             unreadable: list[Part] = []
-            with contextlib.suppress(FileNotFoundError):  # a run has just replaced it
+            with contextlib.suppress(FileNotFoundError):  # a run has just replaced the part
                 rows = read_parts(self._output.folder, [part], _COLUMNS, unreadable)
                 reason = "it cannot be read" if unreadable else _untold(rows, part)
                 if reason is None:
@@ -388,7 +388,7 @@ class _Check:
         return _Shard(shard, keys, newest(pa.concat_tables(tables)), damaged)
 
     def _rows_of(self, shard: _Shard, expected: Sorter[_Expected], rows: Sorter[_Row]) -> Iterator[dict[str, Any]]:
-        """The shard's good rows; says which files and index rows belong to them."""
+        """The shard's good rows; adds their files to `expected`, and themselves to `rows`."""
         if shard.unlisted is not None:
             self._found("manifest damaged", shard.unlisted)
             self._unlisted = True
@@ -453,7 +453,7 @@ class _Check:
             self._counts["output moved"] += count - 1
 
     def _compare_files(self, expected: Iterable[_Expected]) -> int:
-        """Merge what should be there with what is; returns the number of files."""
+        """Merge the expected files with the existing ones; returns the number of files."""
         files = 0
         wanted = groupby(expected, key=lambda each: each.path)
         path, users = next(wanted, (None, iter(())))
@@ -476,7 +476,7 @@ class _Check:
         return files
 
     def _sort_strays(self) -> None:
-        """Tell files of images that are listed from those that no record explains: the first alone may be removed."""
+        """Separate files of listed images, which may be removed, from files that no record names."""
         if not self._strays:
             return
         wanted = {key for path in self._strays if (key := self._files.key_of(path)) is not None}
@@ -516,7 +516,7 @@ class _Check:
                 self._found("file lost", os.fsdecode(each.path), each.shard, each.position)
 
     def _reopen(self, rows: list[dict[str, Any]]) -> int:
-        """Decode the masks of these rows and compare; missing and empty ones are the listing's to report."""
+        """Decode the masks of these rows and compare; the listing reports missing and empty files."""
 
         def look(row: dict[str, Any]) -> str | None:
             with contextlib.suppress(FileNotFoundError):
@@ -532,12 +532,12 @@ class _Check:
 
 
 def _content(row: Mapping[str, Any]) -> str:
-    """What a row of the index must have in common with its row in the ledger."""
+    """The values that a row of the index must share with its row in the ledger."""
     return " ".join(str(row[name]) for name in _INDEX_COLUMNS[1:])
 
 
 def _untold(rows: pa.Table, part: Part) -> str | None:
-    """What the part holds, where that is not what its name says."""
+    """A clause on the content of a part that differs from its name; None if it fits."""
     statuses, positions = Counter(rows["status"].to_pylist()), rows["position"].to_pylist()
     held = (statuses["ok"], statuses["error"], min(positions, default=-1), max(positions, default=-1))
     if held == (part.ok, part.error, part.first, part.last):
@@ -547,7 +547,7 @@ def _untold(rows: pa.Table, part: Part) -> str | None:
 
 @contextlib.contextmanager
 def _leased(output: Folder, on_wait: Callable[[str], None]) -> Iterator[HeldFolder]:
-    """Hold the output while it is changed; yields it.
+    """Hold the lease of an output while it is changed; yields the held folder.
 
     Raises:
         UsageError: a run is at work, or the output cannot be written.
