@@ -320,11 +320,12 @@ def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: 
         from vbp.review import failures as module
         from vbp.review.output import Output
         from vbp.tables import print_failures
+        from vbp.terminal import counted
 
         opened = Output.open(output, storage_options)
         if export is not None:
             written = module.export(opened, export, storage_options)
-            _say(f"{written} images written to {export}", err=True)
+            _say(f"{counted(written, 'image')} written to {export}", err=True)
         if keys:
             for key in module.failed_keys(opened):
                 told = json.dumps(key, ensure_ascii=False) if as_json else key

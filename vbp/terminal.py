@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 import time
@@ -113,7 +114,7 @@ class _Counting(Observer):
     def status(self) -> str:
         """One line: done, rate, failures, time left; and a remark if no work is finished for long."""
         pace = f", {self.rate:.1f}/s, {duration((self.images - self.done) / self.rate)} left" if self.rate else ""
-        return f"{self.done} of {self.images} images, {self.errors} failed{pace}{self._quiet()}"
+        return f"{self.done} of {counted(self.images, 'image')}, {self.errors} failed{pace}{self._quiet()}"
 
     def _quiet(self) -> str:
         seconds = 0.0 if self._newest is None else time.monotonic() - self._newest
@@ -142,11 +143,11 @@ class Lines(_Counting):
     @override
     def started(self, images: int, done: int) -> None:
         super().started(images, done)
-        self._print(f"{images} images, {done} done before")
+        self._print(f"{counted(images, 'image')}, {done} done before")
 
     def show(self) -> None:
         """Print the status line."""
-        listing = f"{self._listed} images listed" if self._listed else "starting"
+        listing = f"{counted(self._listed, 'image')} listed" if self._listed else "starting"
         self._print(listing if self._newest is None else self.status())
 
     def _print(self, text: str) -> None:
@@ -222,7 +223,8 @@ def print_summary(summary: Summary) -> None:
     if summary.computed:
         table.add_row(
             "this run",
-            f"{summary.computed} images in {duration(summary.seconds)}, {summary.images_per_second:.1f} a second",
+            f"{counted(summary.computed, 'image')} in {duration(summary.seconds)}, "
+            f"{summary.images_per_second:.1f} a second",
         )
         spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.stage_seconds.items())
         table.add_row("seconds by stage", spent)
@@ -236,9 +238,10 @@ def print_summary(summary: Summary) -> None:
     if summary.classes:
         table.add_row("classes", summary.classes)
     if not summary.complete:
-        table.add_row("", f"{summary.failure}: no _SUCCESS; run the same command again")
+        table.add_row("not finished", f"{summary.failure}: no _SUCCESS; run the same command again")
     elif not summary.succeeded:
-        table.add_row("", f"{summary.failure}: no _SUCCESS")
+        table.add_row("failed the run", f"{summary.failure}: no _SUCCESS")
+        table.add_row("next", f"vbp failures {shlex.quote(summary.output)} shows why")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(shown(f"results: {summary.output}"))  # not wrapped, however long
@@ -258,7 +261,8 @@ def print_sweep(summary: SweepSummary) -> None:
         own = f"{ended.computed} in {duration(ended.seconds)}" if ended.computed else "none: done before"
         table.add_row(outcome.run.name, state, str(ended.images), str(ended.error), own)
         if not ended.succeeded:
-            reasons.setdefault(f"{ended.failure}: no _SUCCESS", []).append(outcome.run.name)
+            why = f"{ended.failure}: no _SUCCESS; vbp failures shows why, of OUTPUT/runs/RUN"
+            reasons.setdefault(why, []).append(outcome.run.name)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     for reason, runs in reasons.items():
@@ -267,6 +271,11 @@ def print_sweep(summary: SweepSummary) -> None:
     console.print(f"\nwork in all: {duration(3600 * summary.hours)}{cost}")
     index = "index/ holds the rows of all runs, " if summary.is_combined else ""
     console.print(shown(f"results: {summary.output} ({index}runs/ their outputs)"))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -64,7 +64,8 @@ def test_order_counts_only_on_request():
     found = map_classes(["dog", "cat"], 2, None, WNIDS)
     assert (found.index, found.names) == ({}, None)
     assert "nobody says which of the network's 2 outputs each of 'cat', 'dog'" in found.rule
-    assert "--classes FILE, or by-order" in found.rule
+    assert "--classes FILE, or by-order" in found.advice
+    assert found.with_advice == f"{found.rule}; {found.advice}"
     found = map_classes(["dog", "cat"], 2, None, WNIDS, BY_ORDER)
     assert (found.index, found.name(1)) == ({"cat": 0, "dog": 1}, "dog")
     assert "alphabetical" in found.rule
@@ -94,7 +95,7 @@ def test_foreign_folders_are_no_classes_of_the_checkpoint():
     found = map_classes(["cat", "holiday"], 2, ["cat", "holidays"], WNIDS)
     assert found.index == {}
     for word in ("'holiday'", "the closest are 'holidays'", "--classes FILE", "by-order"):
-        assert word in found.rule
+        assert word in found.with_advice
 
 
 @pytest.mark.parametrize(

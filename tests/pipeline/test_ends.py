@@ -151,6 +151,18 @@ def test_it_was_finished_earlier(place, monkeypatch):
 
 
 @both
+def test_a_stricter_limit_withdraws_the_promise(place):
+    (place.photos / "cat" / "1.png").write_bytes(b"no image")
+    assert ended(lambda: place.work(Observer(), max_failures="20%")) == (None, "", 0)
+    assert (place.out / "_SUCCESS").exists()
+    assert ended(lambda: place.work(Observer(), max_failures="0")) == (None, "", 3)
+    assert not (place.out / "_SUCCESS").exists()
+    assert not (place.run_output / "_SUCCESS").exists()
+    assert ended(lambda: place.work(Observer(), max_failures="20%")) == (None, "", 0)
+    assert place.left() == DONE
+
+
+@both
 def test_nothing_is_left_after_a_listing(place):
     place.work(Observer())
     before, heard = place.files(), Heard()

@@ -5,7 +5,7 @@ import torch
 
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig
-from vbp.pipeline.prepare import choose_batch_size, choose_device, choose_shard_size, list_input
+from vbp.pipeline.prepare import choose_batch_size, choose_classes, choose_device, choose_shard_size, list_input
 
 
 def config(**changes):
@@ -75,3 +75,17 @@ def test_a_listing_tells_how_far_it_is(tmp_path):
     rows = list_input(config(input=str(tmp_path / "list.txt")), told.append)
     assert sum(1 for _ in rows) == 2345
     assert told == [1000, 2000, 2345]
+
+
+def test_the_demo_network_names_no_photos():
+    def chosen(folders, **changes):
+        config = RunConfig(input="photos", output="out", **changes)
+        return choose_classes(config, 2, ["disc", "ring"], folders)
+
+    photos = chosen(["cat", "dog"], weights="demo")
+    assert (photos.index, photos.advice) == ({}, "")
+    assert photos.rule.startswith("--weights demo knows generated shapes only")
+    assert chosen(["disc", "ring"], weights="demo").index == {"disc": 0, "ring": 1}
+    assert "--classes FILE" in chosen(["cat", "dog"], weights="other.pth").advice
+    with pytest.raises(UsageError, match="--select correct needs the class of each image: --weights demo knows"):
+        chosen(["cat", "dog"], weights="demo", select="correct")

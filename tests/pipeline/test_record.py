@@ -110,6 +110,15 @@ def test_a_finished_run_is_finished_for_as_many_images_alone(output, recipe):
     assert Record.load(output).finished(3, other).failures_allowed == 2
 
 
+def test_a_run_that_allows_fewer_failures_is_not_finished(output, recipe):
+    record = Record(output, {})
+    record.begin(recipe())
+    record.end(summary_of(output, error=1, ok=2, failures_allowed=1), {})
+    allowing = {number: dataclasses.replace(recipe().config, max_failures=number) for number in ("1", "0")}
+    assert Record.load(output).finished(3, allowing["1"]).succeeded
+    assert Record.load(output).finished(3, allowing["0"]) is None
+
+
 def test_the_manifest_is_of_the_same_input_or_none(output, recipe):
     row = ManifestRow("a.jpg", "/in/a.jpg", b"a.jpg", None)
     manifest = write_manifest(output, [row], 4, input="photos")

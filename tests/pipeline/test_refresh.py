@@ -70,7 +70,7 @@ def test_a_replaced_image_gets_another_mask(tree, asked, tmp_path):
     seen = Notes()
     summary = run(dataclasses.replace(asked, refresh=True), seen)
     assert (summary.images, summary.ok, summary.computed) == (23, 23, 3)
-    assert any("1 images are new, 2 changed, 1 gone (their rows stay)" in note for note in seen.notes)
+    assert any("1 image is new, 2 changed, 1 gone (their rows stay)" in note for note in seen.notes)
     after = rows_of(asked.output)
     assert {key for key in after if after[key]["run_id"] == summary.run_id} == {
         "cat/01.png", "dog/02.bmp", "bird/new.png",

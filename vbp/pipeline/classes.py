@@ -38,6 +38,13 @@ class ClassMap:
     """Name of each class, for people; None if unknown."""
     rule: str
     """A sentence for people: the rule that matched, or why none does."""
+    advice: str = ""
+    """What to do where no rule matches; empty where nothing helps, or nothing is needed."""
+
+    @property
+    def with_advice(self) -> str:
+        """The rule, and what to do."""
+        return f"{self.rule}; {self.advice}" if self.advice else self.rule
 
     def name(self, number: int) -> str | None:
         """The name of class `number`, None where names are unknown."""
@@ -79,7 +86,7 @@ def map_classes(
     else:
         why = _mismatch(strangers, ClassNames(tuple(own)), "of the checkpoint")
     order = f", or {BY_ORDER} if they are numbered by the alphabet" if len(folders) == num_classes else ""
-    return ClassMap({}, own, f"{why}; tell them with --classes FILE{order}")
+    return ClassMap({}, own, why, f"tell them with --classes FILE{order}")
 
 
 def _by_file(

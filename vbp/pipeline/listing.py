@@ -135,11 +135,10 @@ class Checked:
             before_change=self._begin_listing,
         )
         if config.refresh:
+            new = "1 image is new" if changes.new == 1 else f"{changes.new} images are new"
             gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
             more = f", {changes.beyond} more are new, but beyond --limit {config.limit}" if changes.beyond else ""
-            self._attempt.observer.note(
-                f"Since the last listing: {changes.new} images are new, {changes.changed} changed{more}{gone}."
-            )
+            self._attempt.observer.note(f"Since the last listing: {new}, {changes.changed} changed{more}{gone}.")
         return manifest
 
     def _reconcile(self, manifest: Manifest) -> None:

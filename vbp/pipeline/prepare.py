@@ -317,6 +317,9 @@ def declared_classes(config: RunConfig) -> ClassNames | str | None:
         raise UsageError(f"--classes (={config.classes}) cannot be read: {error}.") from error
 
 
+_DEMO = "--weights demo knows generated shapes only, so its predictions on other images, such as photos, mean nothing"
+
+
 def choose_classes(
     config: RunConfig,
     num_classes: int | None,
@@ -344,8 +347,10 @@ def choose_classes(
     if not chosen.index and before and set(folders) <= set(before):
         names = chosen.names or [folder for folder, _ in sorted(before.items(), key=lambda item: item[1])]
         chosen = ClassMap(dict(before), names, "folders stand for the classes that they did when the output was begun")
+    if config.weights == "demo" and folders and not chosen.index:
+        chosen = ClassMap({}, chosen.names, _DEMO)
     if config.select != "all" and not chosen.index:
-        raise UsageError(f"--select {config.select} needs the class of each image: {chosen.rule}.")
+        raise UsageError(f"--select {config.select} needs the class of each image: {chosen.with_advice}.")
     return chosen
 
 

@@ -136,7 +136,7 @@ class Record:
         before, now = self.facts.get("classes") or {}, classes.index if classes else {}
         moved = [folder for folder, number in before.items() if now.get(folder) != number]
         if moved:
-            why = f"none, since {classes.rule}" if classes and not now else now.get(moved[0])
+            why = f"none, since {classes.with_advice}" if classes and not now else now.get(moved[0])
             self._refuse(f"folder {moved[0]!r} stood for class {before[moved[0]]}, now for {why}")
 
     def _refuse(self, changes: str) -> NoReturn:
@@ -146,7 +146,10 @@ class Record:
         )
 
     def finished(self, images: int, config: RunConfig) -> Summary | None:
-        """The summary of an earlier attempt, if it is complete and covers all `images`; else None."""
+        """The summary of an earlier attempt, if it is complete, covers all `images`, and failed no more than allowed.
+
+        None otherwise: a run that allows fewer failures than the last one has to withdraw its ``_SUCCESS``.
+        """
         summary = self.facts.get("summary")
         if summary is None or any(field.name not in summary for field in dataclasses.fields(Summary) if _is_due(field)):
             return None
@@ -158,7 +161,8 @@ class Record:
             "max_failures": config.max_failures,
         }
         fields = {name: summary[name] for name in Summary.__dataclass_fields__ if name in summary}
-        return Summary(**fields | now | {"computed": 0, "seconds": 0.0, "stage_seconds": {}})
+        found = Summary(**fields | now | {"computed": 0, "seconds": 0.0, "stage_seconds": {}})
+        return found if found.succeeded else None
 
     def begin_listing(self, config: RunConfig, attempt: str) -> None:
         """Before the manifest changes: delete ``_SUCCESS``, and record which attempt lists which input."""

@@ -42,7 +42,7 @@ class Due:
         """Before the first image: delete the old ``_SUCCESS`` and record the configuration."""
         attempt, classes = self._attempt, self.recipe.classes
         if classes is not None and not classes.index:
-            attempt.observer.note(f"No prediction is called correct or wrong: {classes.rule}.")
+            attempt.observer.note(f"No prediction is called correct or wrong: {classes.with_advice}.")
         attempt.has_begun = True
         attempt.record.begin(self.recipe)
         return Working(attempt, self.recipe, self._manifest, self._pending)
