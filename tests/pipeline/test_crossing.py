@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vbp.pipeline import RunConfig, attempt, run
+from vbp.pipeline import RunConfig, listing, run
 from vbp.saliency.prepared import calibration
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ LARGEST_DIFFERENCE = {"bfloat16": 0.02, "int8": 0.005}
 """Sums in another order may round another way: to bfloat16, or to a byte. Seen: 8e-7 and 3e-7."""
 PROGRAM = """
 import json, sys
-from vbp.pipeline import Observer, RunConfig, attempt, run
+from vbp.pipeline import Observer, RunConfig, listing, run
 
 class Told(Observer):
     def note(self, text):
@@ -32,7 +32,7 @@ class Told(Observer):
 def never(*arguments):
     raise AssertionError("calibrated anew")
 
-attempt.calibrated = never
+listing.calibrated = never
 for fields in json.loads(sys.argv[1]):
     summary = run(RunConfig(**fields), Told())
     print(f"{summary.precision}: {summary.computed} of {summary.images}, {summary.error} with an error")
@@ -55,7 +55,7 @@ def test_an_older_processor_goes_on_with_what_was_begun(photos, network_file, tm
         first[name] = masks(config.output)
         facts = json.loads(Path(config.output, "_run/run.json").read_text())
         if scales := facts["scales"]:
-            monkeypatch.setattr(attempt, "calibrated", lambda *_, scales=scales: scales)
+            monkeypatch.setattr(listing, "calibrated", lambda *_, scales=scales: scales)
         other = dataclasses.replace(config, output=str(tmp_path / f"{name}-whole"))
         assert run(other).error == 0
         whole[name] = masks(other.output)
