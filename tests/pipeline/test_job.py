@@ -152,9 +152,9 @@ def test_rows_tell_the_truth_about_files(local_run, photos):
         assert (mask.min(), mask.max()) == (0.0, 1.0)
         assert mask[row["peak_y"], row["peak_x"]] == 1.0
         assert (row["mask_width"], row["mask_height"]) == (64, 64)
-        scale = (row["frame_right"] - row["frame_left"]) / 64
-        assert row["image_peak_x"] == pytest.approx(row["frame_left"] + (row["peak_x"] + 0.5) * scale)
-        assert row["image_peak_y"] == pytest.approx(row["frame_top"] + (row["peak_y"] + 0.5) * scale)
+        across, down = (row["frame_right"] - row["frame_left"]) / 64, (row["frame_bottom"] - row["frame_top"]) / 64
+        assert row["image_peak_x"] == pytest.approx(row["frame_left"] + (row["peak_x"] + 0.5) * across)
+        assert row["image_peak_y"] == pytest.approx(row["frame_top"] + (row["peak_y"] + 0.5) * down)
         assert row["mask_mean"] == pytest.approx(mask.mean(), rel=1e-4)
         assert row["mask_area"] == pytest.approx((mask > 0.5).mean(), abs=1e-6)
         assert size_of(row["overlay_uri"]) == (64, 64)
