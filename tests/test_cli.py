@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import pyarrow.dataset as pads
@@ -136,29 +135,89 @@ def test_a_reference_checkpoint_with_batch_norm_finds_its_network(photos, tmp_pa
     assert pads.dataset("results/index").to_table()["model"].to_pylist() == ["vgg16_bn"] * 2
 
 
-def test_interrupt_from_the_keyboard(photos, network_file, tmp_path):
-    tree = tmp_path / "photos"
-    for copy in range(6):
-        shutil.copytree(photos, tree / str(copy))
-    command = ["explain", tree, tmp_path / "out", "--weights", network_file, "--size", 96, "--batch-size", 1]
+SLOW = """
+import os, sys, threading, time
+from vbp.cli import main
+from vbp.pipeline import local
+from vbp.pipeline.steps import Encode, Explain
+
+local.COMMIT_SECONDS = 3600  # the first batch waits for its part
+explain, encode, go = Explain.run, Encode.run, sys.argv.pop(1)
+begun, is_encoded = [], threading.Event()
+
+def slow(self, batch):
+    begun.append(batch)
+    if len(begun) == 2:
+        is_encoded.wait()
+        time.sleep(0.5)
+        print("in flight", file=sys.stderr, flush=True)
+        while not os.path.exists(go):
+            time.sleep(0.05)
+    return explain(self, batch)
+
+def seen(self, batch):
+    made = encode(self, batch)
+    is_encoded.set()
+    return made
+
+Explain.run, Encode.run = slow, seen
+main()
+"""
+
+
+@pytest.fixture
+def second_batch_in_flight(photos, network_file, tmp_path):
+    """``vbp explain`` at work on its second batch, which goes on once there is a file ``go``."""
+    command = ["explain", photos, tmp_path / "out", "--weights", network_file, "--size", 32, "--batch-size", 2]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vbp.cli", *map(str, command)],
+        [sys.executable, "-c", SLOW, *map(str, [tmp_path / "go", *command])],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         # what a shell starts in the background ignores Ctrl-C, and so would all that it starts
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not list((tmp_path / "out").glob("_run/parts/*/*.parquet")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    try:
+        wait_for(process, "in flight")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process, words):
+    """Read what the process says on standard error up to a line with these words."""
+    said = ""
+    for line in process.stderr:
+        said += line
+        if words in line:
+            return
+    pytest.fail(f"{words!r} was not said: {said}")
+
+
+@pytest.mark.parametrize(("signum", "said"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Stopped by SIGTERM.")])
+def test_a_signal_is_answered_at_once_and_ends_with_the_batch_in_flight(second_batch_in_flight, tmp_path, signum, said):
+    process = second_batch_in_flight
+    process.send_signal(signum)
+    wait_for(process, "vbp: Stopping: ")
+    (tmp_path / "go").touch()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 4, stderr
+    assert f"{said} Run the same command again to continue." in stderr
+    parts = (tmp_path / "out").glob("_run/parts/*/*.parquet")
+    assert sum(pads.dataset(part).count_rows() for part in parts) == 4
+    assert not (tmp_path / "out" / "_run" / "lease.json").exists()
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(second_batch_in_flight, first):
+    process = second_batch_in_flight
+    process.send_signal(first)
+    wait_for(process, "vbp: Stopping: ")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 4, stderr
-    assert "Interrupted. Run the same command again to continue." in stderr
-    assert not (tmp_path / "out" / "_run" / "lease.json").exists()
-    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert "Run the same command again to continue." in stderr
 
 
 def test_public_names():

@@ -7,11 +7,12 @@ Exit codes: 0 done; 1 crashed; 2 usage or configuration, found before any work; 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -421,14 +422,55 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM; like Ctrl-C it is no ``Exception``, so that no library handles it as an error of its own."""
 
 
+class _Stop:
+    """What SIGINT and SIGTERM do: the first is answered at once and raised, the second ends the process.
+
+    Threads that are at work cannot be ended in any other way.  The ledger allows it: it survives any death.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._has_come = False
+
+    def install(self) -> None:
+        """Take the signals over; a background job of a shell goes on ignoring Ctrl-C."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signum == signal.SIGTERM or signal.getsignal(signum) is signal.default_int_handler:
+                self._before[signum] = signal.signal(signum, self)
+
+    def restore(self) -> None:
+        """Give the signals back, but not once one has come: threads may keep the process from ending for long."""
+        if not self._has_come:
+            for signum, handler in self._before.items():
+                signal.signal(signum, handler)
+
+    def __call__(self, signum: int, frame: object) -> None:
+        """Handle a signal."""
+        if self._has_come:
+            self._exit()
+        self._has_come = True
+        _write_stderr("vbp: Stopping: what is in hand may be finished first. A second Ctrl-C ends at once.\n")
+        raise _Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+    def _exit(self) -> None:
+        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hides it
+        _write_stderr(f"{cursor}vbp: Ended at once. Run the same command again to continue.\n")
+        with suppress(Exception):
+            sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)
+
+
+def _write_stderr(text: str) -> None:
+    """Past Python's buffer, which the code that a signal interrupts may be using."""
+    with suppress(OSError):
+        os.write(2, text.encode())
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn exceptions of vbp into one sentence on standard error and an exit code."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
+    stop = _Stop()
+    stop.install()
     try:
         yield
     except _Terminated:
@@ -442,7 +484,7 @@ def _translated() -> Iterator[None]:
     except VBPError as error:
         _end(str(error), EXIT_CRASHED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        stop.restore()
 
 
 def _end(message: str, code: int) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,55 @@ def test_ahead_leaves_nothing_running_behind_when_it_is_left_early(pool):
     stream.close()
     assert running == []
     assert pool.submit(int).result(timeout=5) == 0
+
+
+class Interrupted(Executor):
+    """Makes an item at once; Ctrl-C comes in the wait for the third one."""
+
+    def __init__(self):
+        self.made = 0
+
+    def submit(self, make, /, *arguments):
+        self.made += 1
+        item = Future() if self.made != 3 else InterruptedOnce()
+        item.set_result(make(*arguments))
+        return item
+
+
+class InterruptedOnce(Future):
+    was_interrupted = False
+
+    def result(self, timeout=None):
+        if not self.was_interrupted:
+            self.was_interrupted = True
+            raise KeyboardInterrupt
+        return super().result(timeout)
+
+
+def test_ahead_hands_out_what_is_being_made_when_it_is_interrupted_and_makes_no_more():
+    pool, seen = Interrupted(), []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(ahead(pool, iter("abcde")))
+    assert (seen, pool.made) == (["a", "b", "c"], 3)
+
+
+def test_ahead_is_interrupted_at_its_end():
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(ahead(Interrupted(), iter("ab")))
+    assert seen == ["a", "b"]
+
+
+def test_what_waits_is_handed_out_before_an_interrupt():
+    def batches():
+        yield encoded(1, 1)
+        yield encoded(1)
+        raise KeyboardInterrupt
+
+    parts = []
+    with pytest.raises(KeyboardInterrupt):
+        parts.extend(gathered(batches(), seconds=1000, size=1000))
+    assert [len(part["key"]) for part in parts] == [3]
 
 
 def test_batches_wait_for_each_other_as_long_as_it_takes():

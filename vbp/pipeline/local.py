@@ -58,28 +58,47 @@ class Chain:
 
 
 def ahead(pool: Executor, items: Iterator[T]) -> Iterator[T]:
-    """Yield `items` (none of them None); `pool` makes the next one while the caller uses the last."""
+    """Yield `items` (none of them None); `pool` makes the next one while the caller uses the last.
+
+    If the wait for an item is interrupted, that item is yielded before the exception is raised.
+    """
     coming = pool.submit(next, items, None)
     try:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
+    except KeyboardInterrupt:
+        if (item := coming.result()) is not None:
+            yield item
+        raise
     finally:
         wait([coming])  # no work goes on in the pool after this ends
 
 
 def gathered(batches: Iterable[Batch], seconds: float, size: int) -> Iterator[Batch]:
-    """Join batches of encoded images that arrive within `seconds`, or until they have `size` bytes of files."""
+    """Join batches of encoded images that arrive within `seconds`, or until they have `size` bytes of files.
+
+    If it is interrupted, it yields what waits before the exception is raised.
+    """
     waiting: list[Batch] = []
     since, held = time.monotonic(), 0
-    for batch in batches:
-        waiting.append(batch)
-        held += sum(len(data) for name in batch if name.startswith("file_") for data in batch[name] if data is not None)
-        if held >= size or time.monotonic() - since >= seconds:
+    try:
+        for batch in batches:
+            waiting.append(batch)
+            held += _file_bytes(batch)
+            if held >= size or time.monotonic() - since >= seconds:
+                yield joined(waiting)
+                waiting, since, held = [], time.monotonic(), 0
+    except KeyboardInterrupt:
+        if waiting:
             yield joined(waiting)
-            waiting, since, held = [], time.monotonic(), 0
+        raise
     if waiting:
         yield joined(waiting)
+
+
+def _file_bytes(batch: Batch) -> int:
+    return sum(len(data) for name in batch if name.startswith("file_") for data in batch[name] if data is not None)
 
 
 def joined(batches: list[Batch]) -> Batch:
