@@ -30,6 +30,12 @@ def engine(**settings):
     return Explainer(settings.pop("model", loaded()), **{"precision": "float32", "device": "cpu", **settings})
 
 
+@pytest.mark.parametrize("model", [small_vgg(), small_vgg, None])
+def test_a_network_of_ones_own_is_shown_the_way(model):
+    with pytest.raises(UsageError, match=r"must be a name: .* VisualBackProp\(module\), .*steps\.Explain\(module"):
+        engine(model=model)
+
+
 def test_masks_equal_the_oracle(pixels_BHWC):
     network = small_vgg()
     batch = engine(model=loaded(network))(pixels_BHWC)

@@ -85,3 +85,12 @@ class LeaseLostError(StorageError):
 
 class InterruptedRunError(VBPError):
     """The run stopped before its end; the same command continues it."""
+
+
+def why_unread(error: BaseException) -> str:
+    """What follows "cannot be read: ", words that a store's own error may begin with as well.
+
+    >>> why_unread(FileNotFoundError("cannot read /x: No such file or directory"))
+    '/x: No such file or directory'
+    """
+    return str(error).removeprefix("cannot read ").rstrip(".")

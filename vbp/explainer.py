@@ -106,8 +106,8 @@ class Explainer:
     Raises:
         ModelError: the network is unknown, cannot be explained, or cannot be computed with integers.
         WeightsError: the checkpoint cannot be fetched or read, or does not fit.
-        UsageError: the preset, device or precision does not exist; the classifier for a target or the calibration is
-            missing; or the network takes another number of channels.
+        UsageError: `model` is a network itself; the preset, device or precision does not exist; the classifier for
+            a target or the calibration is missing; or the network takes another number of channels.
     """
 
     def __init__(
@@ -151,6 +151,11 @@ class Explainer:
         self.batch_size = batch_size
         self._pool: ThreadPoolExecutor | None = None
         self._keep_maps = keep_maps
+        if not isinstance(model, str | Model):
+            raise UsageError(
+                f"model (={type(model).__name__}) must be a name: a network of your own is for VisualBackProp(module), "
+                "or for vbp.pipeline.steps.Explain(module, preprocessing=...), which takes photos."
+            )
         if isinstance(model, str):
             self.model = load_model(model, weights, seed=seed, storage_options=storage_options)
             network = self.model.network

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from vbp.choices import OverlayStyle, choices_of
+from vbp.images import overlay as module
 from vbp.images.overlay import heat, overlay, red, reference
 from vbp.networks.preprocessing import Preprocessing
 
@@ -77,7 +79,7 @@ def test_heat_of_white_by_hand():
     assert np.abs(drawn - (145, 133, 146)).max() <= 1
 
 
-@pytest.mark.parametrize("style", ["heat", "reference", "red"])
+@pytest.mark.parametrize("style", choices_of(OverlayStyle))
 def test_every_style_keeps_shape_and_type_and_input(style):
     rng = np.random.default_rng(0)
     pixels, mask_HW = rng.integers(0, 256, (13, 17, 3), dtype=np.uint8), rng.random((13, 17), dtype=np.float32)
@@ -85,12 +87,12 @@ def test_every_style_keeps_shape_and_type_and_input(style):
     drawn = overlay(style, pixels, mask_HW)
     assert drawn.shape == (13, 17, 3)
     assert drawn.dtype == np.uint8
-    assert np.array_equal(drawn, {"heat": heat, "reference": reference, "red": red}[style](pixels, mask_HW))
+    assert np.array_equal(drawn, getattr(module, style)(pixels, mask_HW))
     assert np.array_equal(pixels, before[0])
     assert np.array_equal(mask_HW, before[1])
 
 
-@pytest.mark.parametrize("style", ["heat", "reference", "red"])
+@pytest.mark.parametrize("style", choices_of(OverlayStyle))
 def test_flat_pictures_and_masks(style):
     black = overlay(style, np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.float32))
     assert black.shape == (4, 4, 3)
@@ -98,7 +100,7 @@ def test_flat_pictures_and_masks(style):
         assert not black.any()
 
 
-@pytest.mark.parametrize("style", ["heat", "reference", "red"])
+@pytest.mark.parametrize("style", choices_of(OverlayStyle))
 def test_wrong_arguments(style):
     pixels = np.zeros((4, 6, 3), np.uint8)
     with pytest.raises(ValueError, match=r"\(6, 4\).*\(4, 6\)"):
@@ -111,5 +113,5 @@ def test_wrong_arguments(style):
 
 
 def test_unknown_style():
-    with pytest.raises(ValueError, match="'jet'.*heat, reference, red"):
+    with pytest.raises(ValueError, match=f"'jet'.*{', '.join(choices_of(OverlayStyle))}"):
         overlay("jet", np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.float32))

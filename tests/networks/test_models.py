@@ -223,8 +223,24 @@ def test_names():
     assert {"vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"} < set(model_names())
     with pytest.raises(ModelError, match="no model 'vgg61': did you mean vgg1"):
         load_model("vgg61", "random")
-    with pytest.raises(ModelError, match="give one of alexnet"):
+    with pytest.raises(ModelError, match=r"no model '\?': docs/zoo\.md lists the names, such as vgg16 and resnet50\.$"):
         load_model("?", "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("mynet.py", ""), ("mynet:build", ""), ("nets/mine", ""), ("resnet50.py", r" \(did you mean resnet50\?\)")],
+)
+def test_a_network_of_ones_own_by_name_is_shown_the_way(name, meant):
+    way = r"a network of your own is explained from Python today, as docs/how-to/library\.md shows\.$"
+    with pytest.raises(ModelError, match=f"^there is no model '{name}'{meant}: {way}"):
+        load_model(name, "random")
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "demo", "/nowhere.pth"])
+def test_a_transformer_is_named_before_its_weights_are_read(weights):
+    with pytest.raises(ModelError, match="'vit_b_16' is a transformer, and VisualBackProp explains CNNs: give one"):
+        load_model("vit_b_16", weights)
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg16", "vgg16_bn", "alexnet"])

@@ -138,6 +138,14 @@ def test_missing_file_is_named(tmp_path):
         read_checkpoint(str(tmp_path / "none.pth"), "vgg16")
 
 
+@pytest.mark.parametrize(("near", "name"), [("demoo", "demo"), ("imagnet", "imagenet"), ("Random", "random")])
+def test_a_near_name_is_suggested(tmp_path, monkeypatch, near, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=rf"did you mean {name}\? Otherwise give imagenet") as caught:
+        read_checkpoint(near, "vgg16")
+    assert str(caught.value).count("read") == 1
+
+
 def publish(folder, monkeypatch, *, url=None, honest=True):
     """Stand in for torchvision's server: its weights of every network are a small file in `folder`."""
     torch.save(TENSORS, folder / "new.pth")

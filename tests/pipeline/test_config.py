@@ -4,6 +4,7 @@ import json
 
 import click
 import pytest
+import torch
 
 from vbp.cli import explain
 from vbp.errors import UsageError
@@ -54,6 +55,11 @@ def test_refuses(changes, words):
         config(**changes)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_network_of_ones_own_is_shown_the_way():
+    with pytest.raises(UsageError, match=r"\(=Linear\) must be a name: .* VisualBackProp\(module\), .*steps\.Explain"):
+        config(model=torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(("source", "output"), [("photos", "photos-out"), ("s3://b/photos", "s3://b/photos2")])

@@ -1,4 +1,4 @@
-"""Draw a mask on the picture that it explains, in three styles.
+"""Draw a mask on the picture that it explains, in the styles of `vbp.choices.OverlayStyle`.
 
 ``heat`` is easiest to read, ``reference`` draws like the reference project devansh20la/VisualBackprop, ``red`` like the
 authors' Lua code.
@@ -27,7 +27,7 @@ def overlay(
     """Draws the mask in the given style.
 
     Args:
-        style: ``heat``, ``reference`` or ``red``.
+        style: how to draw.
         pixels_HWC: uint8 RGB.
         mask_HW: float in [0, 1], of the same height and width.
         preprocessing: the network's preprocessing; ``reference`` needs it.

@@ -78,22 +78,35 @@ def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Ma
         storage_options: options as for ``vbp.storage.files.read_uri``.
 
     Raises:
-        ModelError: the network does not exist.
+        ModelError: the network does not exist, or weights are to be read for one that is no CNN.
         WeightsError: the checkpoint cannot be fetched or read, or does not fit.
     """
     if model not in _torchvision_names():
-        close = get_close_matches(model, _torchvision_names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(model_names())}."
-        raise ModelError(f"there is no model {model!r}: {hint}")
+        raise ModelError(_unknown(model))
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = _build(model)
         return _model(model, network, weights, tensors_sha256(network.state_dict()), None)
+    if model.startswith(TRANSFORMERS):
+        raise ModelError(f"model {model!r} is a transformer, and VisualBackProp explains CNNs: give one, as resnet50.")
     checkpoint = read_checkpoint(weights, model, storage_options)
     network, notes = _fit(model, checkpoint, weights)
     names = _class_names(model, network, checkpoint, weights)
     return _model(model, network, weights, checkpoint.sha256, names, notes)
+
+
+def _unknown(model: str) -> str:
+    """What to say of a name that torchvision does not have."""
+    close = get_close_matches(model, model_names(), n=1)
+    if any(sign in model for sign in ".:/"):
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        return (
+            f"there is no model {model!r}{meant}: a network of your own is explained from Python today, as "
+            "docs/how-to/library.md shows."
+        )
+    hint = f"did you mean {close[0]}?" if close else "docs/zoo.md lists the names, such as vgg16 and resnet50."
+    return f"there is no model {model!r}: {hint}"
 
 
 def own_model(network: nn.Module, preprocessing: Preprocessing) -> Model:

@@ -7,6 +7,7 @@ import json
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vbp.errors import StorageError, WeightsError
+from vbp.choices import NAMED_WEIGHTS
+from vbp.errors import StorageError, WeightsError, why_unread
 from vbp.light_torchvision import torchvision
 from vbp.networks import pickled
 from vbp.networks.foreign import AGAIN, describe
@@ -123,11 +125,13 @@ def _demo_file() -> Path:
 
 
 def _read(uri: str, storage_options: Mapping[str, Any] | None) -> bytes:
-    hint = "give imagenet, demo, random, a file or a URL"
+    close = get_close_matches(uri, NAMED_WEIGHTS, n=1)
+    meant = f"did you mean {close[0]}? Otherwise " if close else ""
+    hint = f"{meant}give {', '.join(NAMED_WEIGHTS)}, a file or a URL"
     try:
         return read_uri(uri, storage_options)
     except (FileNotFoundError, PermissionError) as error:
-        raise WeightsError(f"weights {uri!r} cannot be read: {error}; {hint}.") from error
+        raise WeightsError(f"weights {uri!r} cannot be read: {why_unread(error)}; {hint}.") from error
     except StorageError as error:
         if not isinstance(error.__cause__, (IsADirectoryError, NotADirectoryError)):
             raise
@@ -162,7 +166,9 @@ def _read_part(index: str, name: str, storage_options: Mapping[str, Any] | None)
     try:
         return Folder(folder or ("." if not index.startswith("/") else "/"), storage_options).read(name)
     except (FileNotFoundError, PermissionError) as error:
-        raise WeightsError(f"{name}, which {index} names, cannot be read: {error}; put all parts beside it.") from error
+        raise WeightsError(
+            f"{name}, which {index} names, cannot be read: {why_unread(error)}; put all parts beside it."
+        ) from error
     except StorageError as error:
         if ".." in name or name.startswith("/"):
             raise WeightsError(f"{index} names the part {name!r}, which does not lie beside it.") from error

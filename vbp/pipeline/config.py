@@ -64,7 +64,9 @@ class RunConfig:
     """
 
     input: str = field(
-        metadata={"help": "Image tree (root/class/image.png, any depth) or manifest (.parquet, .csv, .txt); any URL."}
+        metadata={
+            "help": "Image tree (root/class/x.png, any depth), one image, or manifest (.parquet, .csv, .txt); any URL."
+        }
     )
     output: str = field(metadata={"help": "Where masks, overlays and the index go; a folder or any URL."})
 
@@ -177,6 +179,12 @@ class RunConfig:
         if not self.input or not self.output:
             source, output = without_secrets(self.input), without_secrets(self.output)
             raise UsageError(f"INPUT (={source!r}) and OUTPUT (={output!r}) must both name a place.")
+        if not isinstance(self.model, str):
+            raise UsageError(
+                f"model (={type(self.model).__name__}) must be a name: a network of your own is for "
+                "VisualBackProp(module), or for vbp.pipeline.steps.Explain(module, preprocessing=...), "
+                "which takes photos."
+            )
         # one order and no kind twice, so that results do not depend on how ``--outputs`` was written
         kinds = {kind.strip() for kind in self.outputs}
         order = [*choices_of(Output), *sorted(kinds - set(choices_of(Output)))]

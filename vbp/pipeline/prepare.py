@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vbp.choices import NAMED_WEIGHTS
-from vbp.errors import ImageError, StorageError, UsageError, WeightsError
+from vbp.errors import ImageError, StorageError, UsageError, WeightsError, why_unread
 from vbp.networks.classfile import ClassNames, parse_class_file
 from vbp.pipeline.classes import ClassMap, map_classes
 from vbp.pipeline.config import RunConfig
@@ -82,7 +82,7 @@ def check_input(config: RunConfig) -> None:
     suffixes = image_suffixes(config)
     if os.path.isfile(config.input) and not is_list and one_image(Folder(config.input), suffixes) is None:
         raise UsageError(
-            f"INPUT (={config.input}) is no folder, nor an image or list of images by the end of its name; give a "
+            f"INPUT (={config.input}) is no folder, nor an image or manifest by the end of its name; give a "
             f"folder, a .parquet, .csv or .txt file, or an image ({' '.join(suffixes)}, or what --suffixes names)."
         )
     if os.path.isdir(config.input) and is_manifest(config.input):
@@ -166,7 +166,7 @@ def _why_no_images(config: RunConfig, left_out: LeftOut) -> str:
     if is_manifest(config.input):
         return "it has no rows"
     if not left_out.counts:
-        return "there is no file in it, nor is it an image or list of images by the end of its name"
+        return "there is no file in it, nor is it an image or manifest by the end of its name"
     return (
         f"of its files {about_left_out(left_out.counts)}; images end in {' '.join(image_suffixes(config))}, and "
         "--suffixes names others"
@@ -217,10 +217,9 @@ def weights_as_usage(config: RunConfig) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        sentence = str(error).rstrip(".")
         raise WeightsError(
-            f"--weights (={config.weights}) cannot be read: {sentence}; look at its address and at the network, "
-            "or give a file."
+            f"--weights (={config.weights}) cannot be read: {why_unread(error)}; look at its address and at the "
+            "network, or give a file."
         ) from error
 
 
@@ -280,7 +279,7 @@ def _sha256(place: str, options: Mapping[str, Any]) -> str:
                 digest.update(piece)
             return digest.hexdigest()
     except (OSError, StorageError) as error:
-        raise UsageError(f"{place} cannot be read: {error}.") from error
+        raise UsageError(f"{place} cannot be read: {why_unread(error)}.") from error
 
 
 def weights_are_missing(config: RunConfig) -> bool:
@@ -314,7 +313,7 @@ def declared_classes(config: RunConfig) -> ClassNames | str | None:
     try:
         return parse_class_file(read_uri(config.class_file, config.storage_options))
     except (OSError, StorageError, ValueError) as error:
-        raise UsageError(f"--classes (={config.classes}) cannot be read: {error}.") from error
+        raise UsageError(f"--classes (={config.classes}) cannot be read: {why_unread(error)}.") from error
 
 
 _DEMO = "--weights demo knows generated shapes only, so its predictions on other images, such as photos, mean nothing"

@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from vbp.choices import choices_of
-from vbp.errors import StorageError, UsageError
+from vbp.errors import StorageError, UsageError, why_unread
 from vbp.pipeline.config import RunConfig
 
 _HINTS = get_type_hints(RunConfig)
@@ -34,7 +34,7 @@ def read_text(place: str, what: str) -> str:
     try:
         return read_uri(place).decode()
     except (OSError, StorageError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} (={place}) cannot be read: {error}.") from error
+        raise UsageError(f"{what} (={place}) cannot be read: {why_unread(error)}.") from error
 
 
 def parse_yaml(text: str, name: str) -> Any:

@@ -374,7 +374,7 @@ class Encode(Step):
     Args:
         outputs: some of mask, overlay, input, maps.
         mask_format: png8, png16 or npy.
-        overlay_style: heat, reference or red.
+        overlay_style: one of `vbp.choices.OverlayStyle`.
         frame: network, or image for results at the size of the original (needs ``data``).
         preprocessing: the network's preprocessing; the style ``reference`` needs it.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vbp.errors import StorageError, UsageError
+from vbp.errors import StorageError, UsageError, why_unread
 from vbp.storage.addresses import check_place
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import newest_rows, read_index
@@ -57,7 +57,7 @@ class Output:
                 raise UsageError(f"OUTPUT (={folder.url}) holds no run: {why}; give {which}.")
             return cls(folder, record, Manifest.load(folder), is_complete(folder))
         except (StorageError, OSError) as error:
-            raise UsageError(f"OUTPUT (={folder.url}) cannot be read: {error}") from error
+            raise UsageError(f"OUTPUT (={folder.url}) cannot be read: {why_unread(error)}.") from error
 
     @property
     def config(self) -> Mapping[str, Any]:
