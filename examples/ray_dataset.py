@@ -18,6 +18,8 @@ from vbp.pipeline.steps import Decode, Encode, Explain, Fetch
 
 SEEN = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))  # what the network was trained to see
 
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
 
 def network() -> nn.Module:
     """Stands for yours; called once in each worker."""
@@ -26,12 +28,13 @@ def network() -> nn.Module:
 
 def main(photos: str, masks: str) -> None:
     """Write a mask for each photo."""
-    paths = [path for path in sorted(Path(photos).resolve().rglob("*")) if path.suffix in (".jpg", ".png")]
+    paths = [path for path in sorted(Path(photos).resolve().rglob("*")) if path.suffix.lower() in SUFFIXES]
     rows = ray.data.from_items([{"key": f"{path.parent.name}-{path.name}", "uri": str(path)} for path in paths])
     pixels = rows.map_batches(Fetch("")).map_batches(Decode(96))
     explained = pixels.map_batches(
         Explain, fn_constructor_args=(network,), fn_constructor_kwargs={"preprocessing": SEEN}, concurrency=1
     )
+    Path(masks).mkdir(parents=True, exist_ok=True)
     for row in explained.map_batches(Encode(("mask",))).iter_rows():
         if row["file_mask"] is None:
             print(f"{row['key']}: {row['error_stage']}: {row['error_message']}")

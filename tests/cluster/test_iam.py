@@ -134,7 +134,9 @@ def requests(s3_server, photos, network_file):
     for path in sorted(photos.rglob("*.*"))[:5]:
         direct.write(f"photos/{path.relative_to(photos)}", path.read_bytes())
     options = {"s3://": {"endpoint_url": f"http://127.0.0.1:{proxy.server_port}"}}
-    base = {"input": f"s3://{BUCKET}/photos", "output": f"s3://{BUCKET}/out", "weights": network_file, "size": 32}
+    direct.write("weights/model.safetensors", Path(network_file).read_bytes())
+    base = {"input": f"s3://{BUCKET}/photos", "output": f"s3://{BUCKET}/out", "size": 32}
+    base |= {"weights": f"s3://{BUCKET}/weights/model.safetensors"}
     base |= {"runner": "local", "precision": "float32", "storage_options": options}
     for changes in ({"limit": 3}, {}, {"refresh": True}, {"resume_mode": "overwrite"}):
         assert run(RunConfig(**base, **changes)).error == 0
@@ -156,6 +158,7 @@ def test_aws_allows_what_a_run_does_and_no_more(requests):
         (0, {"Action": "s3:ListBuckets"}, "denied"),
         (0, {"Condition": {"StringLike": {"s3:prefix": ["photos/*"]}}}, "denied"),
         (1, {"Resource": "arn:aws:s3:::vbp-test/photo/*"}, "denied"),
+        (1, {"Resource": "arn:aws:s3:::vbp-test/photos/*"}, "denied"),
         (2, {"Action": ["s3:GetObject", "s3:PutObject"]}, "denied"),
         (1, {"Action": ["s3:GetObject", "s3:PutObject"]}, "unused"),
         (2, {"Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:PutObjectAcl"]}, "unused"),
@@ -189,6 +192,12 @@ def test_google_and_azure_give_the_same_rights(requests):
     azure = json.loads((IAM / "azure-role.json").read_text())
     assert azure["Actions"] == azure["NotActions"] == azure["NotDataActions"] == []
     assert set(azure["DataActions"]) == set().union(*(ON_AZURE[action] for action in needed))
+
+
+def test_only_machines_take_the_role():
+    (statement,) = json.loads((IAM / "aws-trust.json").read_text())["Statement"]
+    assert statement["Principal"] == {"Service": "ec2.amazonaws.com"}
+    assert (statement["Effect"], statement["Action"]) == ("Allow", "sts:AssumeRole")
 
 
 @pytest.mark.parametrize("name", ["aws-storage.json", "aws-launcher.json"])

@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,7 +24,6 @@ def run(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("photos").symlink_to(photos)
     Path("photo.jpg").symlink_to(photos / "cat" / "04.jpg")
-    Path("masks").mkdir()
 
     def run(name):
         text = (EXAMPLES / name).read_text().split('"""')[1]
@@ -60,8 +60,13 @@ def test_own_network(run):
 
 
 def test_ray_dataset(run, ray_session, photos):
+    Path("photos").unlink()
+    shutil.copytree(photos, "photos")
+    shutil.copy(photos / "cat" / "04.jpg", Path("photos", "cat", "IMG_1.JPG"))
     said = run("ray_dataset.py")
-    names = {f"{path.parent.name}-{path.name}.png" for path in photos.rglob("*") if path.suffix in (".jpg", ".png")}
+    images = [path for path in Path("photos").rglob("*") if path.suffix in (".jpg", ".jpeg", ".png", ".JPG")]
+    names = {f"{path.parent.name}-{path.name}.png" for path in images}
+    assert "cat-IMG_1.JPG.png" in names
     assert {path.name for path in Path("masks").iterdir()} == names
     assert {size_of(path) for path in Path("masks").iterdir()} == {(96, 96)}
     assert "error" not in said

@@ -138,6 +138,9 @@ def test_the_library(place):
         small = text.replace('output="out", weights="demo"', 'output="out", weights="demo", size=32')
         exec(re.sub(r"^export.*", "", small, flags=re.MULTILINE), names)  # tests/saliency/test_export.py has these
     assert names["mask_B1HW"].shape == (2, 1, 32, 32)
+    photos = [path for path in Path("photos").rglob("*.jpg")]
+    drawn = {path.name for path in Path("masks").iterdir()}
+    assert drawn == {f"{path.parent.name}-{path.stem}.png" for path in photos}
     assert torch.equal(names["mask_B1HW"], names["result"].mask)
     assert names["batch"].mask_BHW.shape == (1, 32, 32)
     assert (names["summary"].exit_code, names["masks_BHW"].shape) == (0, (2, 32, 32))
