@@ -1,16 +1,19 @@
 """What is not ours stays: a first run refuses it, starting over leaves it alone."""
 
+import contextlib
 import json
 import shutil
 
 import pytest
 
+from tests.killed import Killed, dying
 from tests.review.conftest import Made
 from vbp.errors import UsageError
 from vbp.pipeline import RunConfig, run
-from vbp.pipeline.clearing import clear, holds_run, refuse_others
+from vbp.pipeline.clearing import clear, forget_listing, holds_run, refuse_others
 from vbp.storage.files import Folder
 from vbp.storage.ledger.marks import Marks
+from vbp.storage.manifest.manifest import Manifest
 
 KEYS = [f"cat/{n}.jpg" for n in range(6)]
 
@@ -43,6 +46,16 @@ def test_starting_over_removes_what_is_ours_and_nothing_else(made):
     clear(made.folder, "anew")
     assert names(made.folder) == []
     assert not holds_run(made.folder)
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_killed_in_forgetting_a_listing_it_leaves_no_manifest_that_lacks_a_part(made, monkeypatch, moment):
+    """Else whatever resumes it stops at the missing part, for ever."""
+    with dying(moment, monkeypatch), contextlib.suppress(Killed):
+        forget_listing(made.folder)
+    manifest = Manifest.load(made.folder)
+    for shard in range(manifest.shards if manifest else 0):
+        manifest.read_shard(shard)
 
 
 def test_what_no_record_explains_stays(made, tmp_path):

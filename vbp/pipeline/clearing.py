@@ -74,10 +74,18 @@ def clear(output: Folder, attempt: str) -> None:
 
 
 def forget_listing(output: Folder) -> None:
-    """Remove the manifest and the record of a first run that ended before any image was done; nothing else."""
-    _delete(output, (path for path in _below(output, MANIFEST_PARTS) if _NUMBERED.fullmatch(path)))
+    """Remove the manifest and the record of a first run that ended before any image was done; nothing else.
+
+    The manifest goes before its parts: one that lacks parts stops every run that follows. Where a change may come late,
+    the record goes first: every run writes it before all else, so a late removal fails there and goes no further. On a
+    disk it goes last, because a manifest without a record is refused.
+    """
+    if not output.is_local:
+        withdraw(output, RUN)
     withdraw(output, MANIFEST)
-    withdraw(output, RUN)
+    _delete(output, (path for path in _below(output, MANIFEST_PARTS) if _NUMBERED.fullmatch(path)))
+    if output.is_local:
+        withdraw(output, RUN)
 
 
 class _Path(NamedTuple):
