@@ -113,5 +113,5 @@ def test_the_runtime_environment_has_known_fields_and_leaves_the_job_its_code():
     assert fields.keys() <= RuntimeEnv.known_fields
     assert fields["working_dir"] == "."
     assert not {"vbp", "jobs", "vbp/", "*"} & set(fields["excludes"])
-    rooms = {folder.name for folder in (ROOT / "vbp").rglob("*") if folder.is_dir()} - {"__pycache__"}
+    rooms = {folder.name for folder in (FOLDER.parent / "vbp").rglob("*") if folder.is_dir()} - {"__pycache__"}
     assert not rooms & set(fields["excludes"]), "a name without a / in front is left out at any depth"
