@@ -167,10 +167,11 @@ def test_the_main_job(head, submitted, ray_folder, photos, network_file, argumen
     assert len(masks[0]) == 22
     assert masks[0] == masks[1]
 
-    # what is finished is not done again, and ends with the exit code that it deserves now
+    # what is finished is not done again, and ends with the exit code and the promise that it deserves now
+    written = {path: path.stat().st_mtime_ns for path in (out / "masks").rglob("*.png")}
     done = submitted(*arguments, "--max-failures", "0")
     assert done.exit_code == 3, done.output
-    assert "Nothing left to do" in done.stdout
+    assert not (out / "_SUCCESS").exists()
     assert "1 x decode: NotAnImageError" in done.stdout
     entrypoint = ["python", "-m", "jobs.explain", *arguments, "--max-failures", "1"]
     done = subprocess.run(
@@ -178,7 +179,8 @@ def test_the_main_job(head, submitted, ray_folder, photos, network_file, argumen
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Nothing left to do" in done.stdout
+    assert (out / "_SUCCESS").exists()
+    assert {path: path.stat().st_mtime_ns for path in (out / "masks").rglob("*.png")} == written
 
     done = submitted(str(tmp_path / "nowhere"), *arguments[1:])
     assert done.exit_code == 2, done.output
