@@ -34,6 +34,14 @@ def test_help_fits_the_terminal_and_holds_no_escapes(command):
     assert "..." not in shown.partition("Commands:")[2]  # short enough to be told in full
 
 
+@pytest.mark.parametrize("job", ["explain", "sweep", "benchmark"])
+def test_a_job_of_its_own_knows_the_short_help_too(job):
+    """click keeps the help option of a command's first call: below vbp and alone, it must be the same one."""
+    done = subprocess.run([sys.executable, "-m", f"jobs.{job}", "-h"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"-h, --help +Show this message and exit\.", done.stdout)
+
+
 @pytest.mark.parametrize("command", ["explain", "plan"])
 def test_every_option_stands_in_one_group(command):
     shown = help_of(command, width=200)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vbp.errors import InterruptedRunError, LeaseLostError, UsageError, VBPError
-from vbp.flags import Command, config_of, job_options, json_object
+from vbp.flags import CONTEXT, Command, config_of, job_options, json_object
 from vbp.plain import plain
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 
 @click.group(
     cls=_Group,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings=CONTEXT,
     epilog='Shell completion: put eval "$(_VBP_COMPLETE=bash_source vbp)" into ~/.bashrc; zsh_source and '
     "fish_source are for those shells.",
 )

@@ -65,6 +65,10 @@ METAVARS = {
 }
 
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+"""click's settings for every command, whether it runs below ``vbp`` or as a program of its own in ``jobs/``."""
+
+
 class Command(click.Command):
     """A command whose help shows its parameters by group, and examples to copy.
 
@@ -73,7 +77,7 @@ class Command(click.Command):
     """
 
     def __init__(self, *args: Any, examples: str = "", **settings: Any) -> None:
-        super().__init__(*args, **settings)
+        super().__init__(*args, **{"context_settings": CONTEXT} | settings)
         # click keeps the lines of a paragraph that begins with this mark; a raw docstring spells it out
         self.help = self.help and self.help.replace("\\b\n", "\b\n")
         self.examples = examples
