@@ -147,6 +147,7 @@ def test_imports_point_down(module):
         ("vbp.pipeline", HEAVY),
         ("vbp.choices", HEAVY),
         ("vbp.saliency.method", HEAVY),
+        ("vbp.saliency.cuts", HEAVY),
         ("vbp.networks.preprocessing", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torchvision import models, ops
 
 from vbp.errors import ModelError
-from vbp.saliency.geometry import Branches, Pooling, Resampling, Strand, Window, map_sizes
+from vbp.saliency.cuts import Strand
+from vbp.saliency.geometry import Branches, Pooling, Resampling, Window, map_sizes
 from vbp.saliency.trace import trace
 
 CONVOLUTION = Window((3, 3), before=(1, 1), after=(1, 1))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vbp.errors import ModelError
+from vbp.saliency.cuts import Strand
 
 Size = tuple[int, int]
 
@@ -221,15 +222,6 @@ class Resampling:
 
 
 @dataclass(frozen=True)
-class Strand:
-    """Part of `Branches`: steps in forward order that begin where other strands end."""
-
-    sources: tuple[int, ...]
-    """Numbers of the strands that are joined where this one begins, from 1; 0 is the point where the branches split."""
-    steps: tuple[Geometry, ...] = ()
-
-
-@dataclass(frozen=True)
 class Branches:
     """All paths between a split and the join above it, in forward order; the last strand ends at the top.
 
@@ -237,7 +229,7 @@ class Branches:
     is the average of their results.
     """
 
-    strands: tuple[Strand, ...]
+    strands: tuple[Strand[Geometry], ...]
 
     def output_size(self, size: Size) -> Size:
         """The size at the join for an input of `size`; (0, 0) if it is too small for one of the strands."""

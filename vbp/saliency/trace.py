@@ -2,17 +2,14 @@
 
 The order of definition has no effect; shared layers, in-place layers, ``F.relu`` and ``nn.ReLU`` are all supported.
 
-A stage is an activation output that every path to the last stage crosses, with a convolution between it and the stage
-below. If a block ends in an addition or concatenation without an activation after it, that output is the stage. All
-other operations are geometry. An activation inside a branch is no stage and does not prevent one. A gate
-(multiplication by a globally pooled path, as in squeeze-and-excitation) is no stage, and its pooled path is no path.
+`vbp.saliency.cuts` says what a stage is. A gate (multiplication by a globally pooled path, as in
+squeeze-and-excitation) is no stage, and its pooled path is no path.
 """
 
 from __future__ import annotations
 
 import operator
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -21,8 +18,9 @@ from torch.fx import Graph, Node
 from torch.nn import functional as F
 
 from vbp.errors import ModelError, UsageError
+from vbp.saliency.cuts import Strand, reached, stages_of
 from vbp.saliency.dataflow import follow
-from vbp.saliency.geometry import Branches, Geometry, Stage, Strand, map_sizes
+from vbp.saliency.geometry import Branches, Geometry, Stage, map_sizes
 from vbp.saliency.graph import graph_of
 from vbp.saliency.operations import CONVOLUTIONS, module_of, name_of, operation_of
 from vbp.saliency.values import Map
@@ -134,109 +132,28 @@ def _is_in_place(node: Node, model: nn.Module) -> bool:
 def _stages(graph: Graph, model: nn.Module) -> tuple[list[Stage], list[str]]:
     """The stages from the input upwards, and the names of the nodes that compute their maps."""
     maps = _trunk(graph, follow(graph, model))
-    readers = _readers(maps)
     stages: list[Stage] = []
     taps: list[str] = []
-    steps: list[Geometry] = []
-    convolved = False
-    for segment in _segments(list(maps), readers):
-        top = segment[-1]
-        steps += _steps(segment, maps)
-        convolved = convolved or any(maps[node].kind == "convolution" for node in segment[1:])
-        if convolved and _is_stage(top, maps, readers):
-            stages.append(Stage(name_of(top), tuple(steps), maps[top].signed))
-            taps.append(top.name)
-            steps, convolved = [], False
+    for top, segments in stages_of(maps):
+        steps = tuple(step for strands in segments for step in _steps(strands))
+        stages.append(Stage(name_of(top), steps, maps[top].signed))
+        taps.append(top.name)
     return stages, taps
 
 
 def _trunk(graph: Graph, maps: Mapping[Node, Map]) -> dict[Node, Map]:
     """The maps on the paths from the input to the last maps from which the network's output is computed."""
     outputs = [node for node in graph.nodes if node.op == "output"]
-    behind = _reached(outputs, lambda node: () if node in maps else node.all_input_nodes)
-    trunk = _reached((node for node in behind if node in maps), lambda node: maps[node].sources)
+    behind = reached(outputs, lambda node: () if node in maps else node.all_input_nodes)
+    trunk = reached((node for node in behind if node in maps), lambda node: maps[node].sources)
     return {node: value for node, value in maps.items() if node in trunk}
 
 
-def _reached(starts: Iterable[Node], follow_from: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    waiting = list(starts)
-    reached: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node not in reached:
-            reached.add(node)
-            waiting += follow_from(node)
-    return reached
-
-
-def _readers(maps: Mapping[Node, Map]) -> dict[Node, list[Node]]:
-    """For each map, the maps that are computed from it."""
-    readers: dict[Node, list[Node]] = {node: [] for node in maps}
-    for node, value in maps.items():
-        for source in value.sources:
-            readers[source].append(node)
-    return readers
-
-
-def _segments(nodes: list[Node], readers: Mapping[Node, list[Node]]) -> Iterator[list[Node]]:
-    """The trunk between every two neighbouring cut nodes, both included.
-
-    In order of execution, every path crosses a node if no earlier node is read after it. Ends of the trunk count as
-    read after everything: if there are several heads, only the trunk that they share has stages.
-    """
-    position = {node: number for number, node in enumerate(nodes)}
-    farthest, last_cut = 0, 0
-    for number, node in enumerate(nodes):
-        if number and farthest <= number:
-            yield nodes[last_cut : number + 1]
-            last_cut = number
-        farthest = max([farthest, *(position[reader] for reader in readers[node])] if readers[node] else [len(nodes)])
-
-
-def _is_stage(node: Node, maps: Mapping[Node, Map], readers: Mapping[Node, list[Node]]) -> bool:
-    """Whether a cut node is an activation, or a join that no activation follows."""
-    if not maps[node].joins:
-        return maps[node].kind == "activation"
-    while len(readers[node]) == 1:
-        (node,) = readers[node]
-        if maps[node].kind != "other" or maps[node].step is not None:
-            return maps[node].kind != "activation"
-    return True
-
-
-def _steps(segment: list[Node], maps: Mapping[Node, Map]) -> tuple[Geometry, ...]:
-    """The geometry between the two ends of a segment: nothing, a chain of steps, or branches."""
-    strands: list[Strand] = []
-    strand_of = {segment[0]: 0}
-    for node in segment[1:]:
-        step = maps[node].step
-        sources = tuple(strand_of[source] for source in maps[node].sources)
-        if step is None and len(set(sources)) == 1:
-            strand_of[node] = sources[0]
-        else:
-            strands.append(Strand(sources, () if step is None else (step,)))
-            strand_of[node] = len(strands)
-    strands = _merged(strands)
+def _steps(strands: list[Strand[Geometry]]) -> tuple[Geometry, ...]:
+    """The geometry of a segment: nothing, a chain of steps, or branches."""
     if len(strands) > 1:
         return (Branches(tuple(strands)),)
     return strands[0].steps if strands else ()
-
-
-def _merged(strands: list[Strand]) -> list[Strand]:
-    """The same paths in fewer strands: a strand that is the only continuation of another is joined to it."""
-    readers = Counter(source for strand in strands for source in strand.sources)
-    merged: list[Strand] = []
-    place = {0: 0}
-    for number, strand in enumerate(strands, 1):
-        sources = tuple(place[source] for source in strand.sources)
-        if len(sources) == 1 and sources[0] and readers[strand.sources[0]] == 1:
-            lower = merged[sources[0] - 1]
-            merged[sources[0] - 1] = Strand(lower.sources, lower.steps + strand.steps)
-            place[number] = sources[0]
-        else:
-            merged.append(Strand(sources, strand.steps))
-            place[number] = len(merged)
-    return merged
 
 
 def _name(model: nn.Module) -> str:

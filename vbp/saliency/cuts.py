@@ -1,0 +1,144 @@
+"""Where a network is cut into stages, and the paths between two cuts: of any kind of graph, without torch.
+
+A stage is an activation output that every path to the last stage crosses, with a convolution between it and the stage
+below. If a block ends in an addition or concatenation without an activation after it, that output is the stage. All
+other operations are geometry. An activation inside a branch is no stage and does not prevent one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+Node = TypeVar("Node", bound=Hashable)
+Step = TypeVar("Step")
+_NodeOf = TypeVar("_NodeOf", bound=Hashable, covariant=True)
+_StepOf = TypeVar("_StepOf", covariant=True)
+
+
+class Mapped(Protocol[_NodeOf, _StepOf]):
+    """What is asked of a map to find stages."""
+
+    @property
+    def kind(self) -> str:
+        """``activation`` and ``convolution`` count here; other kinds do not."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it was made of several maps."""
+
+    @property
+    def sources(self) -> tuple[_NodeOf, ...]:
+        """The maps from which it was made."""
+
+    @property
+    def step(self) -> _StepOf | None:
+        """The geometry from its sources' pixels to its own; None: pixel by pixel."""
+
+
+@dataclass(frozen=True)
+class Strand(Generic[Step]):
+    """Part of the paths between two cuts: steps in forward order that begin where other strands end."""
+
+    sources: tuple[int, ...]
+    """Numbers of the strands that are joined where this one begins, from 1; 0 is the point where the branches split."""
+    steps: tuple[Step, ...] = ()
+
+
+def stages_of(maps: Mapping[Node, Mapped[Node, Step]]) -> Iterator[tuple[Node, list[list[Strand[Step]]]]]:
+    """The stages from the input upwards: each with the strands of every segment between it and the stage below.
+
+    Args:
+        maps: the trunk in order of execution, from the network's input on.
+    """
+    readers = _readers(maps)
+    strands: list[list[Strand[Step]]] = []
+    convolved = False
+    for segment in _segments(list(maps), readers):
+        top = segment[-1]
+        strands.append(_strands(segment, maps))
+        convolved = convolved or any(maps[node].kind == "convolution" for node in segment[1:])
+        if convolved and _is_stage(top, maps, readers):
+            yield top, strands
+            strands, convolved = [], False
+
+
+def reached(starts: Iterable[Node], follow_from: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """All nodes to which `follow_from` leads, step by step, and the starts."""
+    waiting = list(starts)
+    found: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += follow_from(node)
+    return found
+
+
+def _readers(maps: Mapping[Node, Mapped[Node, Step]]) -> dict[Node, list[Node]]:
+    """For each map, the maps that are computed from it."""
+    readers: dict[Node, list[Node]] = {node: [] for node in maps}
+    for node, value in maps.items():
+        for source in value.sources:
+            readers[source].append(node)
+    return readers
+
+
+def _segments(nodes: list[Node], readers: Mapping[Node, list[Node]]) -> Iterator[list[Node]]:
+    """The trunk between every two neighbouring cut nodes, both included.
+
+    In order of execution, every path crosses a node if no earlier node is read after it. Ends of the trunk count as
+    read after everything: if there are several heads, only the trunk that they share has stages.
+    """
+    position = {node: number for number, node in enumerate(nodes)}
+    farthest, last_cut = 0, 0
+    for number, node in enumerate(nodes):
+        if number and farthest <= number:
+            yield nodes[last_cut : number + 1]
+            last_cut = number
+        farthest = max([farthest, *(position[reader] for reader in readers[node])] if readers[node] else [len(nodes)])
+
+
+def _is_stage(node: Node, maps: Mapping[Node, Mapped[Node, Step]], readers: Mapping[Node, list[Node]]) -> bool:
+    """Whether a cut node is an activation, or a join that no activation follows."""
+    if not maps[node].joins:
+        return maps[node].kind == "activation"
+    while len(readers[node]) == 1:
+        (node,) = readers[node]
+        if maps[node].kind != "other" or maps[node].step is not None:
+            return maps[node].kind != "activation"
+    return True
+
+
+def _strands(segment: list[Node], maps: Mapping[Node, Mapped[Node, Step]]) -> list[Strand[Step]]:
+    """The paths between the two ends of a segment; none if they lead pixel by pixel."""
+    strands: list[Strand[Step]] = []
+    strand_of = {segment[0]: 0}
+    for node in segment[1:]:
+        step = maps[node].step
+        sources = tuple(strand_of[source] for source in maps[node].sources)
+        if step is None and len(set(sources)) == 1:
+            strand_of[node] = sources[0]
+        else:
+            strands.append(Strand(sources, () if step is None else (step,)))
+            strand_of[node] = len(strands)
+    return _merged(strands)
+
+
+def _merged(strands: list[Strand[Step]]) -> list[Strand[Step]]:
+    """The same paths in fewer strands: a strand that is the only continuation of another is joined to it."""
+    readers = Counter(source for strand in strands for source in strand.sources)
+    merged: list[Strand[Step]] = []
+    place = {0: 0}
+    for number, strand in enumerate(strands, 1):
+        sources = tuple(place[source] for source in strand.sources)
+        if len(sources) == 1 and sources[0] and readers[strand.sources[0]] == 1:
+            lower = merged[sources[0] - 1]
+            merged[sources[0] - 1] = Strand(lower.sources, lower.steps + strand.steps)
+            place[number] = sources[0]
+        else:
+            merged.append(Strand(sources, strand.steps))
+            place[number] = len(merged)
+    return merged
