@@ -32,7 +32,9 @@ def engine(**settings):
 
 @pytest.mark.parametrize("model", [small_vgg(), small_vgg, None])
 def test_a_network_of_ones_own_is_shown_the_way(model):
-    with pytest.raises(UsageError, match=r"must be a name: .* VisualBackProp\(module\), .*steps\.Explain\(module"):
+    with pytest.raises(
+        UsageError, match=r"must be a name, such as .* VisualBackProp\(module\), .*steps\.Explain\(module"
+    ):
         engine(model=model)
 
 

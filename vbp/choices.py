@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-NAMED_WEIGHTS = ("imagenet", "demo", "random")
+NAMED_WEIGHTS = ("imagenet", "demo", "random", "own")
 """Names of weights that are no file."""
+DEFAULT_WEIGHTS = "imagenet"
+Source = Literal["torchvision", "timm", "code"]
+"""Where a network comes from; also the name of its module in ``vbp.networks.sources``."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = Literal["rgb", "bgr", "grey"]

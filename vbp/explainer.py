@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vbp.choices import Channels, Pooling, Preset
 from vbp.errors import ImageError, UsageError
 from vbp.networks.models import Model, check_channels, load_model
+from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency.method import Method
 from vbp.saliency.prepared.calibration import IMAGES
@@ -70,8 +71,8 @@ class Explainer:
     """A network on a device that explains batches of pixels.
 
     Args:
-        model: torchvision's name of a network, or a loaded `Model`, which is copied and not changed.
-        weights: see `load_model`; without effect for a loaded `Model`.
+        model: name of a network, as for `load_model`, or a loaded `Model`, which is copied and not changed.
+        weights: see `load_model` for this, `model_args`, `size` and `code`; without effect for a loaded `Model`.
         preset: `paper` or `reference`; see `VisualBackProp` for this and the other settings of the method.
         device: `auto` (the first CUDA device, else the CPU) or a torch device, such as `mps`.
         precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 if the device computes it natively).
@@ -94,6 +95,9 @@ class Explainer:
         keep_maps: return the averaged maps and intermediate masks.
         storage_options: options to read the weights, as for ``vbp.storage.files.read_uri``.
         preprocessing: the network's preprocessing; by default that of its source (`Model.preprocessing`).
+        model_args: arguments of a function of your own.
+        size: side of the images on which a network of your own is tried.
+        code: code of your own that was read on another machine.
         calibration: for `int8`: about 80 images like those to be explained, uint8 (N, H, W, 3) or a sequence of
             (H, W, 3); or the `scales` of another `Explainer` of this network.
         method: preset, stages, pooling, multiply_input, smooth, noise, target and the noise's seed as one value,
@@ -131,6 +135,9 @@ class Explainer:
         keep_maps: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         preprocessing: Preprocessing | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        size: int | None = None,
+        code: OwnCode | None = None,
         calibration: Calibration | None = None,
         method: Method | None = None,
     ):
@@ -153,16 +160,25 @@ class Explainer:
         self._keep_maps = keep_maps
         if not isinstance(model, str | Model):
             raise UsageError(
-                f"model (={type(model).__name__}) must be a name: a network of your own is for VisualBackProp(module), "
-                "or for vbp.pipeline.steps.Explain(module, preprocessing=...), which takes photos."
+                f"model (={type(model).__name__}) must be a name, such as vgg16 or your own PACKAGE.MODULE:FUNCTION; a "
+                "module itself is for VisualBackProp(module), or for vbp.pipeline.steps.Explain(module, "
+                "preprocessing=...), which takes photos."
             )
         if isinstance(model, str):
-            self.model = load_model(model, weights, seed=seed, storage_options=storage_options)
+            self.model = load_model(
+                model,
+                weights,
+                model_args=model_args,
+                size=size,
+                seed=seed,
+                storage_options=storage_options,
+                code=code,
+            )
             network = self.model.network
         else:
             self.model = model
             network = deepcopy(model.network)
-        self.preprocessing = preprocessing or self.model.preprocessing
+        self.preprocessing = _known(preprocessing or self.model.preprocessing, self.model.name)
         check_channels(network, self.preprocessing)
         self._classify = classify and self.model.num_classes is not None
         if self.method.target is not None and self.model.num_classes is None:
@@ -252,6 +268,15 @@ class Explainer:
             maps=planes(explanation.maps),
             masks=planes(explanation.masks),
         )
+
+
+def _known(preprocessing: Preprocessing | None, name: str) -> Preprocessing:
+    if preprocessing is None:
+        raise UsageError(
+            f"model {name!r} does not say how pixels become its input: give preprocessing=Preprocessing(mean, std) of "
+            "vbp.networks.preprocessing, with the values that it was trained with."
+        )
+    return preprocessing
 
 
 def _checked(pixels_BHWC: Tensor) -> Tensor:

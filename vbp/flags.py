@@ -27,7 +27,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "Estimate": ("price_per_hour", "images_per_second"),
     "Input": ("input", "limit", "refresh", "suffixes", "max_bytes", "directory"),
     "Network": (
-        "model", "weights", "size", "fit", "device", "precision", "batch_size", "mean", "std", "channels",
+        "model", "model_args", "weights", "size", "fit", "device", "precision", "batch_size", "mean", "std", "channels",
         "interpolation", "fast_decode",
     ),
     "Method": ("preset", "stages", "target", "smooth", "noise", "pooling", "multiply_input", "seed"),
@@ -43,6 +43,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
 """Parameters by group, as in the help; in a group, rarely needed ones come last."""
 METAVARS = {
     "model": "NAME",
+    "model_args": "JSON",
     "weights": "NAME|FILE|URL",
     "stages": "LIST",
     "smooth": "N",
@@ -167,7 +168,7 @@ def _as_reference(
     if "outputs" not in given:
         options["outputs"] = ("input", "mask", "overlay")
     if "model" not in given and "weights" in given:
-        from vbp.networks.models import fitting_model
+        from vbp.networks.sources.torchvision import fitting_model
 
         options["model"] = fitting_model(options["weights"], options["storage_options"]) or options["model"]
     return directory, input or output or RESULTS, options
@@ -188,7 +189,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Any], Any]:
         settings |= {"default": ",".join(RunConfig.outputs), "callback": lambda _c, _p, v: tuple(v.split(","))}
     elif field.name == "suffixes":
         settings |= {"callback": lambda _c, _p, v: v and tuple(v.split(",")), "show_default": False}
-    elif field.name == "storage_options":
+    elif field.name in ("storage_options", "model_args"):
         settings |= {"default": "{}", "callback": json_object, "show_default": False}
     elif hint == int | None:
         settings |= {"callback": _whole_number_or_auto, "show_default": False}
@@ -198,13 +199,16 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Any], Any]:
 
 
 def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    """The value of ``--storage-options``."""
+    """The value of an option that takes a JSON object."""
     try:
         parsed = json.loads(value)
     except json.JSONDecodeError as error:
         raise click.BadParameter(f"is not JSON ({error}).", ctx, param) from error
     if not isinstance(parsed, dict):
-        raise click.BadParameter('must be an object by URL prefix, like {"s3://bucket": {"region": "eu-west-1"}}.')
+        like = (
+            '{"depth": 18}' if param.name == "model_args" else '{"s3://bucket": {"region": "eu-west-1"}}, by URL prefix'
+        )
+        raise click.BadParameter(f"must be an object like {like}.", ctx, param)
     return parsed
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from vbp.evidence import zoo
 from vbp.evidence.zoo import Row, markdown, measure
-from vbp.networks.models import model_names
+from vbp.networks.sources.torchvision import model_names
 from vbp.saliency.visualbackprop import VisualBackProp
 
 

@@ -58,7 +58,9 @@ def test_refuses(changes, words):
 
 
 def test_a_network_of_ones_own_is_shown_the_way():
-    with pytest.raises(UsageError, match=r"\(=Linear\) must be a name: .* VisualBackProp\(module\), .*steps\.Explain"):
+    with pytest.raises(
+        UsageError, match=r"\(=Linear\) must be a name, such as .* VisualBackProp\(module\), .*steps\.Explain"
+    ):
         config(model=torch.nn.Linear(2, 2))
 
 
@@ -124,7 +126,7 @@ def test_the_order_of_outputs_means_nothing():
 
 def test_fingerprint_names_what_the_results_depend_on_and_nothing_else():
     assert set(config().fingerprint()) == {
-        "model", "preset", "size", "fit", "frame", "select", "classes", "outputs", "mask_format",
+        "model", "model_args", "preset", "fit", "frame", "select", "classes", "outputs", "mask_format",
         "overlay_style", "layout", "fast_decode", "stages", "pooling", "multiply_input", "target", "smooth",
     }  # fmt: skip
 

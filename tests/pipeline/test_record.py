@@ -26,6 +26,7 @@ def recipe(output):
     def recipe(sha256="a" * 64, precision="float32", **changes):
         config = RunConfig(input="photos", output=output.url, weights="w.pth", **changes)
         facts = {"run_id": "first", "device": "cpu", "batch_size": 2, "generation": "g"}
+        facts["preprocessing"] = config.preprocessing()
         return Recipe(config=config, weights_sha256=sha256, precision=precision, **facts)
 
     return recipe

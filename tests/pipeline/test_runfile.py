@@ -18,6 +18,7 @@ def other_value(field, hint):
         return next(choice for choice in choices if choice != field.default)
     by_name = {"outputs": ("maps",), "suffixes": (".jpg", "none"), "max_failures": "7", "noise": 0.25}
     by_name |= {"storage_options": {"s3://b": {"endpoint_url": "http://h:1"}}, "node_labels": "zone=a"}
+    by_name["model_args"] = {"depth": 18, "stem": {"width": 32}}
     by_name |= dict.fromkeys(("mean", "std"), (0.25, 0.5, 1.0))
     return by_name.get(field.name, 7 if hint in (int, int | None) else "5%é: 'x' #y")
 
@@ -45,7 +46,7 @@ def test_an_empty_file_says_nothing():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("size: big", "my.yaml: size (='big') must be a whole number."),
+        ("size: big", "my.yaml: size (='big') must be a whole number or null (auto)."),
         ("preset: papper", "my.yaml: preset: --preset (=papper) must be one of paper, reference."),
         ("input: 3", "my.yaml: input (=3) must be text; put it in quotes."),
         ("outputs: [movie]", "my.yaml: outputs: --outputs (=movie) must be one of mask, overlay, input, maps."),

@@ -15,9 +15,9 @@ def config(**changes):
 
 
 def recipe(**changes):
-    return Recipe(
-        config=config(**changes), run_id="a", device="cpu", precision="float32", batch_size=8, weights_sha256="0"
-    )
+    made = config(**changes)
+    facts = {"run_id": "a", "device": "cpu", "precision": "float32", "batch_size": 8, "weights_sha256": "0"}
+    return Recipe(config=made, preprocessing=made.preprocessing(), **facts)
 
 
 def test_units_are_distinct():

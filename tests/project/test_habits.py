@@ -41,13 +41,14 @@ def test_every_command_that_contributing_names_is_in_the_makefile():
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        ("vbp.choices", ["MaskFormat", "MASK_FORMATS", "OverlayStyle"]),
+        ("vbp.choices", ["MaskFormat", "MASK_FORMATS", "OverlayStyle", "Source"]),
         ("vbp.columns", ["COLUMNS"]),
         ("vbp.images.encode", ["encode_mask", "decode_mask"]),
         ("vbp.images.overlay", ["overlay"]),
         ("vbp.storage.files", ["_open"]),
         ("vbp.storage.stores.store", ["Store"]),
-        ("vbp.networks.models", ["load_model", "Model"]),
+        ("vbp.networks.models", ["Model"]),
+        ("vbp.networks.sources.code", ["load", "check"]),
         ("vbp.storage.collections.manifestfile", ["ManifestRow"]),
         ("vbp.pipeline.prepare", ["list_input", "check_input", "contents_sha256"]),
         ("vbp.pipeline.steps", ["Fetch"]),

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vbp.errors import VBPError
 from vbp.light_torchvision import torchvision
-from vbp.networks.models import load_model, model_names
+from vbp.networks.models import load_model
+from vbp.networks.sources.torchvision import model_names
 from vbp.saliency.geometry import Size
 from vbp.saliency.visualbackprop import VisualBackProp
 

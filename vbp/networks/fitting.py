@@ -104,13 +104,14 @@ class Fitted:
     """Whether the network's layers were given the widths of the checkpoint's tensors."""
 
 
-def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor]) -> Fitted:
+def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor], *, side: int = 224) -> Fitted:
     """Load the network's tensors into it; a classifier without tensors becomes ``nn.Identity``.
 
     Args:
         network: the network, which is changed; its tensors may be without memory.
         head: the name of its classifier; None without one.
         tensors: tensors of a checkpoint, by path.
+        side: side of images that the network takes, in pixels.
 
     Raises:
         MisfitError: the tensors fit nowhere.
@@ -126,29 +127,34 @@ def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor]) -> 
     classifier = {key: tensors[path] for key, path in (match.head or {}).items()}
     others = match.others
     other_widths = any(tensor.shape != wanted.shapes[key] for key, tensor in {**state, **classifier}.items())
-    if head is not None and not _take(network, head, state, {} if others else classifier, other_widths):
+    if head is not None and not _take(network, head, state, {} if others else classifier, other_widths, side):
         others = others or ([head] if classifier else [])
         if others:
             notes.append(f"no predictions, as its {_listed(others)} is not the classifier of this network")
         else:
             notes.append("no predictions, as it has no classifier")
     elif head is None:
-        _load(network, state, other_widths)
+        _load(network, state, other_widths, side)
     if match.ignored:
         notes.append(f"ignored, as the network has no use for it: {_listed(match.ignored)}")
     return Fitted(tuple(notes), other_widths)
 
 
 def _take(
-    network: nn.Module, head: str, trunk: Mapping[str, Tensor], classifier: Mapping[str, Tensor], other_widths: bool
+    network: nn.Module,
+    head: str,
+    trunk: Mapping[str, Tensor],
+    classifier: Mapping[str, Tensor],
+    other_widths: bool,
+    side: int,
 ) -> bool:
     """Fill the network, and its classifier if that fits; returns whether the classifier fits."""
     if classifier:
         with suppress(MisfitError):
-            _load(network, {**trunk, **classifier}, other_widths)
+            _load(network, {**trunk, **classifier}, other_widths, side)
             return True
     setattr(network, head, nn.Identity())
-    _load(network, trunk, other_widths)
+    _load(network, trunk, other_widths, side)
     return False
 
 
@@ -261,7 +267,7 @@ def _check_kinds(state: Mapping[str, Tensor]) -> None:
             )
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], other_widths: bool) -> None:
+def _load(network: nn.Module, state: Mapping[str, Tensor], other_widths: bool, side: int) -> None:
     """Fill the network, after its layers were given the widths of the tensors.
 
     Raises:
@@ -278,7 +284,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], other_widths: bool) -
             raise MisfitError(_shapes_differ(key, found.shape, tensor.shape))
         complete[key] = found
     network.load_state_dict(complete, assign=True)
-    if other_widths and (broken := _broken_chain(network)):
+    if other_widths and (broken := _broken_chain(network, side)):
         raise MisfitError(broken)
 
 
@@ -307,11 +313,11 @@ def input_channels(network: nn.Module) -> int:
     return next((layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
-def _broken_chain(network: nn.Module) -> str | None:
+def _broken_chain(network: nn.Module, side: int) -> str | None:
     """A sentence on widths that do not fit from layer to layer, found by a forward pass; None if they do."""
     try:
         with torch.inference_mode():
-            network.eval()(torch.zeros(1, input_channels(network), 224, 224))
+            network.eval()(torch.zeros(1, input_channels(network), side, side))
     except RuntimeError as error:
         return f"the widths of its layers do not chain for a batch of RGB images ({error})"
     return None

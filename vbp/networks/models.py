@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
-from importlib import resources
+from importlib import import_module
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from typing_extensions import override
+from torch import nn
 
-from vbp.choices import NAMED_WEIGHTS
+from vbp.choices import DEFAULT_WEIGHTS
 from vbp.errors import ModelError, UsageError, WeightsError
-from vbp.light_torchvision import torchvision
-from vbp.networks.fitting import AUXILIARY, AmbiguousError, KindError, MisfitError, Wanted, fit, input_channels, matches
-from vbp.networks.preprocessing import IMAGENET, Preprocessing
+from vbp.networks.fitting import AmbiguousError, KindError, MisfitError, fit, input_channels
+from vbp.networks.names import NetworkChoice, source_of, weights_of
+from vbp.networks.owncode import OwnCode
+from vbp.networks.preprocessing import Preprocessing
 from vbp.networks.sound import check_sound
-from vbp.networks.weights import Checkpoint, read_checkpoint, tensors_sha256
+from vbp.networks.weights import Checkpoint, tensors_sha256
 
 
 @dataclass(frozen=True)
@@ -32,8 +27,8 @@ class Model:
     name: str
     network: nn.Module
     """float32, on the CPU, in evaluation mode."""
-    preprocessing: Preprocessing
-    """The preprocessing with which it was trained, as far as its source says."""
+    preprocessing: Preprocessing | None
+    """The preprocessing with which it was trained, as far as its source says; None if it says nothing."""
     class_names: tuple[str, ...] | None
     """A name for each output of the classifier; None if unknown."""
     num_classes: int | None
@@ -44,69 +39,128 @@ class Model:
     """SHA-256 of the checkpoint file; of the tensors' bytes for random weights."""
     notes: tuple[str, ...] = ()
     """Sentences for the user on how the checkpoint was understood."""
+    code: OwnCode | None = None
+    """The code that made it, if it is the user's own."""
 
 
-TRANSFORMERS = ("maxvit", "swin", "vit")
-"""Beginnings of the names of torchvision's networks that are no CNNs and cannot be explained."""
-
-CLASSIFIERS = ("classifier", "fc")
-"""Names of the classifier in torchvision's CNNs."""
+CLASSIFIERS = ("classifier", "fc", "head")
+"""Usual names of the classifier in CNNs."""
 
 
-def model_names() -> list[str]:
-    """The networks that can be explained: every CNN of torchvision."""
-    return [name for name in _torchvision_names() if not name.startswith(TRANSFORMERS)]
-
-
-@cache
-def imagenet_wnids() -> tuple[str, ...]:
-    """ImageNet's 1000 WordNet ids in the order of torchvision's outputs, which is alphabetical."""
-    return tuple((resources.files("vbp.networks") / "imagenet_wnids.txt").read_text("ascii").split())
-
-
-def load_model(model: str, weights: str, *, seed: int = 500, storage_options: Mapping[str, Any] | None = None) -> Model:
-    """Build a torchvision network and load its weights.
-
-    Channel widths and the number of classes follow the checkpoint's tensors, so that a compact network with
-    torchvision's key names loads like the full one.
+def load_model(
+    model: str,
+    weights: str = DEFAULT_WEIGHTS,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    size: int | None = None,
+    seed: int = 500,
+    storage_options: Mapping[str, Any] | None = None,
+    code: OwnCode | None = None,
+) -> Model:
+    """Build a network and load its weights.
 
     Args:
-        model: torchvision's name, such as `vgg16`.
+        model: torchvision's name, such as `vgg16`; or ``PACKAGE.MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` of your own,
+            whose code is run.
         weights: `imagenet`, `demo`, `random`, or the path or fsspec URL of a ``.pth``, ``.pt`` or ``.safetensors``
-            file, or of the ``.index.json`` of a sharded one; the network's tensors may be anywhere in it.
+            file, or of the ``.index.json`` of a sharded one; the network's tensors may be anywhere in it. Of your own
+            networks `own`, the default: as the function returns them.
+        model_args: arguments of your own function, by name.
+        size: side of the images on which a network of your own is tried, in pixels; None: as it says itself, or 224.
         seed: seed of random weights.
         storage_options: options as for ``vbp.storage.files.read_uri``.
+        code: your own code, if it was read on another machine.
 
     Raises:
-        ModelError: the network does not exist, or weights are to be read for one that is no CNN.
+        ModelError: the network does not exist, or weights are to be read for one that is no CNN; or your own code
+            fails.
         WeightsError: the checkpoint cannot be fetched or read, or does not fit.
     """
-    if model not in _torchvision_names():
-        raise ModelError(_unknown(model))
-    if weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = _build(model)
-        return _model(model, network, weights, tensors_sha256(network.state_dict()), None)
-    if model.startswith(TRANSFORMERS):
-        raise ModelError(f"model {model!r} is a transformer, and VisualBackProp explains CNNs: give one, as resnet50.")
-    checkpoint = read_checkpoint(weights, model, storage_options)
-    network, notes = _fit(model, checkpoint, weights)
-    names = _class_names(model, network, checkpoint, weights)
-    return _model(model, network, weights, checkpoint.sha256, names, notes)
+    source = source_of(model)
+    if model_args and source != "code":
+        raise ModelError(f"model_args are for a function of your own, and model {model!r} is none.")
+    choice = NetworkChoice(
+        model=model,
+        weights=weights_of(model, weights),
+        model_args=model_args or {},
+        size=size,
+        seed=seed,
+        storage_options=storage_options,
+        code=code,
+    )
+    found: Model = import_module(f"vbp.networks.sources.{source}").load(choice)
+    return found
 
 
-def _unknown(model: str) -> str:
-    """What to say of a name that torchvision does not have."""
-    close = get_close_matches(model, model_names(), n=1)
-    if any(sign in model for sign in ".:/"):
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        return (
-            f"there is no model {model!r}{meant}: a network of your own is explained from Python today, as "
-            "docs/how-to/library.md shows."
-        )
-    hint = f"did you mean {close[0]}?" if close else "docs/zoo.md lists the names, such as vgg16 and resnet50."
-    return f"there is no model {model!r}: {hint}"
+def check_source(model: str, code: OwnCode | None) -> None:
+    """Try on this machine whether a network of this name can be made; nothing is read or downloaded.
+
+    Raises:
+        ModelError: a package is missing here, or the user's own code cannot be imported.
+    """
+    source = import_module(f"vbp.networks.sources.{source_of(model)}")
+    if code is not None:
+        source.check(code)
+
+
+def fill(
+    network: nn.Module,
+    head: str | None,
+    checkpoint: Checkpoint,
+    names: tuple[str, str],
+    *,
+    side: int = 224,
+    hint: Callable[[], str] = str,
+) -> tuple[bool, tuple[str, ...]]:
+    """Load a checkpoint into a network.
+
+    Args:
+        network: the network, which is changed.
+        head: name of its classifier; None without one.
+        checkpoint: the checkpoint.
+        names: the network's name, and that of the weights.
+        side: side of images that the network takes, in pixels.
+        hint: makes a further sentence on a checkpoint that does not fit.
+
+    Returns:
+        Whether layers were given the widths of the checkpoint's tensors, and sentences for the user.
+
+    Raises:
+        WeightsError: it does not fit, or cannot be used.
+    """
+    name, weights = names
+    try:
+        fitted = fit(network, head, checkpoint.tensors, side=side)
+    except MisfitError as error:
+        raise WeightsError(f"weights {weights!r} do not fit {name}: {error}. {hint()}".rstrip()) from error
+    except KindError as error:
+        raise WeightsError(f"weights {weights!r} cannot be used: {error}.") from error
+    except AmbiguousError as error:
+        raise WeightsError(
+            f"weights {weights!r} hold {name} more than once, under {error}: save the one that you mean in a file "
+            "of its own."
+        ) from error
+    notes = check_sound(network, weights)
+    return fitted.other_widths, tuple(f"Weights {weights}: {note}." for note in (*fitted.notes, *notes))
+
+
+def head_of(network: nn.Module) -> str | None:
+    """The name of the classifier; None if the network has none."""
+    return next((name for name, _ in network.named_children() if name in CLASSIFIERS), None)
+
+
+def named_classes(classes: int | None, checkpoint: Checkpoint, weights: str) -> tuple[str, ...] | None:
+    """The class names of a checkpoint; None if it has none, or the network has no classifier.
+
+    Raises:
+        WeightsError: there is another number of them.
+    """
+    if classes is None or checkpoint.class_names is None:
+        return None
+    if len(checkpoint.class_names) != classes:
+        count = len(checkpoint.class_names)
+        raise WeightsError(f"weights {weights!r} name {count} classes, but their classifier has {classes}.")
+    return checkpoint.class_names
 
 
 def own_model(network: nn.Module, preprocessing: Preprocessing) -> Model:
@@ -119,42 +173,6 @@ def own_model(network: nn.Module, preprocessing: Preprocessing) -> Model:
     copied = deepcopy(network).cpu().float().eval().requires_grad_(False)
     name, sha256 = type(network).__name__, tensors_sha256(copied.state_dict())
     return Model(name, copied, preprocessing, None, None, "own", sha256)
-
-
-def fitting_model(weights: str, storage_options: Mapping[str, Any] | None = None) -> str | None:
-    """The torchvision network of a checkpoint file, found by names and shapes of tensors; None if none fits.
-
-    Raises:
-        WeightsError: the checkpoint cannot be fetched or read, or fits several networks.
-        StorageError: the store does not answer, after retries.
-    """
-    if weights in NAMED_WEIGHTS:
-        return None
-    fitting = _most_alike(read_checkpoint(weights, "", storage_options).tensors)
-    if len(fitting) > 1:
-        raise WeightsError(f"weights {weights!r} fit {' and '.join(fitting)} alike: say which with --model.")
-    return next(iter(fitting), None)
-
-
-def _model(
-    name: str,
-    network: nn.Module,
-    weights: str,
-    sha256: str,
-    class_names: tuple[str, ...] | None,
-    notes: tuple[str, ...] = (),
-) -> Model:
-    network.eval().requires_grad_(False)
-    own = preprocessing_of(name, weights)
-    return Model(name, network, own, class_names, _num_classes(network), weights, sha256, notes)
-
-
-def preprocessing_of(model: str, weights: str) -> Preprocessing:
-    """Torchvision's preprocessing for its own weights; ImageNet's for a checkpoint, which does not record any."""
-    if weights != "imagenet":
-        return IMAGENET
-    transforms = torchvision.models.get_model_weights(model).DEFAULT.transforms()
-    return Preprocessing(tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value)
 
 
 def check_channels(network: nn.Module, preprocessing: Preprocessing) -> None:
@@ -171,147 +189,3 @@ def check_channels(network: nn.Module, preprocessing: Preprocessing) -> None:
         f"channels (={preprocessing.channels}) make an input of {preprocessing.depth}, but the network takes {taken}: "
         f"{way_out.get(taken, 'only 1 or 3 are made of pictures')}."
     )
-
-
-@cache
-def _torchvision_names() -> tuple[str, ...]:
-    return tuple(torchvision.models.list_models(module=torchvision.models))
-
-
-def _build(name: str, device: str = "cpu") -> nn.Module:
-    with torch.device(device), warnings.catch_warnings():
-        # GoogLeNet and Inception warn of a change of their initial weights, which we replace.
-        warnings.simplefilter("ignore", FutureWarning)
-        # These two were trained with another normalisation; with this setting they take ImageNet's.
-        settings = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
-    return network
-
-
-def _build_empty(name: str) -> nn.Module:
-    """The network without memory for its tensors."""
-    with _Unfilled():
-        return _build(name)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Tensors get no memory and no random numbers; random numbers without memory would load torch's compiler, 4 s.
-
-    Tensors from which a network computes its widths, as RegNet does, stay on the CPU.
-    """
-
-    @override
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        if func in (torch.empty, torch.zeros, torch.ones):
-            kwargs = kwargs | {"device": "meta"}
-        return func(*args, **kwargs)
-
-
-def _fit(name: str, checkpoint: Checkpoint, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """The network with its weights, and sentences for the user on them."""
-    network = _without_auxiliary(_build_empty(name))
-    try:
-        fitted = fit(network, _head(network), checkpoint.tensors)
-    except MisfitError as error:
-        message = f"weights {weights!r} do not fit {name}: {error}. {_what_fits(name, checkpoint.tensors)}"
-        raise WeightsError(message) from error
-    except KindError as error:
-        raise WeightsError(f"weights {weights!r} cannot be used: {error}.") from error
-    except AmbiguousError as error:
-        raise WeightsError(
-            f"weights {weights!r} hold {name} more than once, under {error}: save the one that you mean in a file "
-            "of its own."
-        ) from error
-    if fitted.other_widths and (twins := _exact_twins(name, network)):
-        raise WeightsError(f"weights {weights!r} do not fit {name}: their widths are those of {' and '.join(twins)}.")
-    notes = check_sound(network, weights)
-    return network, tuple(f"Weights {weights}: {note}." for note in (*fitted.notes, *notes))
-
-
-def _without_auxiliary(network: nn.Module) -> nn.Module:
-    for name in AUXILIARY:
-        if hasattr(network, name):
-            setattr(network, name, None)
-    return network
-
-
-def _head(network: nn.Module) -> str | None:
-    """The name of the classifier; None if the network has none."""
-    return next((name for name, _ in network.named_children() if name in CLASSIFIERS), None)
-
-
-def _num_classes(network: nn.Module) -> int | None:
-    """The width of the classifier's last layer: a linear layer, or SqueezeNet's 1x1 convolution."""
-    head = _head(network)
-    layers = list(network.get_submodule(head).modules()) if head else []
-    linear = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
-    widths = linear or [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
-    return widths[-1] if widths else None
-
-
-def _exact_twins(name: str, network: nn.Module) -> list[str]:
-    """Other networks of the same family with exactly these names and shapes of tensors.
-
-    Shapes do not show strides and groups, so a network with changed widths might be computed as the wrong one.
-    """
-    found = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    head = _head(network)
-    of_family = [other for other in _torchvision_names() if _family(other) == _family(name) and other != name]
-    twins = []
-    for other in of_family:
-        wanted = _wanted(other)
-        shapes = {key: wanted.shapes[key] for key in wanted.trunk}
-        own = {key: shape for key, shape in found.items() if key in shapes or key.partition(".")[0] != head}
-        if shapes == {key: shape for key, shape in own.items() if not key.endswith("num_batches_tracked")}:
-            twins.append(other)
-    return twins
-
-
-def _family(name: str) -> str:
-    return str(torchvision.models.get_model_builder(name).__module__)
-
-
-def _what_fits(name: str, tensors: Mapping[str, Tensor]) -> str:
-    fitting = [other for other in _most_alike(tensors) if other != name]
-    if fitting:
-        return f"It fits {' and '.join(fitting)}."
-    return f"Its first key is {next(iter(tensors))}; it fits no network of torchvision."
-
-
-def _most_alike(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The torchvision network that fits and shares the most shapes with the checkpoint; several if they are equal."""
-    likeness: dict[str, int] = {}
-    for name in _torchvision_names():
-        wanted = _wanted(name)
-        for match in matches(wanted, tensors):
-            paths = match.trunk | (match.head or {})
-            same = sum(tensors[path].shape == wanted.shapes[key] for key, path in paths.items())
-            likeness[name] = max(likeness.get(name, 0), same)
-    most = max(likeness.values(), default=0)
-    return [name for name, same in likeness.items() if same == most]
-
-
-@cache
-def _wanted(name: str) -> Wanted:
-    """The tensors that a torchvision network needs from a checkpoint."""
-    network = _without_auxiliary(_build_empty(name))
-    return Wanted.of(network, _head(network))
-
-
-def _class_names(name: str, network: nn.Module, checkpoint: Checkpoint, weights: str) -> tuple[str, ...] | None:
-    classes = _num_classes(network)
-    if classes is None:
-        return None
-    if checkpoint.class_names is not None:
-        if len(checkpoint.class_names) != classes:
-            count = len(checkpoint.class_names)
-            raise WeightsError(f"weights {weights!r} name {count} classes, but their classifier has {classes}.")
-        return checkpoint.class_names
-    if classes == len(imagenet_wnids()):
-        return tuple(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])
-    return None

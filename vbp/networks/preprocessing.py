@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vbp.choices import Channels, Interpolation
+from vbp.choices import Channels, Interpolation, choices_of
 from vbp.errors import UsageError
 
 _COLOURS = {"rgb": 3, "bgr": 3, "grey": 1}
@@ -27,6 +27,7 @@ class Preprocessing:
         std: divides the difference; as many values.
         interpolation: how pictures are resized, always with antialiasing.
         channels: ``rgb``; ``bgr``, as in Caffe and OpenCV; ``grey``, one channel by ITU-R 601, as in Pillow.
+        size: side of the square input, in pixels; None if unknown.
 
     Raises:
         UsageError: a value is outside its domain, or the number of values is wrong.
@@ -36,10 +37,17 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
     channels: Channels = "rgb"
+    size: int | None = 224
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", check_mean(self.mean))
         object.__setattr__(self, "std", check_std(self.std))
+        for name, choices in (("interpolation", Interpolation), ("channels", Channels)):
+            if getattr(self, name) not in choices_of(choices):
+                allowed = ", ".join(choices_of(choices))
+                raise UsageError(f"{name} (={getattr(self, name)}) must be one of {allowed}.")
+        if self.size is not None and (type(self.size) is not int or self.size < 1):
+            raise UsageError(f"size (={self.size!r}) must be a whole number of pixels, at least 1.")
         for name, value in (("mean", self.mean), ("std", self.std)):
             if len(value) != self.depth:
                 raise UsageError(
@@ -73,6 +81,7 @@ class Preprocessing:
         std: Sequence[float] | None = None,
         interpolation: Interpolation | None = None,
         channels: Channels | None = None,
+        size: int | None = None,
     ) -> Preprocessing:
         """A copy with the given changes. Between RGB and BGR, mean and standard deviation stay with their colours.
 
@@ -93,6 +102,7 @@ class Preprocessing:
             std=own_std if std is None else tuple(std),
             interpolation=interpolation or self.interpolation,
             channels=channels,
+            size=size or self.size,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -102,6 +112,7 @@ class Preprocessing:
             "std": list(self.std),
             "interpolation": self.interpolation,
             "channels": self.channels,
+            "size": self.size,
         }
 
 

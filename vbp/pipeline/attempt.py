@@ -144,7 +144,8 @@ class Attempt:
             processors=tuple(kinds(found)),
             batch_size=prepare.choose_batch_size(config, device, facts),
             weights_sha256=network.sha256,
-            contents=prepare.contents_sha256(config),
+            contents=prepare.contents_sha256(config, network.code),
+            code=network.code,
             preprocessing=config.preprocessing(network.preprocessing),
         )
         self.record.refuse_other(recipe)

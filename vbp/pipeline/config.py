@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import Any, get_type_hints
 
 from vbp.choices import (
+    DEFAULT_WEIGHTS,
     Channels,
     Device,
     Fit,
@@ -36,12 +37,14 @@ from vbp.choices import (
     choices_of,
 )  # fmt: skip
 from vbp.errors import UsageError
+from vbp.networks import names
 from vbp.networks.preprocessing import IMAGENET, Preprocessing, check_mean, check_std
 from vbp.pipeline.apart import check_places
 from vbp.pipeline.resources import parse_labels
 from vbp.saliency.method import Method
 from vbp.storage.addresses import check_place, without_secrets
 from vbp.storage.leftout import suffixes_in
+from vbp.storage.stores.options import secret_in
 
 BY_ORDER = "by-order"
 """Value of ``--classes``: the folders of the input, in the order of their names, are the classes."""
@@ -70,10 +73,19 @@ class RunConfig:
     )
     output: str = field(metadata={"help": "Where masks, overlays and the index go; a folder or any URL."})
 
-    model: str = option("vgg16", "torchvision network to explain.", fingerprint=True)
+    model: str = option(
+        "vgg16",
+        "Network to explain: a CNN of torchvision by its name, or your own: PACKAGE.MODULE:FUNCTION, FILE.py:FUNCTION.",
+        fingerprint=True,
+    )
+    model_args: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "JSON of arguments for your own network's function, by name.", "fingerprint": True},
+    )
     weights: str = option(
-        "imagenet",
-        "imagenet, demo, random, or the path or URL of a .pth or .safetensors checkpoint.",
+        DEFAULT_WEIGHTS,
+        "imagenet, demo, random, own (as your function returns them), or the path or URL of a .pth or .safetensors "
+        "checkpoint.",
     )
     preset: Preset = option("paper", "paper: Bojarski et al.; reference: devansh20la/VisualBackprop.", fingerprint=True)
     stages: str = option(
@@ -99,7 +111,7 @@ class RunConfig:
         0, "Average the masks of this many noisy copies of each image; as many more forward passes.", fingerprint=True
     )
     noise: float = option(0.1, "With --smooth: the noise's standard deviation, as a share of the image's range.")
-    size: int = option(224, "Side of the network's square input, in pixels.", fingerprint=True)
+    size: int | None = option(None, "Side of the network's square input, in pixels [default: 224, or your own's].")
     fit: Fit = option("crop", "How an image meets that square; original: the image's own size.", fingerprint=True)
     frame: Frame = option(
         "network",
@@ -181,9 +193,17 @@ class RunConfig:
             raise UsageError(f"INPUT (={source!r}) and OUTPUT (={output!r}) must both name a place.")
         if not isinstance(self.model, str):
             raise UsageError(
-                f"model (={type(self.model).__name__}) must be a name: a network of your own is for "
-                "VisualBackProp(module), or for vbp.pipeline.steps.Explain(module, preprocessing=...), "
-                "which takes photos."
+                f"model (={type(self.model).__name__}) must be a name, such as vgg16 or your own "
+                "PACKAGE.MODULE:FUNCTION; a module itself is for VisualBackProp(module), or for "
+                "vbp.pipeline.steps.Explain(module, preprocessing=...), which takes photos."
+            )
+        object.__setattr__(self, "weights", names.weights_of(self.model, self.weights))
+        if self.size is None and names.source_of(self.model) == "torchvision":
+            object.__setattr__(self, "size", IMAGENET.size)
+        if secret := secret_in(self.model_args):
+            raise UsageError(
+                f"--model-args would put {secret!r} into the record of the run; let your function read it from the "
+                "environment of every node."
             )
         # one order and no kind twice, so that results do not depend on how ``--outputs`` was written
         kinds = {kind.strip() for kind in self.outputs}
@@ -247,18 +267,53 @@ class RunConfig:
     def fingerprint(self) -> dict[str, Any]:
         """The fields on which the written results depend, by name, as JSON values."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("fingerprint")}
+        chosen["model"] = names.recorded(self.model)
         if self.smooth:
             chosen |= {"noise": self.noise, "noise_seed": self.seed}
         return {name: _recorded(value) for name, value in chosen.items()}
 
-    def preprocessing(self, own: Preprocessing = IMAGENET) -> Preprocessing:
+    def preprocessing(self, own: Preprocessing | None = IMAGENET) -> Preprocessing:
         """The preprocessing: the network's `own`, changed by the flags that are given.
 
+        Args:
+            own: what the network's source says; None if it says nothing.
+
         Raises:
-            UsageError: the flags contradict each other, or the network's own preprocessing.
+            UsageError: the flags contradict each other, or the network's own preprocessing; or neither says what the
+                network wants to see.
         """
+        if own is None:
+            own = self._given()
         with _as_flags():
-            return own.changed(mean=self.mean, std=self.std, interpolation=self.interpolation, channels=self.channels)
+            seen = own.changed(
+                mean=self.mean, std=self.std, interpolation=self.interpolation, channels=self.channels, size=self.size
+            )
+        if seen.size is None and self.fit != "original":
+            raise UsageError(f"--size is needed: {names.recorded(self.model)} does not say which size it was made for.")
+        return seen
+
+    def _given(self) -> Preprocessing:
+        """What the flags alone say; only the way of resizing and the order of colours have usual values."""
+        if self.mean is None or self.std is None:
+            raise UsageError(
+                f"--mean and --std are needed: {names.recorded(self.model)} does not say how pixels become its input; "
+                "give what it was trained with, or let the network have an attribute `preprocessing`, such as "
+                "{'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'size': 224}."
+            )
+        with _as_flags():
+            return Preprocessing(self.mean, self.std, channels=self.channels or "rgb", size=None)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of ``load_model``."""
+        return {
+            "model": self.model,
+            "weights": self.weights,
+            "model_args": self.model_args,
+            "size": self.size,
+            "seed": self.seed,
+            "storage_options": self.storage_options,
+        }
 
     @property
     def method(self) -> Method:
@@ -284,7 +339,7 @@ class RunConfig:
         flags = []
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if each.name in ("input", "output") or value in (each.default, {}):
+            if each.name in ("input", "output") or value in (each.default, {}) or self.is_implied(each.name):
                 continue
             if isinstance(value, tuple):
                 value = ",".join(map(str, value))
@@ -292,6 +347,12 @@ class RunConfig:
                 value = json.dumps(value)
             flags.append(_flag(each.name) if value is True else f"{_flag(each.name)}={value}")
         return [*flags, "--", self.input, self.output]
+
+    def is_implied(self, name: str) -> bool:
+        """Whether a field has the value that it gets where none is given."""
+        if name == "size":
+            return self.size == IMAGENET.size and names.source_of(self.model) == "torchvision"
+        return name == "weights" and self.weights == names.weights_of(self.model, DEFAULT_WEIGHTS)
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, for ``run.json``; without secrets, because none are accepted or kept."""

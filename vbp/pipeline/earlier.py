@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import StorageError, UsageError
+from vbp.networks.names import source_of
 from vbp.pipeline import prepare
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.record import open_record
@@ -17,8 +18,8 @@ from vbp.storage.ledger import index
 def finished_earlier(config: RunConfig, digests: dict[str, str] | None = None) -> Summary | None:
     """The summary of a finished run of `config`; None if it is not known to be finished.
 
-    Some runs are known only after the full check: named weights must be loaded to be known.  Errors are ignored here,
-    because the full check reports them.
+    Some runs are known only after the full check: named weights must be loaded to be known, and so must networks that
+    say themselves what they want to see.  Errors are ignored here, because the full check reports them.
 
     Args:
         config: the run.
@@ -31,6 +32,8 @@ def finished_earlier(config: RunConfig, digests: dict[str, str] | None = None) -
 
 def _finished_earlier(config: RunConfig, digests: dict[str, str]) -> Summary | None:
     if config.resume_mode != "resume" or config.refresh or config.weights in NAMED_WEIGHTS:
+        return None
+    if source_of(config.model) != "torchvision":
         return None
     output = Folder(config.output, config.storage_options)
     record = open_record(config, output)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline.config import RunConfig
 
@@ -19,14 +20,15 @@ class NetworkFacts:
     """Facts about a network that a run needs before workers load it; fields as of ``Model``."""
 
     sha256: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     class_names: Sequence[str] | None
     num_classes: int | None
+    code: OwnCode | None
 
     @classmethod
     def of(cls, model: Model) -> NetworkFacts:
         """The facts of a loaded network."""
-        return cls(model.sha256, model.preprocessing, model.class_names, model.num_classes)
+        return cls(model.sha256, model.preprocessing, model.class_names, model.num_classes, model.code)
 
 
 class Networks:
@@ -38,13 +40,13 @@ class Networks:
     def __reduce__(self) -> tuple[Any, ...]:
         return Networks, ()
 
-    def load(self, config: RunConfig) -> Model:
-        """The network that `config` names; errors as for ``load_model``."""
+    def load(self, config: RunConfig, code: OwnCode | None = None) -> Model:
+        """The network that `config` names, with `code` that came from elsewhere; errors as for ``load_model``."""
         from vbp.networks.models import load_model
 
         if self._loaded is None or not self.has(config):
             self._loaded = None  # frees the old network first
-            model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
+            model = load_model(**config.network, code=code)
             self._loaded = network_key(config), model
         return self._loaded[1]
 
@@ -55,5 +57,5 @@ class Networks:
 
 def network_key(config: RunConfig) -> str:
     """A key that is equal for runs that can share a network."""
-    seed = config.seed if config.weights == "random" else None
-    return json.dumps([config.model, config.weights, seed])
+    seed = config.seed if config.weights in ("random", "own") else None
+    return json.dumps([config.model, config.model_args, config.weights, config.size, seed])

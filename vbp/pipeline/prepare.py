@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import ImageError, StorageError, UsageError, WeightsError, why_unread
+from vbp.networks import names
 from vbp.networks.classfile import ClassNames, parse_class_file
+from vbp.networks.owncode import OwnCode
 from vbp.pipeline.classes import ClassMap, map_classes
 from vbp.pipeline.config import RunConfig
 from vbp.storage.collections.manifestfile import is_manifest, read_manifest_input
@@ -48,11 +50,11 @@ def absolute(config: RunConfig) -> RunConfig:
         UsageError: INPUT or OUTPUT is relative to the folder of a submitted job, which Ray deletes with the job.
     """
     _refuse_the_folder_of_a_job(config)
-    names = ["input", "output"] + ["classes"] * (config.class_file is not None)
+    fields = ["input", "output"] + ["classes"] * (config.class_file is not None)
     if config.weights not in NAMED_WEIGHTS:
-        names.append("weights")
-    places: dict[str, Any] = {n: _absolute(place) for n in names if (place := getattr(config, n)) is not None}
-    return dataclasses.replace(config, **places)
+        fields.append("weights")
+    places: dict[str, Any] = {n: _absolute(place) for n in fields if (place := getattr(config, n)) is not None}
+    return dataclasses.replace(config, model=names.absolute(config.model), **places)
 
 
 def _refuse_the_folder_of_a_job(config: RunConfig) -> None:
@@ -202,7 +204,7 @@ def load_network(config: RunConfig) -> Model:
     from vbp.networks.models import load_model
 
     with weights_as_usage(config):
-        model = load_model(config.model, config.weights, seed=config.seed, storage_options=config.storage_options)
+        model = load_model(**config.network)
     check_network(config, model)
     return model
 
@@ -236,11 +238,12 @@ def check_network(config: RunConfig, model: Model) -> None:
     except UsageError as error:
         raise UsageError(f"--{error}") from error
     vbp = VisualBackProp(model.network, method=config.method)
-    if config.fit != "original":
+    if config.fit != "original" and (side := preprocessing.size) is not None:
         try:
-            vbp(torch.zeros(1, preprocessing.depth, config.size, config.size))
-        except ImageError as error:
-            raise UsageError(f"--size (={config.size}) does not suit --model {config.model}: {error}") from error
+            vbp(torch.zeros(1, preprocessing.depth, side, side))
+        except (ImageError, RuntimeError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise UsageError(f"--size (={side}) does not suit --model {config.model}: {said}") from error
     for option, value, without in (("--select", config.select, "all"), ("--target", config.target, "none")):
         if value != without and model.num_classes is None:
             raise UsageError(
@@ -260,14 +263,15 @@ def weights_sha256(config: RunConfig) -> str:
         return ""
 
 
-def contents_sha256(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of the class file and of a manifest as INPUT, where they are given, by name in the fingerprint.
+def contents_sha256(config: RunConfig, code: OwnCode | None = None) -> dict[str, str]:
+    """SHA-256 of the class file, of a manifest as INPUT and of own code, where given, by name in the fingerprint.
 
     Raises:
         UsageError: one of them cannot be read.
     """
     files = {"classes_sha256": config.class_file, "input_sha256": config.input if is_manifest(config.input) else None}
-    return {name: _sha256(place, config.storage_options) for name, place in files.items() if place is not None}
+    found = {name: _sha256(place, config.storage_options) for name, place in files.items() if place is not None}
+    return found if code is None else {**found, "code_sha256": code.sha256}
 
 
 def _sha256(place: str, options: Mapping[str, Any]) -> str:
@@ -288,7 +292,7 @@ def weights_are_missing(config: RunConfig) -> bool:
     Raises:
         WeightsError: there are no such weights for this network.
     """
-    if config.weights != "imagenet":
+    if config.weights != "imagenet" or names.source_of(config.model) != "torchvision":
         return False
     from vbp.networks.weights import imagenet_is_here
 
@@ -297,7 +301,7 @@ def weights_are_missing(config: RunConfig) -> bool:
 
 def own_preprocessing(config: RunConfig) -> Preprocessing:
     """The network's own preprocessing, found out without loading it."""
-    from vbp.networks.models import preprocessing_of
+    from vbp.networks.sources.torchvision import preprocessing_of
 
     return preprocessing_of(config.model, config.weights)
 
@@ -338,7 +342,7 @@ def choose_classes(
     Raises:
         UsageError: the class file cannot be read or does not match; or no rule fits and `config.select` needs one.
     """
-    from vbp.networks.models import imagenet_wnids
+    from vbp.networks.sources.torchvision import imagenet_wnids
 
     if num_classes is None:
         return None

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vbp.networks.names import recorded
+from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
@@ -92,6 +94,8 @@ class Recipe:
     """SHA-256 of other files on which the results depend, by name in the fingerprint."""
     preprocessing: Preprocessing = IMAGENET
     """The preprocessing, resolved."""
+    code: OwnCode | None = None
+    """The code of a network of the user's own, for workers that do not have it."""
     scales: Mapping[str, Any] | None = None
     """For int8: the scales from calibration, as JSON values; None before it."""
     classes: ClassMap | None = None
@@ -134,7 +138,7 @@ class Recipe:
         """The second step."""
         config = self.config
         return Decode(
-            config.size,
+            self.preprocessing.size or 1,
             config.fit,
             fast=config.fast_decode,
             keep_data=config.frame == "image",
@@ -145,15 +149,13 @@ class Recipe:
         """Arguments of the third step, which is built where the accelerator is."""
         config = self.config
         engine = {
-            "model": config.model if self.network is None else self.network,
-            "weights": config.weights,
-            "seed": config.seed,
+            **config.network,
+            **({"code": self.code} if self.network is None else {"model": self.network}),
             "method": config.method,
             "device": self.device,
             "precision": self.precision,
             "batch_size": None if config.fit == "original" else self.batch_size,
             "side_by_side": self.side_by_side,
-            "storage_options": config.storage_options,
             "preprocessing": self.preprocessing,
             **self._calibration(),
         }
@@ -191,7 +193,7 @@ class Recipe:
             self.run_id,
             suffixes=suffixes_of(config.mask_format),
             constants={
-                "model": config.model,
+                "model": recorded(config.model),
                 "weights": self.weights_sha256,
                 "preset": config.preset,
                 "run_id": self.run_id,

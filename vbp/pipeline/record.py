@@ -110,7 +110,7 @@ class Record:
             return False
         precision = config.precision if config.precision != "auto" else str(self.facts.get("precision"))
         contents = {**contents, **_digest(self.facts.get("scales") if precision == "int8" else None)}
-        # A checkpoint does not record its preprocessing, so ImageNet's is assumed.
+        # A checkpoint of torchvision's networks does not record its preprocessing, so ImageNet's is assumed.
         return not self._changes(_fingerprint(config, weights_sha256, precision, contents, config.preprocessing()))
 
     def _changes(self, now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -184,7 +184,7 @@ class Record:
             "input": recipe.config.input,
             "manifest": self.facts.get("manifest"),
             "fingerprint": fingerprint(recipe),
-            "config": recipe.config.as_json(),
+            "config": recipe.config.as_json() | {"size": recipe.preprocessing.size or IMAGENET.size},
             "device": recipe.device,
             "batch_size": recipe.batch_size,
             "precision": recipe.precision,
@@ -256,6 +256,8 @@ def _in_words(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunC
         place = old.get("weights", "an unnamed file")
         clause = f"weights was {place} (SHA-256 {before[:8]}...), now {config.weights} (SHA-256 {now[:8]}...)"
         return f"{clause}: its content has changed since" if place == config.weights else clause
+    if name == "code_sha256" and None not in (before, now):
+        return f"the code of --model (={config.model}) has changed since"
     if name == "classes_sha256" and None not in (before, now):
         return f"the content of --classes (={config.classes}) has changed since"
     if name == "scales_sha256":

@@ -57,7 +57,7 @@ def text_of_run(config: RunConfig) -> str:
     lines, recorded = [], config.as_json()
     for name, field in _FIELDS.items():
         value = getattr(config, name)
-        if value in (field.default, {}):
+        if value in (field.default, {}) or config.is_implied(name):
             continue
         if isinstance(value, str) and recorded[name] != value:
             raise UsageError(

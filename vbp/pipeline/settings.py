@@ -88,7 +88,7 @@ class SettingsReader:
             if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
                 self.refuse(where, value, f"must be a list like {_LISTS[field]}")
             value = tuple(kinds)
-        elif field == "storage_options":
+        elif field in ("storage_options", "model_args"):
             value = self.mapping(where, value)
         elif field in ("mean", "std"):
             value = self._numbers(where, value)

@@ -81,7 +81,7 @@ class Recipes:
         recipe = self._recipes[run]
         if self._is_alone and not self._networks.has(recipe.config):
             return recipe.explain()  # it loads its own network, so that no second copy is kept
-        return recipe.with_network(self._networks.load(recipe.config)).explain()
+        return recipe.with_network(self._networks.load(recipe.config, recipe.code)).explain()
 
     def _write(self, run: int) -> Callable[[Batch], Batch]:
         write = self._recipes[run].write()
@@ -172,5 +172,5 @@ def shape(recipe: Recipe) -> tuple[object, ...]:
     """A key that is equal for runs with the same columns and sizes, so that Ray may put their rows into one block."""
     config = recipe.config
     maps = (network_key(config), config.stages) if "maps" in config.outputs else ()
-    side = None if config.fit == "original" else config.size
+    side = None if config.fit == "original" else recipe.preprocessing.size
     return (config.fit, side, config.frame, config.outputs, config.layout == "none", maps)

@@ -277,7 +277,8 @@ class Explain(Step):
         if weights_sha256 not in (None, found):
             raise UsageError(
                 f"--weights (={engine['weights']}) is {found} on this worker, but {weights_sha256} where the run "
-                "was started; put the same file everywhere, or name it by a URL that all workers can read."
+                "was started; put the same file everywhere, or name it by a URL that all workers can read. A function "
+                "of your own must give the same weights each time."
             )
         self._classes = classes
         self._select = select

@@ -253,7 +253,7 @@ def test_ctrl_c_leaves_the_job_and_says_so(monkeypatch):
         def running(self, entrypoint):
             assert entrypoint == "python -m vbp.cli explain --json --device=cuda -- s3://bucket/photos s3://bucket/out"
 
-        def submit(self, entrypoint):
+        def submit(self, entrypoint, code):
             return "vbp-1"
 
         async def tail(self, job, heard):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import UsageError
+from vbp.networks.names import code_of, source_of
+from vbp.networks.owncode import OwnCode
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.preflight import PROBE, preflight
 from vbp.storage.files import Folder
@@ -64,14 +66,53 @@ def preflight_on_all_nodes(config: RunConfig) -> None:
                     )
 
 
-def _other_nodes() -> dict[str, str]:
-    """Address by id of each node that takes work, without the node of this process."""
-    here = ray.get_runtime_context().get_node_id()
+def preflight_networks(configs: Sequence[RunConfig]) -> None:
+    """Try on each node that takes work whether it can make the networks that are not torchvision's.
+
+    Raises:
+        UsageError: a node cannot; says which, and why.
+    """
+    models = {each.model: code_of(each.model) for each in configs if source_of(each.model) != "torchvision"}
+    if not models:
+        return
+    look = ray.remote(num_cpus=0, max_retries=0)(unmade)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(models): address
+        for node, address in _nodes().items()
+    }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=2 * NODE_SECONDS)
+    for answer in answered:
+        with contextlib.suppress(ray.exceptions.RayError):  # as above
+            for reason in ray.get(answer):
+                raise UsageError(f"Node {asked[answer]} cannot make the network: {reason}")
+
+
+def unmade(models: Mapping[str, OwnCode | None]) -> list[str]:
+    """Why this machine cannot make these networks; empty if it can."""
+    from vbp.networks.models import check_source
+
+    reasons = []
+    for model, code in models.items():
+        try:
+            check_source(model, code)
+        except UsageError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def _nodes() -> dict[str, str]:
+    """Address by id of each node that takes work."""
     return {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] != here and {"CPU", "GPU"} & node["Resources"].keys()
+        if node["Alive"] and {"CPU", "GPU"} & node["Resources"].keys()
     }
+
+
+def _other_nodes() -> dict[str, str]:
+    """Address by id of each node that takes work, without the node of this process."""
+    here = ray.get_runtime_context().get_node_id()
+    return {node: address for node, address in _nodes().items() if node != here}
 
 
 def unseen(places: Mapping[str, tuple[str, str]], seconds: float) -> list[str]:

@@ -1,7 +1,7 @@
 """``--address``: submit the same command to a Ray cluster as a job, show its log, and end with its exit code.
 
-The cluster runs the code of this machine: the ``vbp`` package, 2 MB, is sent; the working directory is not. The
-cluster provides Python, Ray and the other packages.
+The cluster runs the code of this machine: the ``vbp`` package, 2 MB, is sent, and the files of a network of the user's
+own; the working directory is not. The cluster provides Python, Ray and the other packages.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from http.client import HTTPException
 from importlib.metadata import metadata, requires
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -28,6 +30,8 @@ from urllib.request import Request, urlopen
 import vbp
 from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import InterruptedRunError, UsageError, VBPError
+from vbp.networks.names import code_of
+from vbp.networks.owncode import OwnCode
 from vbp.pipeline.config import RunConfig
 from vbp.storage.stores.options import check_options
 
@@ -62,14 +66,18 @@ def submit(config: RunConfig, address: str, *, as_json: bool, show: Callable[[st
     """
     check_options(config.storage_options)
     check_places(config, address)
+    config, code = _with_code(config)
     api = JobAPI(address)
     api.check_versions()
     entrypoint = shlex.join(["python", "-m", "vbp.cli", "explain", *["--json"] * as_json, *config.arguments()])
+    if code is not None:  # a job with other code is another job
+        entrypoint = f"VBP_CODE={code.sha256[:16]} {entrypoint}"
     job = api.running(entrypoint)
     if job is None:
-        job = api.submit(entrypoint)
+        job = api.submit(entrypoint, code)
         size = package_bytes() / 1e6
-        show(f"Submitted to {api.address} as {job}, with vbp {vbp.__version__} of this machine ({size:.1f} MB).\n")
+        own = "" if code is None else f" and {', '.join(list(code.files)[:3])}{', ...' * (len(code.files) > 3)}"
+        show(f"Submitted to {api.address} as {job}, with vbp {vbp.__version__} of this machine ({size:.1f} MB){own}.\n")
     else:
         show(f"The same command runs on {api.address} already, as {job}: following it.\n")
     try:
@@ -79,6 +87,18 @@ def submit(config: RunConfig, address: str, *, as_json: bool, show: Callable[[st
             f"The job goes on without this terminal. {_how_to_go_on(api.address, job)}"
         ) from error
     return _exit_code(end, log)
+
+
+def _with_code(config: RunConfig) -> tuple[RunConfig, OwnCode | None]:
+    """The configuration as the job will know it, and the code of the user's own that is sent along; it is not run.
+
+    Raises:
+        ModelError: there is no such code here.
+    """
+    code = code_of(config.model)
+    if code is None or code.is_installed:
+        return config, None
+    return replace(config, model=code.model_there), code
 
 
 def _how_to_go_on(address: str, job: str) -> str:
@@ -203,12 +223,16 @@ class JobAPI:
             names = [job["submission_id"] for job in running if job["submission_id"]]  # other drivers have no id
         return str(names[0]) if names else None
 
-    def submit(self, entrypoint: str) -> str:
-        """Upload the package, unless the cluster has it, and start the job; returns its name."""
+    def submit(self, entrypoint: str, code: OwnCode | None = None) -> str:
+        """Upload the package, unless the cluster has it, and start the job in a folder with `code`; returns a name."""
         job = f"vbp-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-        environment = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
+        environment: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
         try:
-            self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+            with TemporaryDirectory(prefix="vbp-code-") as folder:
+                if code is not None:
+                    code.write(Path(folder))
+                    environment["working_dir"] = folder
+                self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
         except (OSError, RuntimeError) as error:
             raise UsageError(f"The cluster at {self.address} did not take the job: {_reason(error)[:500]}.") from error
         return job

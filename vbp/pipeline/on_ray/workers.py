@@ -10,7 +10,7 @@ from vbp.errors import InterruptedRunError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.hardware import refuse_missing_gpus
 from vbp.pipeline.on_ray import cluster
-from vbp.pipeline.on_ray.preflight import preflight_on_a_worker, preflight_on_all_nodes
+from vbp.pipeline.on_ray.preflight import preflight_networks, preflight_on_a_worker, preflight_on_all_nodes
 from vbp.pipeline.resources import Resources, divide, parse_labels
 
 
@@ -32,6 +32,7 @@ def workers(configs: Sequence[RunConfig]) -> Iterator[Resources]:
             for config in {config.input: config for config in configs}.values():
                 preflight_on_a_worker(config.input, config.output, config.storage_options)
             preflight_on_all_nodes(configs[0])
+            preflight_networks(configs)
         except OSError as error:  # an error of Ray, since errors of places have become a UsageError
             raise InterruptedRunError(f"Ray does not work here: {error!r}. Run the same command again.") from error
         yield given

@@ -56,14 +56,20 @@ def _lies_under(url: str, prefix: str) -> bool:
     return url == prefix or url.startswith(prefix.rstrip("/") + "/")
 
 
-def _refuse_secrets(prefix: str, settings: Mapping[str, Any]) -> None:
+def secret_in(settings: Mapping[str, Any]) -> str | None:
+    """The first field, at any depth, whose name says that it is a secret; None without one."""
     for field, value in settings.items():
         if str(field).lower().endswith(_SECRET_ENDINGS):
-            protocol = protocol_of(prefix)
-            variables = CREDENTIALS.get(family_of(prefix), f"FSSPEC_{protocol.upper()}_{str(field).upper()}")
-            raise UsageError(
-                f"storage option {field!r} for {prefix} would put a secret into logs and run records; "
-                f"set it in the environment of every node instead: {variables}"
-            )
-        if isinstance(value, Mapping):
-            _refuse_secrets(prefix, value)
+            return str(field)
+        if isinstance(value, Mapping) and (found := secret_in(value)):
+            return found
+    return None
+
+
+def _refuse_secrets(prefix: str, settings: Mapping[str, Any]) -> None:
+    if field := secret_in(settings):
+        variables = CREDENTIALS.get(family_of(prefix), f"FSSPEC_{protocol_of(prefix).upper()}_{field.upper()}")
+        raise UsageError(
+            f"storage option {field!r} for {prefix} would put a secret into logs and run records; "
+            f"set it in the environment of every node instead: {variables}"
+        )

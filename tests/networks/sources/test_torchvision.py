@@ -7,8 +7,9 @@ import torch
 import torchvision
 
 from vbp.errors import ModelError, WeightsError
-from vbp.networks.models import fitting_model, imagenet_wnids, load_model, model_names, preprocessing_of
+from vbp.networks.models import load_model
 from vbp.networks.preprocessing import IMAGENET
+from vbp.networks.sources.torchvision import fitting_model, imagenet_wnids, model_names, preprocessing_of
 
 
 def shrunk(name, classes=7, channels=4, features_only=False):
@@ -227,14 +228,15 @@ def test_names():
         load_model("?", "random")
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [("mynet.py", ""), ("mynet:build", ""), ("nets/mine", ""), ("resnet50.py", r" \(did you mean resnet50\?\)")],
-)
-def test_a_network_of_ones_own_by_name_is_shown_the_way(name, meant):
-    way = r"a network of your own is explained from Python today, as docs/how-to/library\.md shows\.$"
-    with pytest.raises(ModelError, match=f"^there is no model '{name}'{meant}: {way}"):
+@pytest.mark.parametrize("name", ["nets/mine", "my.nets"])
+def test_a_network_of_ones_own_by_an_incomplete_name_is_shown_the_way(name):
+    with pytest.raises(ModelError, match=r"your own is named as PACKAGE\.MODULE:FUNCTION or PATH/FILE\.py:FUNCTION"):
         load_model(name, "random")
+
+
+def test_own_weights_are_not_torchvisions():
+    with pytest.raises(WeightsError, match="--weights own is for networks of your own; vgg16 takes imagenet"):
+        load_model("vgg16", "own")
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "demo", "/nowhere.pth"])

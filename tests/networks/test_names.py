@@ -1,0 +1,39 @@
+"""Which source a name means, and what of it is kept on record."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vbp.networks.names import absolute, recorded, source_of, weights_of
+
+
+@pytest.mark.parametrize(
+    ("model", "source"),
+    [
+        ("vgg16", "torchvision"), ("", "torchvision"), ("my.nets", "torchvision"), ("timm:resnet18.a1_in1k", "timm"),
+        ("my.nets:build", "code"), ("mine:Net", "code"), ("nets/mine.py:build", "code"), ("/a b/mine.py:Net", "code"),
+        ("mine.py", "code"), ("https://host/mine.py:build", "code"), (":", "code"), ("mine.py:", "code"),
+    ],
+)  # fmt: skip
+def test_the_form_of_a_name_tells_its_source(model, source):
+    assert source_of(model) == source
+
+
+def test_default_weights_are_what_the_source_brings():
+    assert weights_of("vgg16", "imagenet") == "imagenet"
+    assert weights_of("mine.py:build", "imagenet") == "own"
+    assert weights_of("mine.py:build", "mine.pth") == "mine.pth"
+
+
+def test_a_file_is_known_by_its_content_not_by_its_folder():
+    assert recorded("/home/me/nets/mine.py:build") == recorded("mine.py:build") == "mine.py:build"
+    assert recorded("my.nets:build") == "my.nets:build"
+
+
+def test_a_file_of_this_machine_gets_its_whole_path():
+    assert absolute("nets/mine.py:build") == f"{Path.cwd()}/nets/mine.py:build"
+    assert absolute("~/mine.py:build") == f"{os.path.expanduser('~')}/mine.py:build"
+    assert absolute("mine.py") == "mine.py"  # the missing function is told in the user's own words
+    assert absolute("my.nets:build") == "my.nets:build"
+    assert absolute("vgg16") == "vgg16"

@@ -1,0 +1,173 @@
+"""The job on a network of one's own: the same masks as the library's, here and on Ray; what cannot be is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as pads
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from vbp.cli import main
+from vbp.errors import UsageError
+from vbp.images.encode import decode_mask
+from vbp.pipeline import Observer, RunConfig, run
+from vbp.saliency import Explainer, VisualBackProp
+
+MEAN, STD = (0.5, 0.3, 0.1), (0.5, 0.25, 0.125)
+NET = f"""
+from parts_of_mine import block
+from torch import nn
+
+class Net(nn.Module):
+    preprocessing = {{"mean": {MEAN}, "std": {STD}, "size": 48}}
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = nn.Sequential(block(3, width), nn.MaxPool2d(2), block(width, 6))
+        self.fc = nn.Linear(6, 3)
+    def forward(self, x):
+        return self.fc(self.body(x).mean((2, 3)))
+"""
+PARTS = """
+from torch import nn
+
+def block(before, behind):
+    return nn.Sequential(nn.Conv2d(before, behind, 3, padding=1), nn.ReLU())
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    finders = list(sys.meta_path)
+    yield
+    sys.meta_path[:] = finders
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(NET)
+    (tmp_path / "code" / "parts_of_mine.py").write_text(PARTS)
+    return tmp_path / "code" / "mine.py"
+
+
+def config(photos, out, **changes):
+    fields = {"precision": "float32", "runner": "local", "batch_size": 4, "limit": 5, "fit": "stretch"}
+    return RunConfig(input=str(photos), output=str(out), **fields | changes)
+
+
+def bytes_of(out, kind="masks"):
+    return {path.relative_to(out): path.read_bytes() for path in sorted((out / kind).rglob("*.*"))}
+
+
+def test_library_and_job_see_the_same(photos, file, tmp_path):
+    """The masks, the overlay's picture, the index and the record are of the network's own pixels."""
+    out, model = tmp_path / "out", f"{file}:Net"
+    changes = {"outputs": ("mask", "input", "overlay"), "overlay_style": "reference", "mask_format": "npy"}
+    run(config(photos, out, model=model, **changes))
+    explainer = Explainer(model, device="cpu", precision="float32")
+    vbp = VisualBackProp(explainer.model.network)
+    rows = pads.dataset(out / "index").to_table().to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 5
+    for row in rows:
+        assert (row["model"], row["weights"], row["predicted_label"]) == ("mine.py:Net", explainer.model.sha256, None)
+        pixels_HWC = np.array(Image.open(out / "inputs" / f"{row['key']}.png"))
+        assert pixels_HWC.shape == (48, 48, 3)
+        mask_HW = decode_mask(Path(row["mask_uri"]).read_bytes())
+        image_HWC = (pixels_HWC / 255 - MEAN) / STD
+        by_hand = vbp(torch.from_numpy(image_HWC.transpose(2, 0, 1).copy())[None].float())[0, 0]
+        np.testing.assert_allclose(mask_HW, by_hand, atol=2e-5)
+        batch = explainer(pixels_HWC[None])
+        np.testing.assert_allclose(mask_HW, batch.mask_BHW[0], atol=2e-5)
+        assert row["prediction"] == int(batch.logits_BK[0].argmax())
+        overlay_HWC = np.asarray(Image.open(row["overlay_uri"])) / 255
+        wrong_HWC = (pixels_HWC / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+        right, wrong = (np.abs(overlay_HWC - drawn(seen, mask_HW)).mean() for seen in (image_HWC, wrong_HWC))
+        assert right < 0.02 < 0.04 < wrong  # JPEG
+    record = json.loads((out / "_run" / "run.json").read_text())
+    assert (record["fingerprint"]["mean"], record["fingerprint"]["size"]) == (list(MEAN), 48)
+    file.write_text("raise SystemExit('nobody runs it to look at results')")
+    for command in (
+        ["status", str(out)],
+        ["validate", str(out)],
+        ["report", str(out), "--to", str(tmp_path / "page.html")],
+    ):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
+
+
+def drawn(image_HWC, mask_HW):
+    """As the reference project draws: red by ten times the mask, then from the least to the greatest value."""
+    drawn_HWC = image_HWC + 10 * mask_HW[..., np.newaxis] * (1, 0, 0)
+    return (drawn_HWC - drawn_HWC.min()) / (drawn_HWC.max() - drawn_HWC.min())
+
+
+class Deletes(Observer):
+    """Deletes a folder once all is prepared, before the first image is worked on."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def started(self, images, done):
+        self.folder.rename(self.folder.parent / "gone")
+
+
+def test_workers_of_ray_need_no_file(ray_session, photos, file, tmp_path):
+    run(config(photos, tmp_path / "local", model=f"{file}:Net", model_args={"width": 5}))
+    ray = config(photos, tmp_path / "ray", model=f"{file}:Net", model_args={"width": 5}, runner="ray", workers=1)
+    summary = run(ray, Deletes(file.parent))
+    assert (summary.ok, summary.runner) == (5, "ray")
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
+    assert len(bytes_of(tmp_path / "ray")) == 5
+
+
+def test_code_that_fails_on_a_worker_alone_is_refused_before_any_work(ray_session, photos, tmp_path):
+    text = "import ray\nif ray.get_runtime_context().get_task_id():\n    raise OSError('no driver here')\n"
+    (tmp_path / "mine.py").write_text(text + "from torch import nn\ndef build(): return nn.Conv2d(3, 1, 1)")
+    settings = {"mean": MEAN, "std": STD, "size": 32, "runner": "ray"}
+    model = f"{tmp_path}/mine.py:build"
+    (tmp_path / "mine.py").write_text(text + NET.replace("from parts_of_mine import block\n", PARTS))
+    with pytest.raises(UsageError, match=r"^Node [\d.]+ cannot make the network: model .* cannot be imported: OSError"):
+        run(config(photos, tmp_path / "out", model=model.replace("build", "Net"), **settings))
+    assert not (tmp_path / "out" / "masks").exists()
+
+
+def test_changed_code_does_not_continue_an_output(photos, file, tmp_path):
+    out, model = tmp_path / "out", f"{file}:Net"
+    run(config(photos, out, model=model))
+    moved = tmp_path / "moved"
+    file.parent.rename(moved)
+    assert run(config(photos, out, model=f"{moved}/mine.py:Net")).computed == 0  # where it lies does not count
+    (moved / "parts_of_mine.py").write_text(PARTS + "\n# another thought\n")
+    with pytest.raises(UsageError, match=r"the code of --model \(=.*mine\.py:Net\) has changed since"):
+        run(config(photos, out, model=f"{moved}/mine.py:Net"))
+    with pytest.raises(UsageError, match=r"model_args was \{\}, now \{'width': 5\}"):
+        run(config(photos, out, model=f"{moved}/mine.py:Net", model_args={"width": 5}))
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "words"),
+    [
+        ("nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())", [], "--mean and --std are needed: net.py:build does not say"),
+        ("nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())", ["--mean=0,0,0", "--std=1,1,1"], "--size is needed"),
+        ("nn.Sequential(nn.Linear(3, 1), nn.ReLU())", None, "has no 2-d convolution"),
+        ("nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())", None, "--channels (=rgb) make an input of 3, but the network"),
+        ("nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.ReLU())", None, "--size (=32) does not"),
+        ("nn.Sequential(nn.Conv2d(3, 2, 40), nn.ReLU())", None, "--size (=32) does not suit --model"),
+        ("1/0", None, "raises: ZeroDivisionError: division by zero (line 2 of net.py)"),
+        ("None", None, "gives nothing (None), not a torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_before_any_work(photos, tmp_path, capsys, build, options, words):
+    (tmp_path / "net.py").write_text(f"from torch import nn\ndef build(): return {build}")
+    options = ["--mean=0,0,0", "--std=1,1,1", "--size=32"] if options is None else options
+    arguments = ["explain", str(photos), str(tmp_path / "out"), f"--model={tmp_path}/net.py:build", *options]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert not (tmp_path / "out").exists()

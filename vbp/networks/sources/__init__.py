@@ -1,0 +1,1 @@
+"""Where networks come from: a module for each source, with ``load(choice)``, which gives a ``Model``."""
