@@ -50,13 +50,17 @@ class Killed(BaseException):
     """As a kill -9."""
 
 
+Moment = int | tuple[str, ...]
+"""Which request of an attempt: its number, or the first with the last of these texts after those with the others."""
+
+
 class Turns:
     """Says who may go on: an attempt stops before one of its requests, until the other has come to one of its own."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.stops: dict[str, tuple[int, threading.Event, threading.Event]] = {}
-        self.deaths: dict[str, int] = {}
+        self.stops: dict[str, tuple[Moment, threading.Event, threading.Event]] = {}
+        self.deaths: dict[str, Moment] = {}
         self.requests: dict[str, list[str]] = {}
         self._mine = threading.local()
         self._lock = threading.Lock()
@@ -74,8 +78,8 @@ class Turns:
     def mine(self) -> str | None:
         return getattr(self._mine, "name", None)
 
-    def stop(self, name: str, before: int) -> tuple[threading.Event, threading.Event]:
-        """Stop attempt `name` before its request of that number: (it is there, let it go on)."""
+    def stop(self, name: str, before: Moment) -> tuple[threading.Event, threading.Event]:
+        """Stop attempt `name` before a request: (it is there, let it go on)."""
         self.stops[name] = before, threading.Event(), threading.Event()
         return self.stops[name][1:]
 
@@ -84,15 +88,31 @@ class Turns:
         if name is None:
             return
         with self._lock:
-            number = self.counts[name]
             self.counts[name] += 1
             self.requests.setdefault(name, []).append(request)
-        if number >= self.deaths.get(name, 1 << 30):
+        if self._has_come(name, self.deaths.get(name)):
             raise Killed
-        before, reached, go_on = self.stops.get(name, (1 << 30, None, None))
-        if number >= before and reached is not None and go_on is not None:
+        before, reached, go_on = self.stops.get(name, (None, None, None))
+        if reached is not None and go_on is not None and self._has_come(name, before):
             reached.set()
             assert go_on.wait(60)
+
+    def _has_come(self, name: str, moment: Moment | None) -> bool:
+        return moment is not None and self.number(name, moment) < len(self.requests[name])
+
+    def request(self, name: str, number: int) -> str:
+        """The request of that number."""
+        asked = self.requests[name]
+        return asked[number] if number < len(asked) else "the end"
+
+    def number(self, name: str, moment: Moment) -> int:
+        """The number of an attempt's request; far beyond its end if there was none."""
+        if isinstance(moment, int):
+            return moment
+        asked, number = self.requests[name], -1
+        for text in moment:
+            number = next((n for n in range(number + 1, len(asked)) if text in asked[n]), 1 << 30)
+        return number
 
 
 class Bucket(ObjectStore):
@@ -177,6 +197,8 @@ class Plan:
     layout: str = "files"
     version: str = "1"
     """Of the second image's content, as this attempt finds it."""
+    images: int = IMAGES
+    """Images in INPUT, as this attempt finds it."""
 
 
 class World:
@@ -308,7 +330,7 @@ class World:
 
 
 def rows_of(plan: Plan) -> Iterator[ManifestRow]:
-    for number in range(IMAGES):
+    for number in range(plan.images):
         key = f"{number}.png"
         yield ManifestRow(key, f"/in/{key}", key.encode(), None, 9, plan.version if number == 1 else "1")
 
@@ -353,6 +375,7 @@ TARS = Plan(layout="webdataset")
 OVER = Plan(mode="overwrite")
 OTHER = Plan(mode="overwrite", preset="reference")
 NEWER = Plan(refresh=True, version="2")
+LONGER = replace(NEWER, images=IMAGES + 2)
 SCENES = {
     "the same twice": Scene(Plan(), Plan()),
     "a limit, then all": Scene(Plan(limit=2), Plan()),
@@ -361,6 +384,8 @@ SCENES = {
     "start over, then resume": Scene(OVER, Plan(), Plan()),
     "refresh, then resume": Scene(NEWER, Plan(), Plan()),
     "resume, then refresh": Scene(Plan(), NEWER, Plan(limit=2)),
+    "a longer list, then resume": Scene(LONGER, Plan(), Plan()),
+    "two that refresh": Scene(LONGER, replace(LONGER, images=IMAGES + 3), Plan()),
     "tars with a limit, then all": Scene(replace(TARS, limit=2), TARS),
     "over tars": Scene(TARS, replace(TARS, mode="overwrite")),
 }
@@ -372,6 +397,8 @@ class Outcome:
 
     where: str
     """The request that the first attempt stopped before."""
+    other: str
+    """The request that the second one stopped before."""
     faults: list[str]
 
 
@@ -388,11 +415,11 @@ def requests(place: Callable[[], str], plan: Plan, before: Plan | None) -> int:
 def excused(outcome: Outcome, kind: str) -> bool:
     """Whether it is what docs/guarantees.md says of object stores: a deletion that was looked for comes late."""
     told = ("has no file", "were done again", "promise is gone")
-    late = kind == "bucket" and outcome.where.startswith("delete ")
+    late = kind == "bucket" and any(where.startswith("delete ") for where in (outcome.where, outcome.other))
     return late and all(fault.endswith(told) for fault in outcome.faults)
 
 
-def explore(place: Callable[[], str], scene: Scene, stop: int, until: int | None, kill: bool) -> Outcome:
+def explore(place: Callable[[], str], scene: Scene, stop: Moment, until: Moment | None, kill: bool) -> Outcome:
     """The first attempt stops before its request `stop`; the second goes up to its request `until` (None: to its end),
     is killed there or stops; the first goes on to its end; then the second does. At last a third one ends the work.
     """
@@ -430,7 +457,9 @@ def explore(place: Callable[[], str], scene: Scene, stop: int, until: int | None
         on.set()
         other.join(60)
         faults += [f"at the end of both: {fault}" for fault in world.faults()]
-        taken = until is None or world.had_lease(SECOND, until)
+        stop = world.turns.number(FIRST, stop)
+        other_stop = 1 << 30 if until is None else world.turns.number(SECOND, until)
+        taken = until is None or world.had_lease(SECOND, other_stop)
         if taken and not isinstance(ends[FIRST], BaseException) and world.stood_between(FIRST, stop):
             faults.append("the first says that all went well")
         if until is None and not isinstance(ends[SECOND], BaseException) and not is_complete(world.folder):
@@ -439,12 +468,17 @@ def explore(place: Callable[[], str], scene: Scene, stop: int, until: int | None
             faults.append(f"the first is refused: {ends[FIRST]}")
         if isinstance(ends[SECOND], UsageError):
             faults.append(f"the second is refused: {ends[SECOND]}")
-        last = replace(second, mode="resume", preset=world.preset() or second.preset)
-        again = world.run(LAST, last)
+        gave_back = all(LEASE in request for request in world.turns.requests[FIRST][stop:])
+        if gave_back and "nobody has it now" in str(ends[SECOND]):
+            faults.append(f"the second is robbed: {ends[SECOND]}")
+        last, again = replace(second, mode="resume", preset=world.preset() or second.preset), []
+        try:
+            again = world.run(LAST, last)
+        except VBPError as error:
+            faults.append(f"the third is refused: {error}")
         if not isinstance(ends[SECOND], BaseException) and again:
             faults.append(f"{again} were done again")
         faults += [f"after a third run: {fault}" for fault in world.faults()]
         if not is_complete(world.folder):
             faults.append("a third run promises nothing")
-        asked = world.turns.requests[FIRST]
-        return Outcome(asked[stop] if stop < len(asked) else "the end", faults)
+        return Outcome(world.turns.request(FIRST, stop), world.turns.request(SECOND, other_stop), faults)

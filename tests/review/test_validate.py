@@ -79,6 +79,12 @@ def name_another_image(made):
     return {"row of no image": 1, "row lost": 1, "index row differs": 1}, 1
 
 
+def come_late(made):
+    """With the row of an image that has changed since, and was done again."""
+    made.commit([5], seconds=99, version="v0")
+    return {"row outdated": 1, "index row differs": 1}, 1
+
+
 def cut_a_part(made):
     parts(made)[0].write_bytes(parts(made)[0].read_bytes()[:-20])
     return {"part damaged": 1, "row lost": 4, "index row differs": 4}, 0
@@ -163,7 +169,7 @@ def flip_bits(made):
 @pytest.mark.parametrize(
     "damage",
     [
-        cut_an_index_file, lose_a_row, name_another_image, cut_a_part, rename_a_part, lose_an_index_file,
+        cut_an_index_file, lose_a_row, name_another_image, come_late, cut_a_part, rename_a_part, lose_an_index_file,
         double_an_index_file, change_an_index_row, lose_files, lose_all_files, empty_a_file, swap_masks, cut_a_mask,
         flip_bits, forget_where_a_mask_is,
     ],

@@ -20,8 +20,8 @@ import pyarrow as pa
 from vbp.errors import StorageError, UsageError
 from vbp.storage.files import Folder
 from vbp.storage.ledger.marks import is_mark
-from vbp.storage.ledger.parts import PARTS, parse_parts, read_parts
-from vbp.storage.manifest.manifest import MANIFEST, MANIFEST_PARTS, Manifest
+from vbp.storage.ledger.parts import PARTS, generation_of, parse_parts, read_parts
+from vbp.storage.manifest.manifest import MANIFEST, Manifest, files_in
 from vbp.storage.outline import FOLDERS, INDEX, RESULT_FOLDERS, TARS
 from vbp.storage.record import RUN, load_record, mark_incomplete, save_record, withdraw
 from vbp.storage.results.places import names_of
@@ -31,7 +31,7 @@ from vbp.storage.sorting import Sorter
 _EXAMPLES = 3
 _THREADS = 16
 _AT_ONCE = 4096
-_NUMBERED = re.compile(rf"(?:{INDEX}|{MANIFEST_PARTS})/part-\d{{5,}}\.parquet", re.ASCII)
+_INDEX_FILE = re.compile(rf"{INDEX}/part-\d{{5,}}\.parquet", re.ASCII)
 
 
 def refuse_others(output: Folder) -> None:
@@ -60,13 +60,14 @@ def clear(output: Folder, attempt: str) -> None:
     if not holds_run(output):
         return
     mark_incomplete(output)
-    with contextlib.suppress(StorageError):  # a _SUCCESS that another attempt writes late is then not ours
-        save_record(output, {**(load_record(output) or {}), "attempt": attempt})
+    with contextlib.suppress(StorageError):  # no _SUCCESS and no part that another attempt writes late is then ours
+        changes = {"attempt": attempt, "generation": generation_of(attempt)}
+        save_record(output, {**(load_record(output) or {}), **changes})
     with Sorter(_Path, _SCHEMA) as explained:
         shards = _explain(output, explained)
         # Parts go first: no part may outlive the manifest with its positions, or the results that it names.
         _delete(output, (path for path in _below(output, PARTS) if _is_of_ledger(path)))
-        _delete(output, (path for path in _below(output, INDEX) if _NUMBERED.fullmatch(path)))
+        _delete(output, (path for path in _below(output, INDEX) if _INDEX_FILE.fullmatch(path)))
         found = chain.from_iterable(_below(output, name) for name in sorted(FOLDERS))
         _delete(output, _common(explained, found))
         _delete(output, (path for path in _below(output, TARS) if shard_of(path) in shards))
@@ -83,7 +84,7 @@ def forget_listing(output: Folder) -> None:
     if not output.is_local:
         withdraw(output, RUN)
     withdraw(output, MANIFEST)
-    _delete(output, (path for path in _below(output, MANIFEST_PARTS) if _NUMBERED.fullmatch(path)))
+    _delete(output, files_in(output))
     if output.is_local:
         withdraw(output, RUN)
 

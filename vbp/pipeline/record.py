@@ -18,7 +18,7 @@ from vbp.pipeline.config import RunConfig
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
 from vbp.storage.files import Folder
-from vbp.storage.ledger.parts import PARTS
+from vbp.storage.ledger.parts import PARTS, generation_of
 from vbp.storage.manifest.manifest import MANIFEST, Manifest
 from vbp.storage.parquet import Written
 from vbp.storage.record import RUN, is_complete, load_run, mark_complete, mark_incomplete, save_record
@@ -168,7 +168,7 @@ class Record:
         """Before the manifest changes: delete ``_SUCCESS``, and record which attempt lists which input."""
         mark_incomplete(self._output)
         if not self.facts:
-            self.facts["generation"] = attempt[-8:]
+            self.facts["generation"] = generation_of(attempt)
         self.facts.setdefault("run_id", None)
         self.facts["attempt"] = attempt
         self.facts["input"] = config.input

@@ -45,7 +45,8 @@ class Due:
             attempt.observer.note(f"No prediction is called correct or wrong: {classes.with_advice}.")
         attempt.has_begun = True
         attempt.record.begin(self.recipe)
-        return Working(attempt, self.recipe, self._manifest, self._pending)
+        manifest = self._manifest if attempt.output.is_local else self._manifest.claimed(attempt.run_id)
+        return Working(attempt, self.recipe, manifest, self._pending)
 
 
 class Working:
@@ -118,7 +119,7 @@ class Working:
         for path in totals.damaged:
             observer.note(f"{output.uri(path)} is damaged and was removed; its images are done again.")
         if totals.strange:
-            observer.note(f"{totals.strange} rows were of no image in their places; they were taken back.")
+            observer.note(f"{totals.strange} rows were not of the images in their places; they were taken back.")
         if totals.missing and totals.missing == self._missing:
             raise InterruptedRunError(
                 f"{totals.missing} of {totals.images} images have no row in {output.uri('index')}, also after a "

@@ -38,7 +38,7 @@ from vbp.storage.ledger.index import all_parts, compact, forget, others_in_index
 from vbp.storage.ledger.parts import Part, newest, read_parts
 from vbp.storage.manifest.manifest import MANIFEST
 from vbp.storage.outline import INDEXED, place_columns
-from vbp.storage.record import broken_promise, changed_files, mark_complete, mark_incomplete, save_record
+from vbp.storage.record import broken_promise, changed_files, mark_complete, mark_incomplete, save_record, withdraw
 from vbp.storage.results.files import files_of
 from vbp.storage.results.places import elsewhere
 from vbp.storage.sorting import Sorter
@@ -48,6 +48,7 @@ SAMPLE, SEED = 200, 500
 FAULTS = {
     "row lost": "listed images without a row, although _SUCCESS says that all have one",
     "row of no image": "rows that belong to no listed image",
+    "row outdated": "rows of a listed image as it was before it changed",
     "manifest damaged": "shards of the list of images that cannot be read, so that nobody knows what is in them",
     "part damaged": "parts of the ledger that cannot be read, hold other rows than their names say, or are of no shard",
     "row misplaced": "rows whose results lie where no run can have put them",
@@ -76,7 +77,7 @@ _INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
 _INDEX_PLACES = [f"{kind}_uri" for kind in INDEXED]
 _MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height"]
 _MASK_COLUMNS += ["flat", "mask_uri"]
-_COLUMNS = [*dict.fromkeys(["position", "shard", *_INDEX_COLUMNS, *_MASK_COLUMNS, *place_columns(*INDEXED)])]
+_COLUMNS = [*dict.fromkeys(["position", "shard", *_INDEX_COLUMNS, "version", *_MASK_COLUMNS, *place_columns(*INDEXED)])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +253,7 @@ class _Shard(NamedTuple):
     number: int
     keys: list[str]
     """Keys of its images, by position."""
+    versions: list[str | None]
     rows: pa.Table
     damaged: list[tuple[Part, str]]
     unlisted: str | None = None
@@ -327,7 +329,7 @@ class _Check:
         for part in self._damaged:
             self._output.folder.delete(part.path)
         if self._unlisted:
-            self._output.folder.delete(MANIFEST)  # INPUT is listed again, and rows are compared with that
+            withdraw(self._output.folder, MANIFEST)  # INPUT is listed again, and rows are compared with that
         for shard, numbers in groupby(sorted(set(self._redo)), key=lambda number: number >> _POSITION_BITS):
             forget(self._output.folder, shard, [number & ((1 << _POSITION_BITS) - 1) for number in numbers])
 
@@ -372,9 +374,9 @@ class _Check:
     def _read_shard(self, shard: int, parts: list[Part]) -> _Shard:
         assert self._output.manifest is not None
         try:
-            keys = self._output.manifest.read_shard(shard, ["key"])["key"].to_pylist()
+            listed = self._output.manifest.read_shard(shard, ["key", "version"])
         except (UsageError, FileNotFoundError) as error:
-            return _Shard(shard, [], PART_SCHEMA.empty_table().select(_COLUMNS), [], str(error))
+            return _Shard(shard, [], [], PART_SCHEMA.empty_table().select(_COLUMNS), [], str(error))
         tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
         for part in parts:
             unreadable: list[Part] = []
@@ -385,7 +387,8 @@ class _Check:
                     tables.append(rows)
                 else:
                     damaged.append((part, reason))
-        return _Shard(shard, keys, newest(pa.concat_tables(tables)), damaged)
+        keys, versions = (listed[name].to_pylist() for name in ("key", "version"))
+        return _Shard(shard, keys, versions, newest(pa.concat_tables(tables)), damaged)
 
     def _rows_of(self, shard: _Shard, expected: Sorter[_Expected], rows: Sorter[_Row]) -> Iterator[dict[str, Any]]:
         """The shard's good rows; adds their files to `expected`, and themselves to `rows`."""
@@ -404,6 +407,8 @@ class _Check:
                 self._strange_keys.add(row["key"])
                 continue
             missing.discard(position)
+            if None not in (versions := (row["version"], shard.versions[position])) and len(set(versions)) > 1:
+                self._found("row outdated", row["key"], shard.number, position)
             if (place := self._files.misplaced(row)) is not None:
                 self._found("row misplaced", f"{row['key']}: {place}", shard.number, position)
                 continue

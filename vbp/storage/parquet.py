@@ -20,9 +20,9 @@ class Written(NamedTuple):
     sha256: str
 
 
-def numbered(prefix: str, number: int) -> str:
-    """The path of the file with this number in the folder ``prefix``."""
-    return f"{prefix}/part-{number:05d}.parquet"
+def numbered(series: str, number: int) -> str:
+    """The path of the file with this number of a series, such as ``index/part-00000.parquet`` of ``index/part``."""
+    return f"{series}-{number:05d}.parquet"
 
 
 @contextlib.contextmanager
@@ -46,14 +46,14 @@ def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
 
 
 class RollingParquet:
-    """Writes row groups to the numbered files of a folder; the caller decides where a file ends.
+    """Writes row groups to the numbered files of a series; the caller decides where a file ends.
 
     A file is built in memory and written by ``roll``.
     """
 
-    def __init__(self, folder: Folder, prefix: str, schema: pa.Schema, number: int = 0):
-        """Begin at file ``number`` of the folder ``prefix`` in ``folder``."""
-        self._folder, self._prefix, self._schema = folder, prefix, schema
+    def __init__(self, folder: Folder, series: str, schema: pa.Schema, number: int = 0):
+        """Begin at file ``number`` of ``series`` in ``folder``."""
+        self._folder, self._series, self._schema = folder, series, schema
         self.number = number
         """Number of the file that gets the next row group."""
         self.groups = 0
@@ -81,7 +81,7 @@ class RollingParquet:
         if self._writer is None or self._sink is None:
             return
         self._writer.close()
-        path, data = numbered(self._prefix, self.number), self._sink.getvalue().to_pybytes()
+        path, data = numbered(self._series, self.number), self._sink.getvalue().to_pybytes()
         self._folder.write(path, data)
         self.files[path] = Written(len(data), hashlib.sha256(data).hexdigest())
         self._sink = self._writer = None
@@ -90,8 +90,8 @@ class RollingParquet:
 
     def remove_later_files(self) -> None:
         """Delete files with higher numbers, left by an earlier, longer series."""
-        name = re.compile(re.escape(self._prefix) + r"/part-(\d+)\.parquet")
-        for path in self._folder.list(self._prefix):
+        name = re.compile(re.escape(self._series) + r"-(\d+)\.parquet")
+        for path in self._folder.list(self._series.rpartition("/")[0]):
             match = name.fullmatch(path)
             if match and int(match[1]) >= self.number:
                 self._folder.delete(path)

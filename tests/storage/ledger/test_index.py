@@ -249,6 +249,33 @@ def test_forget_killed_at_any_moment_loses_nothing_and_is_finished_by_the_next(
     assert [row["position"] for row in done(folder, 1).to_pylist()] == [0, 3]
 
 
+def versioned(rows, version):
+    return rows.append_column("version", pa.array([version] * rows.num_rows, pa.string()))
+
+
+@pytest.mark.parametrize("newer", ["ok", "error"])
+def test_a_row_of_an_image_as_it_was_never_reaches_the_index(folder, newer):
+    """It was committed late, in an object store, when a refresh had taken the image back already."""
+    listed = [row._replace(version="2") for row in listing(4)]
+    manifest = write_manifest(folder, listed, 4)
+    write_part(folder, versioned(rows(0, ok(1, 2, 3), minute=1), "2"), 0, "b")
+    write_part(folder, versioned(rows(0, {0: newer}, minute=1), "2"), 0, "b")
+    write_part(folder, versioned(rows(0, ok(0), minute=2 if newer == "ok" else 0), "1"), 0, "a")
+    totals = compact(folder, manifest)
+    assert (totals.missing, totals.strange) == (1, 1)
+    assert list(pending_shards(folder, manifest)) == [PendingShard(0, 1)]
+    write_part(folder, versioned(rows(0, {0: newer}, minute=3), "2"), 0, "c")
+    assert compact(folder, manifest).missing == 0
+    assert index_of(folder)[0]["status"] == newer
+
+
+@pytest.mark.parametrize(("listed", "told"), [("2", None), (None, "1"), (None, None)])
+def test_a_version_that_one_side_does_not_know_says_nothing(folder, listed, told):
+    manifest = write_manifest(folder, [row._replace(version=listed) for row in listing(1)], 4)
+    write_part(folder, versioned(rows(0, ok(0)), told), 0, "a")
+    assert compact(folder, manifest) == Totals(1, 1, 0, {})
+
+
 def test_compact_counts_within_the_limit(folder, manifest):
     write_part(folder, rows(0, ok(0, 1, 2, 3)), 0, "a")
     write_part(folder, rows(1, ok(0)), 1, "a")

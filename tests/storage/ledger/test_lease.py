@@ -57,9 +57,18 @@ def test_held_renewed_released(folder):
     assert {"host", "pid", "started", "attempt", "renewed_at"} <= set(json.loads(before))
     assert not mine.lost
     mine.release()
-    assert folder.list() == []
+    assert folder.list() == [LEASE] * (not folder.is_local)
     with pytest.raises(LeaseLostError, match="nobody"):
         check(folder, "one")
+
+
+def test_what_was_given_back_is_taken_at_once(folder):
+    for name in ("one", "two"):
+        mine, waits = lease(folder, name), []
+        mine.acquire(lambda *wait, waits=waits: waits.append(wait))
+        check(folder, name)
+        mine.release()
+        assert not waits
 
 
 def test_the_next_waits_for_the_release(folder):

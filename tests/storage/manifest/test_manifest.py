@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -70,7 +71,61 @@ def test_no_manifest_before_its_end(folder):
         write_manifest(folder, broken(), 1)
     assert Manifest.load(folder) is None
     assert write_manifest(folder, tree(5), 1).images == 1
-    assert folder.list("_run/manifest") == ["_run/manifest/part-00000.parquet"]
+    assert len(folder.list("_run/manifest")) == 1
+
+
+def test_no_file_is_changed_nor_its_name_used_again(tmp_path):
+    """In an object store a write or a deletion may come late, when another run has listed."""
+    folder, seen = Folder(tmp_path), {}
+
+    def look():
+        for path in folder.list("_run/manifest"):
+            assert seen.setdefault(path, folder.read(path)) == folder.read(path)
+        return len(seen)
+
+    for count in (1, 2):
+        manifest = write_manifest(folder, tree(1), 1)
+        assert look() == count
+    changed = [tree(1)[0]._replace(version="changed"), *tree(2)]
+    longer, _ = refresh_manifest(folder, manifest, changed, forget=lambda shard, rows: None)
+    assert look() == 4
+    assert list(longer.rows()) == list(Manifest.load(folder).rows()) == changed
+    assert len(folder.list("_run/manifest")) == 2
+
+
+def as_an_older_vbp_left_it(folder, manifest):
+    """The files of all listings numbered on, and a record that does not name them."""
+    for number, name in enumerate(manifest.files):
+        folder.write(f"_run/manifest/part-{number:05d}.parquet", folder.read(f"_run/manifest/{name}"))
+        folder.delete(f"_run/manifest/{name}")
+    record = json.loads(folder.read("_run/manifest.json"))
+    folder.write("_run/manifest.json", json.dumps({k: v for k, v in record.items() if k != "files"}).encode())
+    return Manifest.load(folder)
+
+
+def test_the_files_of_an_older_vbp_are_read_and_refreshed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SHARDS_PER_PART", 2)
+    folder = Folder(tmp_path)
+    manifest, _ = refresh_manifest(folder, write_manifest(folder, tree(*range(0, 10, 2)), 2), tree(*range(12)))
+    before = list(manifest.rows())
+    manifest = as_an_older_vbp_left_it(folder, manifest)
+    assert list(manifest.rows()) == before
+    folder.write("_run/manifest/part-00004.parquet", b"of a listing that was cut off")
+    longer, changes = refresh_manifest(folder, manifest, tree(*range(14)))
+    assert changes.new == 2
+    assert list(Manifest.load(folder).rows())[:12] == before
+    assert sorted(f"_run/manifest/{name}" for name in longer.files) == folder.list("_run/manifest")
+    assert len(longer.files) == 5
+
+
+@pytest.mark.parametrize("files", [[], ["../../masks/a.png"], ["part-00000.parquet"] * 2, [1], "part-00000.parquet"])
+def test_names_that_no_file_of_it_has_are_told(tmp_path, files):
+    folder = Folder(tmp_path)
+    write_manifest(folder, tree(1), 1)
+    record = json.loads(folder.read("_run/manifest.json"))
+    folder.write("_run/manifest.json", json.dumps(record | {"files": files}).encode())
+    with pytest.raises(StorageError, match=r"manifest\.json is damaged \(files is "):
+        Manifest.load(folder)
 
 
 def test_a_damaged_manifest_is_told(tmp_path):
@@ -90,17 +145,19 @@ LACKING = {
 
 @pytest.mark.parametrize("change", LACKING)
 def test_columns_that_are_not_what_was_written_are_a_sentence(tmp_path, change):
-    folder, path = Folder(tmp_path), tmp_path / "_run/manifest/part-00000.parquet"
+    folder = Folder(tmp_path)
     manifest = write_manifest(folder, tree(*range(3)), 4)
+    (path,) = tmp_path.glob("_run/manifest/*.parquet")
     pq.write_table(LACKING[change](pq.read_table(path)), path)
     for look in (lambda: manifest.read_shard(0), lambda: refresh_manifest(folder, manifest, tree(*range(4)))):
-        with pytest.raises(UsageError, match=r"part-00000\.parquet is damaged \(.*shard 0"):
+        with pytest.raises(UsageError, match=r"-00000\.parquet is damaged \(.*shard 0"):
             look()
 
 
 def test_a_manifest_of_the_first_versions_knows_neither_size_nor_version(tmp_path):
-    folder, path = Folder(tmp_path), tmp_path / "_run/manifest/part-00000.parquet"
+    folder = Folder(tmp_path)
     manifest = write_manifest(folder, tree(*range(3)), 4)
+    (path,) = tmp_path.glob("_run/manifest/*.parquet")
     pq.write_table(pq.read_table(path).drop_columns(["size", "version"]), path)
     assert {(row.size, row.version) for row in manifest.rows()} == {(None, None)}
     assert refresh_manifest(folder, manifest, tree(*range(4)))[1] == (1, 0, 0, 0)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from vbp.columns import INDEX_SCHEMA
 from vbp.storage.files import Folder
 from vbp.storage.ledger.index import INDEX_FILE_BYTES, read_index
-from vbp.storage.outline import INDEX
+from vbp.storage.outline import INDEX, INDEX_FILES
 from vbp.storage.parquet import RollingParquet, Written
 
 RUN = "run"
@@ -41,7 +41,7 @@ def combine(output: Folder, indexes: Iterable[tuple[Folder, Mapping[str, object]
         StorageError: an index is damaged, or the store refuses the new one.
     """
     schema = pa.schema([*columns, *INDEX_SCHEMA])
-    writer, count = RollingParquet(output, INDEX, schema), 0
+    writer, count = RollingParquet(output, INDEX_FILES, schema), 0
     for folder, values in indexes:
         for rows in read_index(folder, INDEX_SCHEMA.names):
             constants = [pa.array([values.get(field.name)] * rows.num_rows, field.type) for field in columns]

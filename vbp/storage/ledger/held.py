@@ -18,7 +18,7 @@ from typing import Any
 
 from vbp.errors import LeaseLostError, StorageError
 from vbp.storage.files import Folder
-from vbp.storage.ledger.holder import LEASE, check, holder, lost, read
+from vbp.storage.ledger.holder import LEASE, RELEASED, check, holder, lost, read
 from vbp.storage.ledger.staged import StagedStore
 from vbp.storage.stores.local import LocalStore, display, temporary_name
 from vbp.storage.stores.objects import ObjectStore
@@ -107,6 +107,13 @@ class HeldFolder(Folder):
             self.take(expected, lease)  # if that fails, the next check says why
         else:
             self.write(LEASE, lease)
+
+    def give_back(self, lease: bytes) -> None:
+        """End our `lease` if it still is the lease: in an object store by a write, as a deletion may come late."""
+        if isinstance(self._plain, ObjectStore):
+            self.take(lease, RELEASED)
+        else:
+            self.delete(LEASE)
 
     def _take_on_disk(self, expected: bytes, lease: bytes) -> bool:
         """Rename the old lease into our folder, which only one attempt can do, and then make the new lease."""

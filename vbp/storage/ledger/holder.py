@@ -13,6 +13,8 @@ from vbp.errors import LeaseLostError
 from vbp.storage.files import Folder
 
 LEASE = "_run/lease.json"
+RELEASED = b'{"released": true}\n'
+"""The content of a lease in an object store that was given back."""
 
 
 @dataclass(frozen=True)

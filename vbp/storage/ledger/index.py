@@ -38,7 +38,7 @@ from vbp.storage.ledger.parts import (
     write_part,
 )
 from vbp.storage.manifest.manifest import Manifest
-from vbp.storage.outline import INDEX
+from vbp.storage.outline import INDEX, INDEX_FILES
 from vbp.storage.parquet import RollingParquet, Written
 from vbp.storage.results.places import made_absolute, misplaced
 
@@ -88,7 +88,7 @@ class Totals:
     damaged: tuple[str, ...] = ()
     """Damaged parts, which were removed; images whose only row was there must be done again."""
     strange: int = 0
-    """Rows whose key is not the manifest's at that position; they were deleted, and the images must be done again."""
+    """Rows of other images than the manifest has there (`strangers`); they were deleted, to be done again."""
 
     @property
     def missing(self) -> int:
@@ -222,7 +222,7 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     A repeated call writes the same files.  It may be killed at any time, since the index counts only while
     ``_SUCCESS`` exists; the caller writes that if ``ok + error == images``.
     """
-    writer = RollingParquet(output, INDEX, INDEX_SCHEMA)
+    writer = RollingParquet(output, INDEX_FILES, INDEX_SCHEMA)
     images, statuses, reasons = 0, Counter[str](), Counter[str]()
     damaged: list[Part] = []
     strange: list[tuple[int, list[int]]] = []
@@ -254,11 +254,16 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
 
 
 def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
-    """Boolean mask of rows (`key`, `position`): true if the manifest has another key at that position."""
-    keys = manifest.read_shard(shard, ["key"])["key"].combine_chunks()
-    known = pc.less(rows["position"], len(keys))
-    theirs = keys.take(pc.if_else(known, rows["position"], 0))
-    return pc.invert(pc.and_(known, pc.equal(rows["key"], theirs)))
+    """Boolean mask of rows (`key`, `version`, `position`) that are not of the image which the manifest has there.
+
+    The manifest has another key, or another version: an attempt that came late has committed the image as it was
+    before a refresh.  A version that either does not have says nothing.
+    """
+    listed = manifest.read_shard(shard, ["key", "version"])
+    known = pc.less(rows["position"], listed.num_rows)
+    theirs = listed.take(pc.if_else(known, rows["position"], 0))
+    is_same = pc.fill_null(pc.equal(rows["version"], theirs["version"]), True)
+    return pc.invert(pc.and_(known, pc.and_(pc.equal(rows["key"], theirs["key"]), is_same)))
 
 
 def _separated(

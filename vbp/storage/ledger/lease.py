@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from vbp.errors import LeaseLostError, StorageError
 from vbp.storage.files import Folder
 from vbp.storage.ledger.held import HeldFolder
-from vbp.storage.ledger.holder import LEASE, Holder, check, holder, machine, parse, read, start_of
+from vbp.storage.ledger.holder import LEASE, RELEASED, Holder, check, holder, machine, parse, read, start_of
 
 __all__ = ["LEASE", "HeldFolder", "Holder", "Lease", "check", "holder"]
 
@@ -79,7 +79,7 @@ class Lease:
                 seen, since = current, time.monotonic()
             silent = time.monotonic() - since
             holder = parse(current)
-            if silent >= self._take_over_after or (holder and holder.is_dead):
+            if current == RELEASED or silent >= self._take_over_after or (holder and holder.is_dead):
                 if self._begin(current):
                     break
                 continue
@@ -95,8 +95,9 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         with contextlib.suppress(StorageError, OSError):
-            if self._is_ours():
-                self._held.delete(LEASE)
+            current = read(self._held)
+            if current is not None and self._is_ours(current):
+                self._held.give_back(current)
         self._held.leave()
 
     def _begin(self, expected: bytes | None) -> bool:

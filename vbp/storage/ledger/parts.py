@@ -88,6 +88,11 @@ def parse_parts(paths: Iterable[str]) -> list[Part]:
     return [part for path, part in parts if part.path == f"{PARTS}/{path}"]
 
 
+def generation_of(attempt: str) -> str:
+    """The name of the generation that an attempt begins when it starts over."""
+    return attempt[-8:]
+
+
 def current(parts: Iterable[Part], generation: str) -> list[Part]:
     """The parts of this generation; after a start over, parts that an earlier attempt writes late do not count."""
     return [part for part in parts if part.generation in ("", generation)]

@@ -18,7 +18,7 @@ Drop = Callable[[list[str]], None]
 
 
 def reconcile(output: Folder, manifest: Manifest, drop: Drop, before_change: Callable[[], None]) -> int:
-    """Delete all rows whose key is not the manifest's at their position; returns how many there were.
+    """Delete all rows whose key or version is not the manifest's at their position; returns how many there were.
 
     The caller holds the lease.  It may be killed at any time; a repeated call completes it.
 
@@ -30,7 +30,7 @@ def reconcile(output: Folder, manifest: Manifest, drop: Drop, before_change: Cal
     """
     count = 0
     for shard, parts in all_parts(output):
-        rows = read_parts(output, parts, ["key", "position"])
+        rows = read_parts(output, parts, ["key", "version", "position"])
         if shard < manifest.shards:
             rows = rows.filter(strangers(manifest, shard, rows))
         if not rows.num_rows:

@@ -2,15 +2,20 @@
 
 ::
 
-    OUTPUT/_run/manifest/part-00000.parquet   one row group for each shard, a bounded number of shards
-    OUTPUT/_run/manifest.json                 written last; without it the manifest does not count
+    OUTPUT/_run/manifest/<random>-00000.parquet   one row group for each shard, a bounded number of shards
+    OUTPUT/_run/manifest.json                     written last; only the files that it names count
+
+A file is never changed: new rows go into a file of another name.  So in an object store, where a write or a deletion
+may come late, when another run has the output, it does not hit what that run has listed.
 
 Rows of one listing are sorted (those of a tree by path, those of a manifest file by key); a later listing appends
 shards with its new images (``refresh``).  So everything here is a merge of sorted streams.  Memory does not grow with
 the collection: it holds one file of the manifest while that is built.
 """
 
+import contextlib
 import math
+import re
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +34,7 @@ from vbp.storage.collections.tree import ManifestRow, list_tree
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest.rows import First, in_order, rows_of, table_of, with_positions
-from vbp.storage.parquet import RollingParquet, numbered, open_parquet
+from vbp.storage.parquet import RollingParquet, open_parquet
 from vbp.storage.record import load_record, save_record, withdraw
 
 __all__ = [
@@ -49,6 +54,8 @@ MANIFEST_PARTS = "_run/manifest"
 MANIFEST = "_run/manifest.json"
 _LATER = {"size", "version"}
 """Columns that the first versions of the manifest did not have."""
+_FILE = re.compile(r"(?:part|[0-9a-f]{16})-\d{5,}\.parquet", re.ASCII)
+"""Names of its files; those of an older vbp begin with ``part`` and are numbered through all listings."""
 _SHARDS_PER_PART = 256
 _ROWS_PER_PART = 1_000_000
 
@@ -73,13 +80,17 @@ class Manifest:
     """Whether the last listing found all images before it reached the limit."""
     listed_at: str
     generation: str = ""
-    """Only parts of the same generation count; each start over begins another. Empty if an older vbp made it."""
+    """Only parts of this generation count; each start over begins another. Empty if an older vbp made it."""
     id: str = ""
     """Id of the first listing: positions are valid in this manifest alone. Empty if an older vbp made it."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files that the last listing left out, by suffix or kind (``vbp.storage.leftout``)."""
     suffixes: tuple[str, ...] | None = None
     """``--suffixes`` of the last listing; None for the usual ones."""
+    files: tuple[str, ...] | None = None
+    """Names of its files, in the order of shards; None if an older vbp made it."""
+    attempt: str = ""
+    """The attempt that has claimed it last."""
 
     @classmethod
     def load(cls, output: Folder) -> "Manifest | None":
@@ -96,6 +107,8 @@ class Manifest:
             "generation": "",
             "left_out": {},
             "suffixes": None,
+            "files": None,
+            "attempt": "",
         }  # fields that an older vbp did not record
         record = older | record
         wrong = [name for name, is_right in _RIGHT.items() if not is_right(record.get(name))]
@@ -104,8 +117,12 @@ class Manifest:
                 f"{output.uri(MANIFEST)} is damaged ({wrong[0]} is {record.get(wrong[0])!r}); restore it"
             )
         own = {each.name: record[each.name] for each in fields(cls) if each.name != "folder"}
-        own |= {name: tuple(own[name]) for name in ("listings", "labels", "suffixes") if own[name] is not None}
-        return cls(folder=output, **own)
+        own["generation"] = _generation_in_run(output) or own["generation"]
+        own |= {name: tuple(own[name]) for name in ("listings", "labels", "suffixes", "files") if own[name] is not None}
+        found = cls(folder=output, **own)
+        if len(found.names) != found.first_part(len(found.listings)):
+            raise StorageError(f"{output.uri(MANIFEST)} is damaged (files is {record['files']!r}); restore it")
+        return found
 
     @property
     def images(self) -> int:
@@ -135,7 +152,7 @@ class Manifest:
         """
         listing, within = self._find(shard)
         part, group = divmod(within, self.shards_per_part)
-        with open_parquet(self.folder, numbered(MANIFEST_PARTS, self.first_part(listing) + part)) as file:
+        with open_parquet(self.folder, self.path(listing, part)) as file:
             table = self.conformed(shard, file.read_row_group(group, list(columns)), columns)
         return with_positions(table)
 
@@ -170,6 +187,17 @@ class Manifest:
         """Number of the first shard of a listing."""
         return sum(self._shards_of_listings[:listing])
 
+    def path(self, listing: int, part: int) -> str:
+        """The path in OUTPUT of a file of a listing."""
+        return f"{MANIFEST_PARTS}/{self.names[self.first_part(listing) + part]}"
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of its files, in the order of shards."""
+        if self.files is not None:
+            return self.files
+        return tuple(f"part-{number:05d}.parquet" for number in range(self.first_part(len(self.listings))))
+
     def first_part(self, listing: int) -> int:
         """Number of the first file of a listing."""
         return sum(math.ceil(shards / self.shards_per_part) for shards in self._shards_of_listings[:listing])
@@ -190,10 +218,24 @@ class Manifest:
         listing = bisect_right(ends, shard)
         return listing, shard - (ends[listing - 1] if listing else 0)
 
+    def claimed(self, attempt: str) -> "Manifest":
+        """Write ``manifest.json`` again, so that in an object store the late write of another attempt fails."""
+        own = replace(self, attempt=attempt)
+        own._save()
+        return own
+
     def _save(self) -> None:
         record = {"images": self.images, "shards": self.shards}
         record |= {each.name: getattr(self, each.name) for each in fields(self) if each.name != "folder"}
         save_record(self.folder, record, MANIFEST)
+
+
+def _generation_in_run(output: Folder) -> str | None:
+    """The generation in ``run.json``: a run that starts over writes it there, where a late write fails."""
+    with contextlib.suppress(StorageError):
+        found = (load_record(output) or {}).get("generation")
+        return found if isinstance(found, str) else None
+    return None
 
 
 def _is_number(value: object) -> bool:
@@ -202,6 +244,10 @@ def _is_number(value: object) -> bool:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, str) and _FILE.fullmatch(value) is not None
 
 
 _RIGHT: Mapping[str, Callable[[Any], bool]] = {
@@ -217,6 +263,8 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "left_out": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "suffixes": lambda value: value is None or (isinstance(value, list) and all(map(_is_text, value))),
     "generation": _is_text,
+    "attempt": _is_text,
+    "files": lambda value: value is None or (isinstance(value, list) and all(map(_is_file, value))),
 }
 """A check for each field of the record."""
 
@@ -251,7 +299,9 @@ def write_manifest(
         raise UsageError(f"the shard size (={shard_size}) must be at least 1")
     if output.exists(MANIFEST):
         withdraw(output, MANIFEST)
-    nothing = Manifest(output, input, shard_size, (), (), True, limit, False, "", generation, secrets.token_hex(8))
+    nothing = Manifest(
+        output, input, shard_size, (), (), True, limit, False, "", generation, secrets.token_hex(8), files=()
+    )
     first = First(source, limit)
     return append(nothing, in_order(first, left_out), first, left_out=left_out, suffixes=suffixes)
 
@@ -264,6 +314,7 @@ def append(
     accept: Callable[[Manifest], object] = lambda longer: None,
     *,
     relabelled: Collection[str] = (),
+    rewritten: Mapping[int, str] = {},
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
 ) -> Manifest:
@@ -276,15 +327,14 @@ def append(
         before_save: called before a manifest with new images replaces the old one.
         accept: called with the new manifest before that; an exception from it keeps the old manifest.
         relabelled: new labels of known images; read after ``rows`` have ended.
+        rewritten: names of new files, by the number of the file that they replace; read after ``rows`` have ended.
         left_out: files that ``source`` leaves out; None keeps the counts on record.
         suffixes: ``--suffixes`` of ``source``, if given.
 
     Raises:
         UsageError: there are too many shards.
     """
-    writer = RollingParquet(
-        manifest.folder, MANIFEST_PARTS, MANIFEST_SCHEMA, manifest.first_part(len(manifest.listings))
-    )
+    writer = new_files(manifest.folder)
     labels, added = set(manifest.labels), 0
     while shard := list(islice(rows, manifest.shard_size)):
         added += len(shard)
@@ -299,11 +349,12 @@ def append(
         if writer.groups == manifest.shards_per_part:
             writer.roll()
     writer.roll()
-    writer.remove_later_files()  # left by a listing that was not completed
     labels.update(relabelled)
+    files = (*(rewritten.get(number, name) for number, name in enumerate(manifest.names)), *map(name_of, writer.files))
     extended = replace(
         manifest,
         listings=(*manifest.listings, added) if added else manifest.listings,
+        files=files if added or rewritten else manifest.files,
         labels=tuple(sorted(labels)[:MAX_LABELS]),
         labels_complete=len(labels) <= MAX_LABELS,
         limit=source.limit,
@@ -319,4 +370,21 @@ def append(
     if added and before_save:
         before_save()
     extended._save()
+    for path in set(files_in(manifest.folder)) - {f"{MANIFEST_PARTS}/{name}" for name in extended.names}:
+        manifest.folder.delete(path)  # replaced, or left by a listing that was not completed
     return extended
+
+
+def new_files(output: Folder) -> RollingParquet:
+    """A writer of files of the manifest with names that nobody has used."""
+    return RollingParquet(output, f"{MANIFEST_PARTS}/{secrets.token_hex(8)}", MANIFEST_SCHEMA)
+
+
+def name_of(path: str) -> str:
+    """The name of the manifest's file at a path in OUTPUT."""
+    return path.removeprefix(f"{MANIFEST_PARTS}/")
+
+
+def files_in(output: Folder) -> Iterator[str]:
+    """The paths of the files of all manifests, also of listings that were not completed."""
+    return (path for path in output.list(MANIFEST_PARTS) if _is_file(name_of(path)))

@@ -1,7 +1,7 @@
 """``--refresh``: list the same input again, and find images that are new, changed or gone.
 
 Both listings are streams in the same order, so they are compared side by side.  New images become new shards.  The
-rows of a changed image are deleted from the ledger *before* its row of the manifest gets the new size and version.  So
+rows of a changed image are deleted from the ledger *before* a manifest with its new size and version counts.  So
 at whatever moment a run dies, the image still counts as changed, or as not done, or is done again.  Images that are
 gone keep their rows and results.
 
@@ -19,13 +19,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from vbp.columns import MANIFEST_SCHEMA
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest.manifest import MANIFEST_PARTS, Manifest, append
+from vbp.storage.manifest.manifest import Manifest, append, name_of, new_files
 from vbp.storage.manifest.rows import First, in_order, order_of, rows_of, table_of
-from vbp.storage.parquet import RollingParquet, numbered, open_parquet
+from vbp.storage.parquet import open_parquet
 
 _THREADS = 16
 
@@ -88,6 +87,7 @@ def refresh_manifest(
         before_change,
         accept,
         relabelled=comparison.relabelled,
+        rewritten=rewriter.files if rewriter else {},
         left_out=left_out,
         suffixes=suffixes,
     )
@@ -115,7 +115,7 @@ class _Comparison:
         self.relabelled: set[str] = set()
 
     def new_rows(self) -> Iterator[ManifestRow]:
-        """Rows that the manifest does not have; after the last one all changed rows have been rewritten."""
+        """Rows that the manifest does not have; after the last one all changed rows are in new files."""
         for row, known in _side_by_side(in_order(self._source, self._left_out), _listed(self._manifest)):
             if known is None and row is not None:
                 if self._has_room():
@@ -143,10 +143,15 @@ class _Comparison:
 
 
 class _Rewriter:
-    """Collects changed rows, and rewrites a file of the manifest when the comparison has passed it."""
+    """Collects changed rows, and makes a new file of the manifest when the comparison has passed the old one.
+
+    Attributes:
+        files: names of the new files, by the number of the file that they replace.
+    """
 
     def __init__(self, manifest: Manifest, forget: Forget, before_change: Callable[[], None] | None):
         self._manifest, self._forget, self._before_change = manifest, forget, before_change
+        self.files: dict[int, str] = {}
         self._waiting: dict[int, tuple[int, defaultdict[int, dict[int, ManifestRow]]]] = {}
 
     def add(self, place: _Place, row: ManifestRow) -> None:
@@ -159,7 +164,7 @@ class _Rewriter:
             rows[place.group][place.position] = row
 
     def finish(self) -> None:
-        """Rewrite the files that are left."""
+        """Make the new files that are left."""
         for listing in sorted(self._waiting):
             self._apply(listing)
 
@@ -170,17 +175,19 @@ class _Rewriter:
         shard = self._manifest.first_shard(listing) + part * self._manifest.shards_per_part
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda group: self._forget(shard + group, rows[group]), rows))
-        _rewrite(self._manifest.folder, self._manifest.first_part(listing) + part, rows)
+        number = self._manifest.first_part(listing) + part
+        self.files[number] = _rewritten(self._manifest.folder, self._manifest.path(listing, part), rows)
 
 
-def _rewrite(output: Folder, part: int, changed: Mapping[int, Mapping[int, ManifestRow]]) -> None:
-    """Put changed rows into a file of the manifest, by row group and position; the file is replaced atomically."""
-    writer = RollingParquet(output, MANIFEST_PARTS, MANIFEST_SCHEMA, part)
-    with open_parquet(output, numbered(MANIFEST_PARTS, part)) as parquet:
+def _rewritten(output: Folder, path: str, changed: Mapping[int, Mapping[int, ManifestRow]]) -> str:
+    """Copy a file of the manifest with changed rows, by row group and position; returns the name of the new one."""
+    writer = new_files(output)
+    with open_parquet(output, path) as parquet:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
             writer.add(_with(table, changed[group]) if group in changed else table)
     writer.roll()
+    return name_of(next(iter(writer.files)))
 
 
 def _with(table: pa.Table, rows: Mapping[int, ManifestRow]) -> pa.Table:
@@ -224,9 +231,9 @@ def _listed(manifest: Manifest) -> Iterator[tuple[ManifestRow, _Place]]:
 
 
 def _listed_in(manifest: Manifest, listing: int) -> Iterator[tuple[ManifestRow, _Place]]:
-    first, shards = manifest.first_part(listing), range(*map(manifest.first_shard, (listing, listing + 1)))
+    shards = range(*map(manifest.first_shard, (listing, listing + 1)))
     for part, own in groupby(shards, lambda shard: (shard - shards.start) // manifest.shards_per_part):
-        with open_parquet(manifest.folder, numbered(MANIFEST_PARTS, first + part)) as parquet:
+        with open_parquet(manifest.folder, manifest.path(listing, part)) as parquet:
             for group, shard in enumerate(own):
                 rows = rows_of(manifest.conformed(shard, parquet.read_row_group(group)))
                 for position, row in enumerate(rows):
