@@ -56,7 +56,8 @@ def test_through_ray_on_the_command_line(bucket, s3_options, network_file):
     done = subprocess.run(
         [
             sys.executable, "-m", "vbp.cli", "explain", bucket.uri("photos"), bucket.uri("out"),
-            "--weights", network_file, "--size", "64", "--storage-options", s3_options, "--runner", "ray", "--workers", "1", "--json",
+            "--weights", network_file, "--size", "64", "--storage-options", s3_options,
+            "--runner", "ray", "--workers", "1", "--json",
         ],
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
