@@ -185,8 +185,8 @@ class Explainer:
             raise UsageError(f"target {self.method.target!r} needs a classifier, and {self.model.name} has none.")
         prepared = _prepare(network, self._device, PRECISIONS[self.precision])
         self._vbp = VisualBackProp(prepared, method=self.method)
-        self._mean_1C11 = torch.tensor(self.preprocessing.mean, device=self._device).view(1, -1, 1, 1)
-        self._std_1C11 = torch.tensor(self.preprocessing.std, device=self._device).view(1, -1, 1, 1)
+        self._mean_C = torch.tensor(self.preprocessing.mean, device=self._device)
+        self._std_C = torch.tensor(self.preprocessing.std, device=self._device)
         self.scales = self._scales(calibration) if self.precision == "int8" else None
         self._vbp.prepare(self._device, self.precision, self.scales)
         if self._device.type == "cpu" and side_by_side:
@@ -250,10 +250,13 @@ class Explainer:
         return self._batch(explanation, count)
 
     def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        channels_BHWC = _channels(pixels_BHWC.to(self._device), self.preprocessing.channels).float()
+        # Rows of all channels side by side are long enough for vector instructions; the channels of a pixel are not.
+        rows_BHX = channels_BHWC.flatten(2)
+        mean_X, std_X = (values_C.repeat(pixels_BHWC.shape[2]) for values_C in (self._mean_C, self._std_C))
+        rows_BHX.div_(255).sub_(mean_X).div_(std_X)
         # Permuted to (B, C, H, W), these pixels have torch's memory format channels_last.
-        images_BCHW = _channels(pixels_BHWC.to(self._device).permute(0, 3, 1, 2), self.preprocessing.channels).float()
-        images_BCHW.div_(255).sub_(self._mean_1C11).div_(self._std_1C11)
-        return images_BCHW.to(PRECISIONS[self.precision])
+        return rows_BHX.view(channels_BHWC.shape).permute(0, 3, 1, 2).to(PRECISIONS[self.precision])
 
     def _batch(self, explanation: Explanation, count: int) -> ExplainedBatch:
         def planes(maps_B1HW: list[Tensor]) -> list[NDArray[np.float32]] | None:
@@ -292,14 +295,14 @@ def _checked(pixels_BHWC: Tensor) -> Tensor:
     return pixels_BHWC
 
 
-def _channels(images_BCHW: Tensor, channels: Channels) -> Tensor:
-    """The channels that the network takes, of uint8 RGB images; values stay uint8."""
+def _channels(pixels_BHWC: Tensor, channels: Channels) -> Tensor:
+    """The channels that the network takes, of uint8 RGB pixels; values stay uint8, or int32 for grey."""
     if channels == "bgr":
-        return images_BCHW.flip(1)
+        return pixels_BHWC.flip(3)
     if channels == "grey":  # as Pillow computes it, so that grey pictures keep their levels
-        red_BHW, green_BHW, blue_BHW = images_BCHW.int().unbind(1)
-        return (19595 * red_BHW + 38470 * green_BHW + 7471 * blue_BHW + 32768 >> 16).unsqueeze(1)
-    return images_BCHW
+        red_BHW, green_BHW, blue_BHW = pixels_BHWC.int().unbind(3)
+        return (19595 * red_BHW + 38470 * green_BHW + 7471 * blue_BHW + 32768 >> 16).unsqueeze(3)
+    return pixels_BHWC
 
 
 def single_threads() -> ThreadPoolExecutor:

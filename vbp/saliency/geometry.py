@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from math import floor
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def _spread(source: Tensor, axis: int, offsets: Iterable[int], stride: int, leng
     target = source.new_zeros(shape)
     for offset in offsets:
         outputs, inputs = _places(offset, stride, source.shape[axis + 2], length)
-        target[_along(axis, inputs)] += source[_along(axis, outputs)]
+        _part(target, axis, inputs).add_(_part(source, axis, outputs))
     return target
 
 
@@ -105,8 +105,11 @@ def _places(offset: int, stride: int, count: int, length: int) -> tuple[slice, s
     return slice(first, stop), slice(first * stride + offset, (stop - 1) * stride + offset + 1, stride)
 
 
-def _along(axis: int, part: slice) -> tuple[Any, ...]:
-    return (..., part, slice(None)) if axis == 0 else (..., part)
+def _part(map_N1HW: Tensor, axis: int, part: slice) -> Tensor:
+    """A view of some rows or columns."""
+    if part.step in (None, 1):  # costs half as much as an index, which counts for small maps
+        return map_N1HW.narrow(axis + 2, part.start or 0, part.stop - (part.start or 0))
+    return map_N1HW[..., part, :] if axis == 0 else map_N1HW[..., part]
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Unpooling:
         for (row, column), share_Nhw in zip(places, self.switches_NThw.unbind(1), strict=True):
             above_rows, rows = _places(row, self.pooling.stride[0], map_N1HW.shape[2], size[0])
             above_columns, columns = _places(column, self.pooling.stride[1], map_N1HW.shape[3], size[1])
-            target[..., rows, columns] += (map_N1HW * share_Nhw[:, None])[..., above_rows, above_columns]
+            target[..., rows, columns].add_((map_N1HW * share_Nhw[:, None])[..., above_rows, above_columns])
         return target
 
 

@@ -8,8 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from vbp.saliency import VisualBackProp
-from vbp.saliency.forward import last_tap
-from vbp.saliency.prepared.cpu import PackedConvolution, can_pack, packed
+from vbp.saliency.forward import last_tap, positive_mean
+from vbp.saliency.prepared import cpu
+from vbp.saliency.prepared.cpu import (
+    FoldedConvolution,
+    PackedConvolution,
+    can_pack,
+    packed,
+    positive_mean_of_activation,
+)
 from vbp.saliency.prepared.layouts import LAYOUTS
 
 from ..conftest import randomise, small_vgg
@@ -41,7 +48,9 @@ def test_without_batch_norm_every_bit_stays(dtype):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "googlenet", "densenet121", "squeezenet1_1", "convnext_tiny", "vgg11_bn"]
+    "name",
+    ["resnet18", "mobilenet_v2", "googlenet", "densenet121", "squeezenet1_1", "convnext_tiny", "vgg11_bn"]
+    + ["mobilenet_v3_small", "efficientnet_b0"],
 )
 def test_masks_of_other_networks_are_the_same(name):
     settings = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
@@ -55,6 +64,68 @@ def test_masks_of_other_networks_are_the_same(name):
     np.testing.assert_allclose(found.log10_max, expected.log10_max, atol=1e-4)
     spread = expected.output.std().item()
     np.testing.assert_allclose(found.output, expected.output, atol=1e-4 * spread, rtol=1e-3)
+
+
+class Activated(nn.Module):
+    """A convolution, batch norm and an activation, as layers or as functions."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.activation = activation
+
+    def forward(self, images):
+        x = self.activation(self.first(images))
+        return self.activation(self.norm(self.second(x)))
+
+
+ACTIVATIONS = {
+    "swish": [nn.SiLU(), nn.SiLU(inplace=True), F.silu],
+    "hardswish": [nn.Hardswish(), nn.Hardswish(inplace=True), F.hardswish],
+    "relu": [nn.ReLU(), F.relu, torch.relu_],
+    "none": [nn.ReLU6(), nn.GELU(), nn.LeakyReLU()],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"), [(name, each) for name, several in ACTIVATIONS.items() for each in several], ids=str
+)
+@pytest.mark.parametrize("has_avx2", [True, False], ids=["packed", "folded"])
+def test_activations_are_computed_with_the_convolution(name, activation, has_avx2, monkeypatch):
+    monkeypatch.setattr(cpu, "is_without_avx2", lambda: not has_avx2)
+    network = randomise(Activated(activation))
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(9))
+    plain, fast = VisualBackProp(network), packed_copy(network)
+    kinds = [type(fast._forward.model.get_submodule(f"packed_{number}")) for number in (0, 1)]
+    assert kinds == [PackedConvolution, PackedConvolution if has_avx2 else FoldedConvolution]
+    assert fast._forward.model.packed_0._activation == name
+    with torch.inference_mode():
+        expected, found = plain.explain(images.clone()), fast.explain(images.clone())
+    np.testing.assert_allclose(found.mask, expected.mask, atol=1e-5)
+    np.testing.assert_allclose(found.output, expected.output, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.Hardswish()], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("has_avx2", [True, False], ids=["packed", "folded"])
+def test_what_is_not_finite_is_noticed(activation, value, has_avx2, monkeypatch):
+    monkeypatch.setattr(cpu, "is_without_avx2", lambda: not has_avx2)
+    network = randomise(Activated(activation))
+    images = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(9))
+    images[0, 1, 5, 6] = value
+    with torch.inference_mode():
+        expected, found = VisualBackProp(network).explain(images.clone()), packed_copy(network).explain(images.clone())
+    assert not expected.finite.item()
+    assert not found.finite.item()
+
+
+def test_the_mean_of_an_activation_has_the_same_bits():
+    planar_NCHW = F.silu(torch.randn(2, 40, 9, 11, generator=torch.Generator().manual_seed(8)))
+    for map_NCHW in (planar_NCHW, planar_NCHW.to(memory_format=torch.channels_last)):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert torch.equal(positive_mean_of_activation(map_NCHW.to(dtype)), positive_mean(map_NCHW.to(dtype)))
 
 
 def test_batch_norm_folded_loses_nothing_in_bfloat16():

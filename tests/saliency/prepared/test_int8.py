@@ -49,7 +49,7 @@ def convolved(bytes_NCHW, weight, padding, zero):
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_layer_computes_whole_numbers(source, norm):
     layers = randomise(nn.Sequential(nn.Conv2d(24, 16, 3, padding=1), nn.BatchNorm2d(16)))
-    layer = QuantisedConvolution(layers[0], layers[1] if norm else None, True, source, None)
+    layer = QuantisedConvolution(layers[0], layers[1] if norm else None, "relu", source, None)
     map_NCHW = drawn_bytes(2, 24, 9, 7)
     weight, bias = layers[0].weight.detach(), layers[0].bias.detach()
     if norm:
@@ -63,7 +63,7 @@ def test_a_layer_computes_whole_numbers(source, norm):
     expected = np.maximum(expected + bias.double().numpy().reshape(1, -1, 1, 1), 0)
     np.testing.assert_allclose(layer(map_NCHW).numpy(), expected, rtol=1e-6, atol=1e-5)
     step = Step(float(expected.max()) / 200, 0)
-    in_bytes = QuantisedConvolution(layers[0], layers[1] if norm else None, True, source, step)(map_NCHW)
+    in_bytes = QuantisedConvolution(layers[0], layers[1] if norm else None, "relu", source, step)(map_NCHW)
     assert in_bytes.dtype is torch.uint8
     assert np.abs(in_bytes.numpy() - expected / step.scale).max() <= 0.5001
 
@@ -72,7 +72,7 @@ def test_bytes_that_would_overflow_16_bits_do_not():
     layer = nn.Conv2d(64, 1, 1, bias=False)
     nn.init.constant_(layer.weight, 63.0)
     map_NCHW = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    found = QuantisedConvolution(layer, None, False, Step(1.0, 0), None)(map_NCHW)
+    found = QuantisedConvolution(layer, None, "none", Step(1.0, 0), None)(map_NCHW)
     assert (found == 255 * 63 * 64).all()
 
 
@@ -85,7 +85,7 @@ def test_weights_are_laid_out_once_for_each_size(monkeypatch):
         return prepack(*settings)
 
     monkeypatch.setattr(torch.ops.onednn, "qconv_prepack", watched)
-    layer, mean = QuantisedConvolution(nn.Conv2d(8, 8, 3), None, True, Step(1.0, 0), Step(1.0, 0)), ByteMean(8, 1.0)
+    layer, mean = QuantisedConvolution(nn.Conv2d(8, 8, 3), None, "relu", Step(1.0, 0), Step(1.0, 0)), ByteMean(8, 1.0)
     for side in (9, 12, 9, 12):
         mean(layer(drawn_bytes(2, 8, side, side)))
     assert sizes == [[2, 8, side, side] for side in (9, 7, 12, 10)]
@@ -206,7 +206,7 @@ torch.manual_seed(3)
 layer = torch.nn.Conv2d(32, 16, 3, padding=1)
 layer.weight.data.copy_(torch.randint(-63, 64, layer.weight.shape))
 layer.bias.data.zero_()
-found = QuantisedConvolution(layer, None, True, Step(1.0, 0), None)(drawn_bytes(2, 32, 12, 12))
+found = QuantisedConvolution(layer, None, "relu", Step(1.0, 0), None)(drawn_bytes(2, 32, 12, 12))
 means = ByteMean(32, 1.0)(drawn_bytes(2, 32, 12, 12))
 print(found.double().sum().item(), found.double().square().sum().item(), means.double().sum().item())
 """

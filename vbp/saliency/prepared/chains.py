@@ -1,7 +1,8 @@
-"""Chains: a convolution and the batch norm and ReLU after it, if nothing else reads its output; fused into one."""
+"""Chains: a convolution, batch norm and activation, each read by the next one alone; they are computed as one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vbp.saliency.operations import module_of
 
-RELUS = frozenset((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"))
+RELU: Mapping[Any, str] = dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu")
+ACTIVATIONS: Mapping[Any, str] = {
+    **RELU,
+    **dict.fromkeys((nn.SiLU, F.silu), "swish"),
+    **dict.fromkeys((nn.Hardswish, F.hardswish), "hardswish"),
+}
+"""Activations that oneDNN computes together with a convolution, by its names. None of them hides NaN or infinity but
+ReLU; so ReLU6 is none of them, whose upper end hides infinity."""
+BOUNDED = frozenset(("swish", "hardswish"))
+"""Those with small negative values, but never minus infinity: they make it NaN."""
 
 
 def nodes_until(last: Node) -> list[Node]:
@@ -35,14 +45,19 @@ def is_convolution(node: Node, model: nn.Module) -> bool:
     )
 
 
-def chain_of(convolution: Node, model: nn.Module) -> list[Node]:
-    """The convolution, and the batch norm and ReLU after it if nothing else reads its output."""
+def chain_of(convolution: Node, model: nn.Module, activations: Mapping[Any, str] = ACTIVATIONS) -> list[Node]:
+    """The convolution, and the batch norm and activation after it if nothing else reads its output."""
     chain = [convolution]
-    for is_next in (_is_norm, is_relu):
-        readers = list(chain[-1].users)
-        if len(readers) == 1 and is_next(readers[0], model):
-            chain.append(readers[0])
+    if (norm := _only_reader(chain[-1])) and _is_norm(norm, model):
+        chain.append(norm)
+    if (last := _only_reader(chain[-1])) and activation_of(last, model) in activations.values():
+        chain.append(last)
     return chain
+
+
+def _only_reader(node: Node) -> Node | None:
+    readers = list(node.users)
+    return readers[0] if len(readers) == 1 else None
 
 
 def _is_norm(node: Node, model: nn.Module) -> bool:
@@ -52,12 +67,13 @@ def _is_norm(node: Node, model: nn.Module) -> bool:
     return type(module) is nn.BatchNorm2d and module.running_mean is not None and not _has_hooks(module)
 
 
-def is_relu(node: Node, model: nn.Module) -> bool:
-    """Whether a node is a ReLU and nothing else."""
+def activation_of(node: Node, model: nn.Module) -> str | None:
+    """The name in `ACTIVATIONS` of a node that is one of them and nothing else."""
     if node.op != "call_module":
-        return node.target in RELUS
+        return ACTIVATIONS.get(node.target)
     module = module_of(node, model)
-    return type(module) is nn.ReLU and not _has_hooks(module)
+    # exactly this class: a subclass may do something else
+    return None if _has_hooks(module) else ACTIVATIONS.get(type(module))
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
@@ -72,11 +88,11 @@ def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor,
     return weight.detach(), None if bias is None else bias.detach()
 
 
-def modules_of(chain: list[Node], model: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d | None, bool]:
-    """Convolution and batch norm of a chain, and whether a ReLU ends it."""
+def modules_of(chain: list[Node], model: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d | None, str]:
+    """Convolution and batch norm of a chain, and the name in `ACTIVATIONS` of what ends it; `none` if nothing does."""
     modules: list[Any] = [module_of(node, model) if node.op == "call_module" else None for node in chain]
     norm = next((module for module in modules if isinstance(module, nn.BatchNorm2d)), None)
-    return modules[0], norm, is_relu(chain[-1], model)
+    return modules[0], norm, activation_of(chain[-1], model) or "none"
 
 
 def _has_hooks(module: nn.Module) -> bool:

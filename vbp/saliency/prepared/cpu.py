@@ -1,22 +1,33 @@
 """A forward pass with its convolutions prepared for this processor.
 
-Batch norm is folded into the convolution before it. The ReLU after it is fused too, which saves a pass over the map.
-The weights are put into oneDNN's layout once for each size of the map, instead of in every batch.
+Batch norm is folded into the convolution before it. The activation after it is fused too, which saves a pass over the
+map. The weights are put into oneDNN's layout once for each size of the map, instead of in every batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn import functional as F
 from typing_extensions import override
 
-from vbp.saliency.forward import ForwardPass, last_tap
+from vbp.saliency.forward import ForwardPass, channel_mean, last_tap, positive_mean
 from vbp.saliency.operations import module_of
-from vbp.saliency.prepared.chains import chain_of, folded, is_convolution, modules_of, nodes_until
+from vbp.saliency.prepared.chains import (
+    BOUNDED,
+    activation_of,
+    chain_of,
+    folded,
+    is_convolution,
+    modules_of,
+    nodes_until,
+)
 from vbp.saliency.prepared.layouts import BySize
 
 
@@ -28,7 +39,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     """
     try:
         layer = nn.Conv2d(16, 16, 3, device="cpu", dtype=dtype)
-        PackedConvolution(layer, None, relu=True)(torch.zeros(1, 16, 8, 8, device="cpu", dtype=dtype))
+        PackedConvolution(layer, None, "relu")(torch.zeros(1, 16, 8, 8, device="cpu", dtype=dtype))
     except (AttributeError, RuntimeError):
         return False
     return True
@@ -47,24 +58,68 @@ def packed(forward: ForwardPass) -> ForwardPass:
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         return forward
     module = GraphModule(forward.model, deepcopy(forward.graph))
-    nodes = nodes_until(last_tap(module.graph))
-    convolutions = [node for node in nodes if is_convolution(node, module) and _can_pack(node, module)]
+    convolutions = [
+        node for node in nodes_until(last_tap(module.graph)) if is_convolution(node, module) and _can_pack(node, module)
+    ]
+    for node in module.graph.nodes:
+        if node.target is positive_mean and activation_of(node.all_input_nodes[0], module) in BOUNDED:
+            node.target = positive_mean_of_activation
     for number, chain in enumerate([chain_of(node, module) for node in convolutions]):
         _replace(chain, module, f"packed_{number}")
     module.graph.lint()
     return ForwardPass(module, module.graph)
 
 
-class PackedConvolution(nn.Module):
-    """Convolution, batch norm and ReLU in one.
+def positive_mean_of_activation(map_NCHW: Tensor) -> Tensor:
+    """`positive_mean`, to the same bits, of a map without minus infinity, which alone a clamp would hide."""
+    return channel_mean(map_NCHW.clamp(min=0))
+
+
+class FoldedConvolution(nn.Module):
+    """Convolution, batch norm and activation, the norm folded in; torch chooses how it computes the convolution.
 
     Args:
         convolution: a convolution with zero padding, given in numbers.
         norm: batch norm of its output, or None.
-        relu: whether a ReLU follows.
+        activation: a name of `IN_PLACE`.
     """
 
-    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool):
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: str):
+        super().__init__()
+        weight, bias = folded(convolution, norm)
+        dtype = convolution.weight.dtype
+        self._weight = weight.to(dtype, memory_format=torch.channels_last)
+        self._bias = None if bias is None else bias.to(dtype)
+        self._geometry: tuple[Any, ...] = (
+            convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+        )  # fmt: skip
+        self._activate = IN_PLACE[activation]
+
+    @override
+    def forward(self, map_NCHW: Tensor) -> Tensor:
+        """The next map."""
+        return self._activate(F.conv2d(map_NCHW, self._weight, self._bias, *self._geometry))
+
+
+IN_PLACE: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda map_NCHW: map_NCHW,
+    "relu": torch.relu_,
+    "swish": partial(F.silu, inplace=True),
+    "hardswish": partial(F.hardswish, inplace=True),
+}
+"""Activations by the names of `ACTIVATIONS`."""
+
+
+class PackedConvolution(nn.Module):
+    """Convolution, batch norm and activation in one.
+
+    Args:
+        convolution: a convolution with zero padding, given in numbers.
+        norm: batch norm of its output, or None.
+        activation: oneDNN's name of the activation that follows; `none`.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: str):
         super().__init__()
         weight, bias = folded(convolution, norm)
         dtype = convolution.weight.dtype
@@ -72,7 +127,7 @@ class PackedConvolution(nn.Module):
         self._geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
         self._weight = weight.to(dtype, memory_format=torch.channels_last)
         self._weight_for = BySize(self._laid_out)
-        self._activation = "relu" if relu else "none"
+        self._activation = activation
 
     @override
     def forward(self, map_NCHW: Tensor) -> Tensor:
@@ -92,10 +147,22 @@ def _can_pack(convolution: Node, model: nn.Module) -> bool:
     return can_pack(weight.dtype)
 
 
+def _is_product(convolution: nn.Conv2d) -> bool:
+    """Whether it is a product of matrices, which torch leaves to MKL for small batches on one thread."""
+    return convolution.kernel_size == convolution.stride == convolution.dilation == (1, 1)
+
+
+def is_without_avx2() -> bool:
+    """Whether oneDNN's convolutions are the slower ones for products of matrices, as measured on SSE4.1."""
+    return torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+
+
 def _replace(chain: list[Node], model: GraphModule, name: str) -> None:
     """Let the last node of the chain, which keeps its name and readers, do the work of the whole chain."""
     first, last = chain[0], chain[-1]
-    model.add_submodule(name, PackedConvolution(*modules_of(chain, model)))
+    convolution, norm, activation = modules_of(chain, model)
+    kind = FoldedConvolution if _is_product(convolution) and is_without_avx2() else PackedConvolution
+    model.add_submodule(name, kind(convolution, norm, activation))
     last.op, last.target, last.args, last.kwargs = "call_module", name, first.args, {}
     for node in reversed(chain[:-1]):
         model.graph.erase_node(node)

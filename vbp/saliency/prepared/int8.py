@@ -25,7 +25,7 @@ from typing_extensions import override
 from vbp.errors import UsageError
 from vbp.saliency.forward import ForwardPass, channel_mean, last_tap, positive_mean
 from vbp.saliency.operations import module_of, window_of
-from vbp.saliency.prepared.chains import chain_of, folded, is_convolution, modules_of, nodes_until
+from vbp.saliency.prepared.chains import RELU, chain_of, folded, is_convolution, modules_of, nodes_until
 from vbp.saliency.prepared.layouts import BySize
 
 WEIGHT_MAX = 63
@@ -104,7 +104,7 @@ def quantisable(forward: ForwardPass) -> list[list[Node]]:
     model = forward.model
     nodes = nodes_until(last_tap(forward.graph))
     convolutions = [node for node in nodes if is_convolution(node, model) and not _has_changed(node, model)]
-    return [chain_of(node, model) for node in convolutions]
+    return [chain_of(node, model, RELU) for node in convolutions]
 
 
 def _has_changed(reader: Node, model: nn.Module) -> bool:
@@ -130,7 +130,7 @@ def can_quantise(device: str) -> bool:
         device: only cpu can.
     """
     try:
-        layer = QuantisedConvolution(nn.Conv2d(4, 4, 1, device="cpu"), None, True, Step(1.0, 0), None)
+        layer = QuantisedConvolution(nn.Conv2d(4, 4, 1, device="cpu"), None, "relu", Step(1.0, 0), None)
         layer(torch.zeros(1, 4, 2, 2, dtype=torch.uint8, device="cpu"))
     except (AttributeError, RuntimeError):
         return False
@@ -143,20 +143,20 @@ class QuantisedConvolution(nn.Module):
     Args:
         convolution: a convolution with zero padding, given in numbers.
         norm: batch norm of its output, or None.
-        relu: whether a ReLU follows.
+        activation: `relu` or `none`.
         source: step of the input.
         output: step of the output, which needs a ReLU; None: the output is float32.
     """
 
     def __init__(
-        self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, source: Step, output: Step | None
+        self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: str, source: Step, output: Step | None
     ):
         super().__init__()
         weight, bias = folded(convolution, norm)
         steps, scales = quantised_weight(weight)
         padding: Any = convolution.padding
         geometry = (list(convolution.stride), list(padding), list(convolution.dilation), convolution.groups)
-        self._convolve = _Convolve(steps, scales, bias, source, geometry, output, "relu" if relu else "none")
+        self._convolve = _Convolve(steps, scales, bias, source, geometry, output, activation)
 
     @override
     def forward(self, bytes_NCHW: Tensor) -> Tensor:
@@ -350,12 +350,12 @@ class _Rewriting:
                 self._graph.erase_node(copy)
 
     def _convolution(self, chain: list[Node]) -> None:
-        convolution, norm, relu = modules_of(chain, self._module)
+        convolution, norm, activation = modules_of(chain, self._module)
         source = self._in_bytes(chain[0])
         last = chain[-1]
-        within = relu and last is not self._nodes[-1] and any(map(self._takes_bytes, last.users))
+        within = activation != "none" and last is not self._nodes[-1] and any(map(self._takes_bytes, last.users))
         step = self._step_of(last) if within else None
-        layer = QuantisedConvolution(convolution, norm, relu, source.step, step)
+        layer = QuantisedConvolution(convolution, norm, activation, source.step, step)
         new = self._before(last, layer, source.node)
         if step is None:
             self._replace(last, new)
