@@ -153,26 +153,29 @@ def test_fused_layer_gives_the_mask_of_its_parts(fused, parts):
     assert torch.equal(VisualBackProp(one)(IMAGES), VisualBackProp(other)(IMAGES))
 
 
-class SamePadding(nn.Conv2d):
+class DataDependent(nn.Conv2d):
     def forward(self, x):
-        rows, columns = x.shape[-2:]
-        right, below = (max(0, (-(-length // 2) - 1) * 2 + 3 - length) for length in (columns, rows))
-        return super().forward(F.pad(x, (0, right, 0, below)))
+        right = int(x.sum())
+        return super().forward(F.pad(x, (0, right, 0, 0)))
 
 
 def test_what_cannot_be_looked_into_is_refused_with_its_line():
-    network = nn.Sequential(SamePadding(3, 4, 3, 2), nn.ReLU())
-    with pytest.raises(ModelError, match=r"cannot be traced .* in test_graph.py, line \d+: right, below = "):
+    network = nn.Sequential(DataDependent(3, 4, 3, 2), nn.ReLU())
+    with pytest.raises(ModelError, match=r"cannot be traced .* in test_graph.py, line \d+: right = "):
         trace(network)
 
 
-def test_weights_computed_from_the_image_are_refused():
+def test_weights_computed_from_the_image_have_their_size():
     class Dynamic(nn.Conv2d):
         def forward(self, x):
             return F.conv2d(x, self.weight * x.mean(), padding=1)
 
-    with pytest.raises(ModelError, match=r"Sequential computes the weights of 0\.conv2d"):
-        trace(nn.Sequential(Dynamic(3, 4, 3), nn.ReLU()))
+    layer = nn.Conv2d(6, 4, 3, padding=1, bias=False)
+    dynamic = with_weights_of(Dynamic(6, 4, 3, bias=False), layer)
+    ends = convolution(), nn.ReLU()
+    layer.weight.data = layer.weight * nn.Sequential(*ends)(IMAGES[:1]).mean()
+    one, other = (nn.Sequential(*ends, middle, nn.ReLU()) for middle in (dynamic, layer))
+    assert torch.equal(VisualBackProp(one)(IMAGES[:1]), VisualBackProp(other)(IMAGES[:1]))
 
 
 def test_layer_whose_weights_were_replaced_has_their_size():

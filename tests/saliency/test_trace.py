@@ -174,7 +174,7 @@ def test_heads_may_branch_and_be_many():
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), "has no 2-d convolution"),
         (nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()), "has no 2-d convolution"),
         (nn.Sequential(convolution()), "no activation behind a 2-d convolution"),
-        (nn.Sequential(convolution(), nn.ReLU(), nn.PixelShuffle(2), convolution(1)), r"not know: 2 \(PixelShuffle\)"),
+        (nn.Sequential(convolution(), nn.ReLU(), nn.LPPool2d(2, 2), convolution(4)), r"not know: 2 \(LPPool2d\)"),
     ],
 )
 def test_refusals_say_why(model, reason):

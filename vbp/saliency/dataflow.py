@@ -8,20 +8,28 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from torch import nn
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from vbp.errors import ModelError
 from vbp.saliency import operations
-from vbp.saliency.geometry import Resampling, Window
+from vbp.saliency.geometry import Resampling, Transposed, Window
 from vbp.saliency.operations import is_constant
+from vbp.saliency.shapes import Sizes
 from vbp.saliency.values import Call, Map, Unknown, Value, Vector, flat
 
 
-def follow(graph: Graph, model: nn.Module) -> dict[Node, Map]:
+def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> dict[Node, Map]:
     """Every map of the network, in order of execution; the first is its input.
+
+    Args:
+        graph: the forward pass of the network.
+        model: has the layers that the graph calls.
+        sizes: the sizes of all values; notes which of them the maps' geometry depends on.
 
     Raises:
         ModelError: a convolution follows an operation that cannot be followed.
@@ -33,7 +41,7 @@ def follow(graph: Graph, model: nn.Module) -> dict[Node, Map]:
         elif node.op.startswith("call") and not operations.asks_metadata(node):
             inputs = [values[source] for source in node.all_input_nodes if source in values]
             if inputs:
-                values[node] = _value(Call(node, model, values), inputs)
+                values[node] = _value(Call(node, model, values, sizes), inputs)
     return {node: value for node, value in values.items() if isinstance(value, Map)}
 
 
@@ -41,14 +49,31 @@ def _value(call: Call, inputs: list[Value]) -> Value:
     unknown = next((value for value in inputs if isinstance(value, Unknown)), None)
     rule = next((rule for known, rule in _RULES if call.operation in known), None)
     if unknown:
-        value: Value = unknown
+        value: Value = Vector() if _pools(call) else unknown
     elif not call.sources:
         value = Vector()
     else:
         value = rule(call) if rule else call.unknown("that tracing does not know")
-    if isinstance(value, Unknown) and call.operation in operations.CONVOLUTIONS:
+    if isinstance(value, Map) and not _has_its_size(call, value):
+        value = call.unknown("that gives another size than its settings say")
+    if isinstance(value, Unknown) and call.operation in operations.CONVOLUTIONS | operations.TRANSPOSED:
         raise ModelError(value.reason)
     return value
+
+
+def _pools(call: Call) -> bool:
+    """Whether an operation on pixels that were moved leaves none of them, as a sum weighted by attention does."""
+    sizes = [call.sizes.is_fixed(node) for node in call.node.all_input_nodes if call.sizes.of(node) is not None]
+    return not all(sizes) and call.sizes.is_fixed(call.node)
+
+
+def _has_its_size(call: Call, value: Map) -> bool:
+    """Whether an operation gives the size that its geometry says; true where that is not known."""
+    below, above = call.sizes.of(call.sources[0]), call.sizes.of(call.node)
+    if below is None or above is None or value.several or value.joins:
+        return True
+    size = below[call.map.rows], below[call.map.columns]
+    return (value.step.output_size(size) if value.step else size) == (above[value.rows], above[value.columns])
 
 
 def _activation(call: Call) -> Value:
@@ -66,10 +91,13 @@ def _normalisation(call: Call) -> Value:
 def _window(call: Call) -> Value:
     if call.map.spatial != (call.map.rank - 2, call.map.rank - 1):
         return call.unknown("on an image whose last axes are not rows and columns")
-    window = operations.window_of(call.node, call.model)
+    if _is_whole_size(call.node.kwargs.get("kernel_size", (*call.node.args, None, None)[1]), call.values):
+        return Vector()
+    window = operations.window_of(call.node, call.model, call.sizes)
     if window is None:
-        kernel = call.arguments("input", "kernel_size").get("kernel_size")
-        return Vector() if _is_whole_size(kernel, call.values) else call.unknown("whose size is computed")
+        return call.unknown("whose size is computed")
+    if call.operation in operations.TRANSPOSED:
+        return call.result(kind="convolution", signed=True, step=Transposed(window))
     if call.operation in operations.CONVOLUTIONS:
         return call.result(kind="convolution", signed=True, step=window)
     pads = call.operation in operations.PADDINGS
@@ -78,7 +106,7 @@ def _window(call: Call) -> Value:
 
 
 def _adaptive_pooling(call: Call) -> Value:
-    size = operations.adaptive_size(call.node, call.model)
+    size = operations.adaptive_size(call.node, call.model, call.sizes)
     if size == (1, 1):
         return Vector()
     if size is None:
@@ -87,10 +115,25 @@ def _adaptive_pooling(call: Call) -> Value:
 
 
 def _upsampling(call: Call) -> Value:
-    resampling = operations.resampling_of(call.node, call.model)
+    resampling = operations.resampling_of(call.node, call.model, call.sizes)
     if resampling is None:
         return call.unknown("that resizes to a computed size or in a mode other than nearest and bilinear")
     return call.result(step=resampling)
+
+
+def _pixel_shuffle(call: Call) -> Value:
+    """Every pixel becomes a square of pixels, filled from its channels."""
+    factor = float(_factor(call, "upscale_factor"))
+    return call.result(step=Resampling("nearest", scale=(factor, factor)))
+
+
+def _pixel_unshuffle(call: Call) -> Value:
+    factor = _factor(call, "downscale_factor")
+    return call.result(step=Window((factor, factor), (factor, factor)))
+
+
+def _factor(call: Call, name: str) -> int:
+    return int(call.arguments("input", name)[name])
 
 
 def _linear(call: Call) -> Value:
@@ -107,7 +150,10 @@ def _arithmetic(call: Call) -> Value:
     if len({(one.rows - one.rank, one.columns - one.rank) for one in call.maps}) > 1:
         return call.unknown("that joins rows with other axes")
     largest = max(call.maps, key=lambda one: one.rank)
-    placed = replace(largest, signed=True, several=False, step=None)
+    placed = replace(largest, signed=True, several=False, step=None, statistic=all(one.statistic for one in call.maps))
+    if sum(not one.statistic for one in call.maps) <= 1:
+        # a norm of the network's own: a map and its mean or variance over the channels
+        return replace(placed, kind="other", sources=call.sources)
     if call.operation not in operations.ADDITIONS:
         return replace(placed, kind="product", sources=call.sources)
     signed = any(one.signed for one in call.maps)
@@ -118,15 +164,26 @@ def _concatenation(call: Call) -> Value:
     axis = call.arguments("tensors", "dim").get("dim", 0)
     if axis % call.map.rank in call.map.spatial or len({one.spatial for one in call.maps}) > 1:
         return call.unknown("that sets maps side by side")
+    return _joined(call, call.map)
+
+
+def _stacking(call: Call) -> Value:
+    if len({(one.rank, *one.spatial) for one in call.maps}) > 1:
+        return call.unknown("that sets maps side by side")
+    return _joined(call, _with_axis(call, call.arguments("tensors", "dim").get("dim", 0)))
+
+
+def _joined(call: Call, like: Map) -> Map:
     if len(call.sources) == 1:
-        return call.result()
+        return like if like is not call.map else call.result()
     signed = any(one.signed for one in call.maps)
-    return replace(call.result(kind="concatenation", signed=signed), sources=call.terms("concatenation"))
+    terms = call.terms("concatenation")
+    return replace(like, kind="concatenation", signed=signed, several=False, step=None, statistic=False, sources=terms)
 
 
 def _reduction(call: Call) -> Value:
-    """A mean, sum or maximum: over all pixels, or over other axes."""
-    settings = call.arguments("input", "dim", "keepdim")
+    """A mean, norm, maximum or the like: over all pixels, or over other axes."""
+    settings = call.arguments("input", *operations.REDUCTIONS[call.operation])
     axes = settings.get("dim")
     if isinstance(axes, Node):
         return _arithmetic(call)  # the larger of two maps
@@ -136,8 +193,10 @@ def _reduction(call: Call) -> Value:
     if set(call.map.spatial) & set(reduced):
         return call.unknown("that reduces rows without columns")
     kept = [axis for axis in range(call.map.rank) if axis not in reduced or settings.get("keepdim")]
-    several = call.operation in operations.MAXIMA
-    return _rearranged(call, kept, signed=call.map.signed, several=several)
+    several = call.operation in operations.PAIRS
+    # a sum over branches that were stacked is no statistic of the channels
+    statistic = call.map.rank == 4
+    return _rearranged(call, kept, signed=call.map.signed, several=several, statistic=statistic)
 
 
 def _flattening(call: Call) -> Value:
@@ -146,16 +205,32 @@ def _flattening(call: Call) -> Value:
 
 
 def _reshaping(call: Call) -> Value:
-    """A view keeps the pixels if it names the map's own rows and columns, side by side at the same end."""
+    """A view keeps the pixels if rows and columns stay side by side, with as many values before them as before."""
     lengths = flat(call.node.kwargs.get("shape", call.node.args[1:]))
-    rank = len(lengths)
-    named = {_side(length, call.values): place for place, length in enumerate(lengths)}
-    rows, columns = named.get("rows"), named.get("columns")
-    if rows is not None and columns == rows + 1 and call.map.columns == call.map.rows + 1:
-        both_last = call.map.columns == call.map.rank - 1 and columns == rank - 1
-        if both_last or rows == call.map.rows:
-            return call.result(rank=rank, rows=rows, columns=columns)
-    return call.unknown("that moves pixels") if rank > 2 else Vector()
+    below, above = call.sizes.of(call.sources[0]), call.sizes.of(call.node)
+    if below is None or above is None:
+        return call.unknown("that moves pixels, or whose size depends on the data")
+    place = _place_in(above, below, call.map)
+    if place is None:
+        return call.unknown("that moves pixels") if len(above) > 2 else Vector()
+    sides = [_side(length, call.values) for length in lengths[place : place + 2]]
+    if sides == ["columns", "rows"]:
+        return call.unknown("that moves pixels")
+    if sides != ["rows", "columns"]:
+        call.sizes.used.add(call.node)
+    return call.result(rank=len(above), rows=place, columns=place + 1)
+
+
+def _place_in(above: tuple[int, ...], below: tuple[int, ...], one: Map) -> int | None:
+    """Where a view of shape `above` has the rows of a map of shape `below`; None if its pixels are elsewhere."""
+    if one.columns != one.rows + 1:
+        return None
+    fitting = [
+        place for place in range(len(above) - 1)
+        if above[place : place + 2] == below[one.rows : one.rows + 2]
+        and prod(above[:place]) == prod(below[: one.rows])
+    ]  # fmt: skip
+    return fitting[-1] if fitting else None
 
 
 def _side(length: Any, values: dict[Node, Value]) -> str | None:
@@ -203,20 +278,54 @@ def _split(call: Call) -> Value:
     return call.unknown("that cuts maps") if axis % call.map.rank in call.map.spatial else call.result(several=True)
 
 
+def _unbinding(call: Call) -> Value:
+    axis = call.arguments("input", "dim").get("dim", 0) % call.map.rank
+    if axis in call.map.spatial:
+        return call.unknown("that cuts maps")
+    return _rearranged(call, [other for other in range(call.map.rank) if other != axis], several=True)
+
+
 def _unsqueezing(call: Call) -> Value:
-    axis = call.arguments("input", "dim")["dim"] % (call.map.rank + 1)
+    return _with_axis(call, call.arguments("input", "dim")["dim"])
+
+
+def _with_axis(call: Call, axis: int) -> Map:
+    """The map with one more axis."""
+    axis %= call.map.rank + 1
     order = list(range(call.map.rank))
     return _rearranged(call, [*order[:axis], -1, *order[axis:]])
 
 
+def _squeezing(call: Call) -> Value:
+    axes = call.arguments("input", "dim").get("dim")
+    dropped = {axis % call.map.rank for axis in flat(axes)} if axes is not None else set(call.map.spatial)
+    if dropped & set(call.map.spatial):
+        return call.unknown("that may drop rows or columns")
+    size = call.sizes.of(call.sources[0])
+    kept = [axis for axis in range(call.map.rank) if axis not in dropped or (size and size[axis] != 1)]
+    return _rearranged(call, kept)
+
+
 def _expansion(call: Call) -> Value:
     """A vector that is expanded over a map's pixels is equal at all of them; only the map's shape is read."""
-    is_vector = isinstance(call.values.get(call.node.args[0]), Vector)  # type: ignore[arg-type]
-    return Vector() if is_vector else call.unknown("that tracing does not know")
+    expanded: Any = call.node.args[0]
+    if isinstance(call.values.get(expanded), Vector):
+        return Vector()
+    above = call.sizes.of(call.node)
+    if above is None or len(above) != call.map.rank:
+        return call.unknown("that tracing does not know")
+    return replace(call.result(), sources=(expanded,))  # `_has_its_size` looks whether pixels stay
+
+
+def _softmax(call: Call) -> Value:
+    axis = call.arguments("input", "dim").get("dim")
+    if axis is None or axis % call.map.rank in call.map.spatial:
+        return call.unknown("that weighs pixels against each other")
+    return call.result(signed=False)
 
 
 def _indexing(call: Call) -> Value:
-    index = call.node.args[1]
+    index = map_arg(call.node.args[1], call.sizes)
     if isinstance(index, str):
         return call.unknown("that takes the images out of a dictionary (give a module that is called with images)")
     if call.map.several:
@@ -229,7 +338,7 @@ def _indexing(call: Call) -> Value:
             order.append(-1)
             continue
         if axis in call.map.spatial:
-            cut = _cropped(window, call.map.spatial.index(axis), part)
+            cut = _cropped(window, axis, part, call)
             if cut is None:
                 return call.unknown("that picks pixels")
             window = cut
@@ -255,18 +364,25 @@ def _spread_ellipsis(index: tuple[Any, ...], rank: int) -> Iterator[Any]:
             yield part
 
 
-def _cropped(window: Window, axis: int, part: Any) -> Window | None:
+def _cropped(window: Window, axis: int, part: Any, call: Call) -> Window | None:
     """`window` with a slice of one axis as negative padding; None for another kind of index."""
     if not isinstance(part, slice) or not is_constant((part.start, part.stop, part.step)):
         return None
     start, stop, stride = part.start or 0, part.stop, part.step or 1
     if start < 0 or (stop is not None and stop >= 0):
-        return None
+        # where it ends, or begins, depends on the length of the axis
+        size = call.sizes.of(call.sources[0])
+        if size is None:
+            return None
+        call.sizes.used.add(call.node)
+        start, stop, stride = part.indices(size[axis])
+        stop -= size[axis]
+    side = call.map.spatial.index(axis)
     return replace(
         window,
-        stride=_with(window.stride, axis, stride),
-        before=_with(window.before, axis, -start),
-        after=_with(window.after, axis, stop or 0),
+        stride=_with(window.stride, side, stride),
+        before=_with(window.before, side, -start),
+        after=_with(window.after, side, stop or 0),
     )
 
 
@@ -278,20 +394,26 @@ _RULES: tuple[tuple[Any, Callable[[Call], Value]], ...] = (
     (operations.SIGNED_BY_ACTIVATION, _activation),
     (operations.UNCHANGED, _unchanged),
     (operations.NORMALISATIONS, _normalisation),
-    (operations.CONVOLUTIONS | operations.POOLINGS | operations.PADDINGS, _window),
+    (operations.CONVOLUTIONS | operations.TRANSPOSED | operations.POOLINGS | operations.PADDINGS, _window),
     (operations.ADAPTIVE_POOLINGS, _adaptive_pooling),
     (operations.UPSAMPLINGS, _upsampling),
+    (operations.PIXEL_SHUFFLES, _pixel_shuffle),
+    (operations.PIXEL_UNSHUFFLES, _pixel_unshuffle),
     (operations.LINEAR, _linear),
     (operations.ARITHMETIC, _arithmetic),
     (operations.CONCATENATIONS, _concatenation),
+    (operations.STACKINGS, _stacking),
     (operations.REDUCTIONS, _reduction),
     (operations.FLATTENINGS, _flattening),
     (operations.RESHAPINGS, _reshaping),
     (operations.PERMUTATIONS, _permutation),
     (operations.TRANSPOSITIONS, _transposition),
     (operations.SPLITS, _split),
+    (operations.UNBINDINGS, _unbinding),
     (operations.UNSQUEEZINGS, _unsqueezing),
+    (operations.SQUEEZINGS, _squeezing),
     (operations.EXPANSIONS, _expansion),
+    (operations.SOFTMAXES, _softmax),
     ((operator.getitem,), _indexing),
     ((getattr,), _attribute),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +114,18 @@ class ForwardPass:
         return Pass(*self._code[wanted](self.model, images_NCHW))
 
 
-def averaged(graph: Graph, signed_by_tap: Mapping[str, bool], poolings: Mapping[str, Pooling]) -> Graph:
+def channels_first(map_: Tensor, rows: int, columns: int) -> Tensor:
+    """A map with these axes of rows and columns as (N, C, H, W); all other axes but the first count as channels."""
+    moved = map_.movedim((rows, columns), (-2, -1))
+    return moved[:, None] if moved.ndim == 3 else moved.flatten(1, -3)
+
+
+def averaged(
+    graph: Graph,
+    signed_by_tap: Mapping[str, bool],
+    poolings: Mapping[str, Pooling],
+    layouts: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> Graph:
     """A copy of `graph` whose output is a `Pass`.
 
     An average comes directly after its map, before an in-place operation can change the map.
@@ -122,6 +134,7 @@ def averaged(graph: Graph, signed_by_tap: Mapping[str, bool], poolings: Mapping[
         graph: the forward pass of a network.
         signed_by_tap: the nodes to average, from the input upwards, and whether negative values count as 0.
         poolings: the max pooling whose switches are kept, by node.
+        layouts: the axes of rows and columns of the maps that are not (N, C, H, W), by node.
     """
     copy = Graph()
     copies: dict[Node, Node] = {}
@@ -137,14 +150,17 @@ def averaged(graph: Graph, signed_by_tap: Mapping[str, bool], poolings: Mapping[
         copies[node] = copy.node_copy(node, copies.__getitem__)
         if node.name in signed_by_tap:
             mean = positive_mean if signed_by_tap[node.name] else channel_mean
-            maps.append(copy.call_function(mean, (copies[node],)))
+            map_ = copies[node]
+            if node.name in layouts:
+                map_ = copy.call_function(channels_first, (map_, *layouts[node.name]))
+            maps.append(copy.call_function(mean, (map_,)))
     return copy
 
 
 def last_tap(graph: Graph) -> Node:
     """The node of an averaged graph whose average is the last; only after it gradients may be needed."""
     tap: Node = _results(graph).maps_N1HW[-1].all_input_nodes[0]
-    return tap
+    return tap.all_input_nodes[0] if tap.target is channels_first else tap
 
 
 def _results(graph: Graph) -> Any:

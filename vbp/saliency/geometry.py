@@ -113,6 +113,35 @@ def _part(map_N1HW: Tensor, axis: int, part: slice) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Transposed:
+    """A transposed convolution, by the window of the convolution whose gradient it is."""
+
+    window: Window
+
+    def output_size(self, size: Size) -> Size:
+        """The size of the layer's output for an input of `size`, by PyTorch's rules."""
+        rows, columns = (self._length(axis, size[axis]) for axis in (0, 1))
+        return rows, columns
+
+    def _length(self, axis: int, length: int) -> int:
+        window = self.window
+        reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1
+        return (length - 1) * window.stride[axis] - window.before[axis] - window.after[axis] + reach
+
+    def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
+        """Sum what every value was spread to: the convolution with all weights 1, (N, 1, *size), same dtype."""
+        for axis in (1, 0):
+            shape = list(map_N1HW.shape)
+            length, shape[axis + 2] = shape[axis + 2], size[axis]
+            target = map_N1HW.new_zeros(shape)
+            for offset in self.window.offsets(axis):
+                below, above = _places(offset, self.window.stride[axis], size[axis], length)
+                _part(target, axis, below).add_(_part(map_N1HW, axis, above))
+            map_N1HW = target
+        return map_N1HW
+
+
+@dataclass(frozen=True)
 class Pooling(Window):
     """The window of a pooling layer."""
 

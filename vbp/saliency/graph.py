@@ -8,31 +8,45 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Tracer
+from torch.fx import Graph, Node
 from typing_extensions import override
 
 from vbp.errors import ModelError
 from vbp.saliency.forward import evaluating
 from vbp.saliency.operations import is_known, is_patched
+from vbp.saliency.shapes import ImageShape
+from vbp.saliency.sizes import Choice, SizedTracer, recorded_extremes
+
+_TRACING = Lock()
+"""Held while tracing, because torch.fx replaces methods of ``nn.Module`` for that time."""
 
 
-def graph_of(model: nn.Module) -> Graph:
+def graph_of(model: nn.Module, shape: ImageShape) -> tuple[Graph, tuple[Choice, ...]]:
     """The graph of `model` in evaluation mode for one batch of images; other arguments keep their defaults.
 
     It traces into everything that is not a layer of a known kind, also into a subclass of a known layer, which may do
     more, and into a layer with a replaced method.
 
+    Args:
+        model: the network.
+        shape: the shape of the images, where the network's Python code asks for it.
+
+    Returns:
+        The graph; and what the network's Python code decided by the size of the images. Where that comes out alike,
+        the graph holds for images of other sizes, too.
+
     Raises:
         ModelError: the network cannot be traced, or two traces differ.
     """
     _check_signature(model)
-    first = _traced(model)
+    first, choices = _traced(model, shape)
     before = set(vars(model))
-    second = _traced(model)
+    second, _ = _traced(model, shape)
     alike = _description(first) == _description(second) and _equal(_constants(first, model), _constants(second, model))
     for name in filter(_CONSTANT.fullmatch, set(vars(model)) - before):
         delattr(model, name)
@@ -41,7 +55,7 @@ def graph_of(model: nn.Module) -> Graph:
             f"{_name(model)} does something else each time that it is run, by chance or by what it counts, so a mask "
             "of one pass says nothing about the next."
         )
-    return first
+    return first, choices
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -75,18 +89,28 @@ def _check_signature(model: nn.Module) -> None:
         )
 
 
-def _traced(model: nn.Module) -> Graph:
+def _traced(model: nn.Module, shape: ImageShape) -> tuple[Graph, tuple[Choice, ...]]:
     try:
-        with evaluating(model):
-            return _Tracer().trace(model)
+        with _TRACING, evaluating(model), recorded_extremes():
+            tracer = _Tracer(model, shape)
+            graph = tracer.trace(model)
     except Exception as error:  # tracing runs the user's own forward code, which may raise anything
         raise ModelError(
             f"{_name(model)} cannot be traced by torch.fx: {_reason(error)}{_place(error)}. Layers and functions of "
-            "PyTorch alone, called without asking for the values or sizes of the data, can be."
+            "PyTorch alone, called without asking for the values of the data, can be."
         ) from error
+    _forget_sizes(graph, {choice.node for choice in tracer.choices})
+    return graph, tuple(tracer.choices)
 
 
-class _Tracer(Tracer):
+def _forget_sizes(graph: Graph, decisive: set[Node]) -> None:
+    """Erase the sizes that nobody reads: who asks for one length gets all."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_method" and node.target == "size" and not node.users and node not in decisive:
+            graph.erase_node(node)
+
+
+class _Tracer(SizedTracer):
     @override
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_known(m) or (super().is_leaf_module(m, module_qualified_name) and not is_patched(m))
@@ -101,6 +125,8 @@ class _Tracer(Tracer):
 
     @override
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not self.records:
+            return forward(*args, **kwargs)
         if (inner := unwrapped(m)) is not m:
             return inner(*args, **kwargs)
         with _unchecked(m) if not self.is_leaf_module(m, "") else nullcontext():

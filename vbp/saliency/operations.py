@@ -5,19 +5,21 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from types import FunctionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.fx import Node
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_arg
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from vbp.errors import ModelError
 from vbp.light_torchvision import ops
 from vbp.saliency.geometry import Pooling, Resampling, Window
+
+if TYPE_CHECKING:
+    from vbp.saliency.shapes import Sizes
 
 SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), False),
@@ -34,28 +36,41 @@ SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
 UNCHANGED: frozenset[Any] = frozenset(
     (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, ops.StochasticDepth)
     + (F.dropout, F.dropout2d, ops.stochastic_depth, nn.ChannelShuffle, torch.channel_shuffle)
-    + ("contiguous", "float", "to", "clone", "detach")
+    + ("contiguous", "float", "half", "to", "type", "type_as", "clone", "detach", torch.clone, torch.detach)
 )
 """Operations that change no value in evaluation mode; they may reorder channels."""
 
 NORMALISATIONS: frozenset[Any] = frozenset(
     (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
     + (ops.FrozenBatchNorm2d, F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.local_response_norm)
+    + (nn.RMSNorm, F.rms_norm, F.normalize)
 )
 
 ADDITIONS: frozenset[Any] = frozenset((operator.add, operator.iadd, torch.add, "add", "add_"))
 POINTWISE: frozenset[Any] = frozenset(
-    (torch.abs, torch.clamp, torch.exp, torch.pow, torch.sqrt, torch.square, operator.neg, operator.pow)
-    + ("abs", "clamp", "exp", "pow", "sqrt", "square")
+    (torch.abs, torch.clamp, torch.exp, torch.pow, torch.sqrt, torch.rsqrt, torch.reciprocal, torch.square, torch.log)
+    + (torch.clamp_min, torch.clamp_max, torch.neg, operator.neg, operator.pow)
+    + ("abs", "clamp", "clamp_min", "clamp_max", "exp", "pow", "sqrt", "rsqrt", "reciprocal", "square", "log", "neg")
 )
 ARITHMETIC: frozenset[Any] = ADDITIONS.union(
     POINTWISE,
-    (operator.sub, operator.mul, operator.truediv, operator.isub, operator.imul, operator.itruediv)
+    (
+        torch.addcmul,
+        torch.addcdiv,
+        operator.sub,
+        operator.mul,
+        operator.truediv,
+        operator.isub,
+        operator.imul,
+        operator.itruediv,
+    )
     + (torch.sub, torch.mul, torch.div, torch.maximum, "sub", "mul", "div", "sub_", "mul_", "div_"),
 )
 CONCATENATIONS: frozenset[Any] = frozenset((torch.cat, torch.concat))
+STACKINGS: frozenset[Any] = frozenset((torch.stack,))
 
 CONVOLUTIONS: frozenset[Any] = frozenset((nn.Conv2d, F.conv2d, torch.conv2d))
+TRANSPOSED: frozenset[Any] = frozenset((nn.ConvTranspose2d, F.conv_transpose2d))
 LINEAR: frozenset[Any] = frozenset((nn.Linear, F.linear))
 MAX_POOLINGS: frozenset[Any] = frozenset((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices))
 POOLINGS: frozenset[Any] = MAX_POOLINGS.union((nn.AvgPool2d, F.avg_pool2d))
@@ -67,23 +82,35 @@ ADAPTIVE_POOLINGS: frozenset[Any] = frozenset(
 )
 UPSAMPLINGS: frozenset[Any] = frozenset((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate))
 
-REDUCTIONS: frozenset[Any] = frozenset(
-    (torch.mean, torch.sum, torch.amax, torch.amin, torch.max, "mean", "sum", "amax", "amin", "max")
-)
+PIXEL_SHUFFLES: frozenset[Any] = frozenset((nn.PixelShuffle, F.pixel_shuffle))
+PIXEL_UNSHUFFLES: frozenset[Any] = frozenset((nn.PixelUnshuffle, F.pixel_unshuffle))
+
+REDUCTIONS: Mapping[Any, tuple[str, ...]] = {
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, torch.max), ("dim", "keepdim")),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "max"), ("dim", "keepdim")),
+    **dict.fromkeys((torch.var, torch.std, torch.var_mean, torch.std_mean), ("dim", "unbiased", "keepdim")),
+    **dict.fromkeys(("var", "std"), ("dim", "unbiased", "keepdim")),
+    **dict.fromkeys((torch.norm, torch.linalg.vector_norm, "norm"), ("p", "dim", "keepdim")),
+}
+"""Reductions over axes, and their arguments after the input."""
 FLATTENINGS: frozenset[Any] = frozenset((nn.Flatten, torch.flatten, "flatten"))
 RESHAPINGS: frozenset[Any] = frozenset((torch.reshape, "view", "reshape"))
 PERMUTATIONS: frozenset[Any] = frozenset((torch.permute, "permute"))
 TRANSPOSITIONS: frozenset[Any] = frozenset((torch.transpose, "transpose"))
-MAXIMA: frozenset[Any] = frozenset((torch.max, "max"))
-"""Reductions that return values and indices."""
-SPLITS: frozenset[Any] = frozenset((torch.chunk, torch.split, "chunk", "split"))
+PAIRS: frozenset[Any] = frozenset((torch.max, "max", torch.var_mean, torch.std_mean))
+"""Reductions that return two tensors, such as values and indices."""
+SPLITS: frozenset[Any] = frozenset((torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"))
+UNBINDINGS: frozenset[Any] = frozenset((torch.unbind, "unbind"))
 UNSQUEEZINGS: frozenset[Any] = frozenset((torch.unsqueeze, "unsqueeze"))
-EXPANSIONS: frozenset[Any] = frozenset(("expand_as",))
+SQUEEZINGS: frozenset[Any] = frozenset((torch.squeeze, "squeeze"))
+EXPANSIONS: frozenset[Any] = frozenset(("expand_as", "expand", "repeat"))
+SOFTMAXES: frozenset[Any] = frozenset((nn.Softmax, F.softmax, torch.softmax, "softmax"))
 
 KNOWN: frozenset[Any] = frozenset().union(
-    *(SIGNED_BY_ACTIVATION, UNCHANGED, NORMALISATIONS, ARITHMETIC, CONCATENATIONS, CONVOLUTIONS, LINEAR, POOLINGS),
-    *(PADDINGS, ADAPTIVE_POOLINGS, UPSAMPLINGS, REDUCTIONS, FLATTENINGS, RESHAPINGS, PERMUTATIONS, TRANSPOSITIONS),
-    *(SPLITS, UNSQUEEZINGS, EXPANSIONS),
+    *(SIGNED_BY_ACTIVATION, UNCHANGED, NORMALISATIONS, ARITHMETIC, CONCATENATIONS, STACKINGS, CONVOLUTIONS, TRANSPOSED),
+    *(LINEAR, POOLINGS, PADDINGS, ADAPTIVE_POOLINGS, UPSAMPLINGS, PIXEL_SHUFFLES, PIXEL_UNSHUFFLES, REDUCTIONS),
+    *(FLATTENINGS, RESHAPINGS, PERMUTATIONS, TRANSPOSITIONS, SPLITS, UNBINDINGS, UNSQUEEZINGS, SQUEEZINGS, EXPANSIONS),
+    *(SOFTMAXES,),
 )
 
 
@@ -137,30 +164,33 @@ def name_of(node: Node) -> str:
     return f"{path}.{getattr(node.target, '__name__', node.target)}" if path else node.name
 
 
-def arguments(node: Node, model: nn.Module, *names: str) -> dict[str, Any]:
-    """The arguments of a call, with these names in order; for a module, its attributes."""
+def _unknown(node: Node) -> Any:
+    return node
+
+
+def arguments(node: Node, model: nn.Module, sizes: Sizes | None, *names: str) -> dict[str, Any]:
+    """The arguments of a call, with these names in order, and with numbers for sizes; for a module, its attributes."""
     if node.op == "call_module":
         return vars(module_of(node, model))
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    args, settings = map_arg((node.args, node.kwargs), sizes or _unknown)
+    return {**dict(zip(names, args, strict=False)), **settings}
 
 
-def window_of(node: Node, model: nn.Module) -> Window | None:
-    """The geometry of a convolution, pooling or padding; None if it depends on the data.
-
-    Raises:
-        ModelError: a convolution computes its weights.
-    """
+def window_of(node: Node, model: nn.Module, sizes: Sizes | None = None) -> Window | None:
+    """The geometry of a convolution, pooling or padding; None if it depends on the data."""
     operation = operation_of(node, model)
     if operation in PADDINGS:
-        return _padding_window(node, model)
+        return _padding_window(node, model, sizes)
+    if operation in TRANSPOSED:
+        return _transposed_window(node, model, sizes)
     if operation in CONVOLUTIONS:
-        settings = arguments(node, model, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        settings = {**settings, "kernel_size": _kernel_size(settings, node, model)}
+        settings = arguments(node, model, sizes, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        settings = {**settings, "kernel_size": _kernel_size(settings, node, sizes)}
     else:
         shared = ("input", "kernel_size", "stride", "padding")
         names = ("ceil_mode",) if operation is F.avg_pool2d else ("dilation", "ceil_mode", "return_indices")
-        settings = arguments(node, model, *shared, *names)
-    if not is_constant(settings["kernel_size"]):
+        settings = arguments(node, model, sizes, *shared, *names)
+    if settings["kernel_size"] is None or not is_constant(settings["kernel_size"]):
         return None
     kernel, dilation = pair(settings["kernel_size"]), pair(settings.get("dilation", 1))
     stride = settings.get("stride")
@@ -180,8 +210,20 @@ def window_of(node: Node, model: nn.Module) -> Window | None:
     )
 
 
-def _padding_window(node: Node, model: nn.Module) -> Window | None:
-    settings = arguments(node, model, "input", "pad", "mode", "value")
+def _transposed_window(node: Node, model: nn.Module, sizes: Sizes | None) -> Window | None:
+    """The window of the convolution that leads the other way; `after` may be negative, for output padding."""
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    settings = arguments(node, model, sizes, *names)
+    kernel = _kernel_size(settings, node, sizes)
+    if kernel is None:
+        return None
+    before, further = pair(settings.get("padding", 0)), pair(settings.get("output_padding", 0))
+    after = (before[0] - further[0], before[1] - further[1])
+    return Window(pair(kernel), pair(settings.get("stride", 1)), before, after, pair(settings.get("dilation", 1)))
+
+
+def _padding_window(node: Node, model: nn.Module, sizes: Sizes | None) -> Window | None:
+    settings = arguments(node, model, sizes, "input", "pad", "mode", "value")
     padding: Any = settings["padding"] if node.op == "call_module" else settings["pad"]
     if not is_constant(padding) or len(padding) not in (2, 4):
         return None
@@ -189,46 +231,13 @@ def _padding_window(node: Node, model: nn.Module) -> Window | None:
     return Window((1, 1), before=(top, left), after=(bottom, right))
 
 
-def _kernel_size(settings: Mapping[str, Any], node: Node, model: nn.Module) -> Any:
-    """The kernel size of the weights, which may have been replaced after the layer was made."""
+def _kernel_size(settings: Mapping[str, Any], node: Node, sizes: Sizes | None) -> Any:
+    """The kernel size of the weights, which may have been replaced after the layer was made, or be computed."""
     if node.op != "call_module":
-        return tuple(_computed(settings["weight"], node, model).shape[-2:])
+        weight = sizes.of(settings["weight"]) if sizes else None
+        return None if weight is None else weight[-2:]
     weight = settings["_parameters"].get("weight")
     return settings["kernel_size"] if weight is None or is_lazy(weight) else tuple(weight.shape[-2:])
-
-
-def _computed(value: Any, convolution: Node, model: nn.Module) -> Any:
-    """A value that the network computes from its weights alone, such as the weights of a convolution.
-
-    Raises:
-        ModelError: the value depends on more of the image than its number of channels.
-    """
-    if not isinstance(value, Node):
-        return value
-    if value.op == "get_attr":
-        return operator.attrgetter(str(value.target))(model)
-    if _asks_channels(value):
-        return 1
-    try:
-        if value.op == "placeholder":
-            raise ValueError("it is the image's")
-        args, settings = map_aggregate((value.args, value.kwargs), lambda part: _computed(part, convolution, model))
-        if value.op == "call_module":
-            return module_of(value, model)(*args, **settings)
-        if value.op == "call_method":
-            return getattr(args[0], str(value.target))(*args[1:], **settings)
-        return value.target(*args, **settings)  # type: ignore[operator]
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{type(model).__name__} computes the weights of {name_of(convolution)}; its kernel size is unknown."
-        ) from error
-
-
-def _asks_channels(node: Node) -> bool:
-    """Whether a node is ``x.shape[1]`` or ``x.size(1)``."""
-    asked = node.args[0] if node.args else None
-    of_shape = node.target is operator.getitem and isinstance(asked, Node) and asks_metadata(asked)
-    return (of_shape or node.target == "size") and node.args[1:] == (1,)
 
 
 def _paddings(
@@ -244,9 +253,9 @@ def _paddings(
     return before, (total[0] - before[0], total[1] - before[1])
 
 
-def adaptive_size(node: Node, model: nn.Module) -> tuple[int | None, int | None] | None:
+def adaptive_size(node: Node, model: nn.Module, sizes: Sizes | None) -> tuple[int | None, int | None] | None:
     """The output size of adaptive pooling, with None for the input's length; None if it depends on the data."""
-    size = arguments(node, model, "input", "output_size")["output_size"]
+    size = arguments(node, model, sizes, "input", "output_size")["output_size"]
     if not is_constant(size):
         return None
     rows, columns = size if isinstance(size, tuple | list) else (size, size)
@@ -260,9 +269,9 @@ _RESAMPLING_MODES: Mapping[Any, Literal["nearest", "nearest-exact", "linear"]] =
 }
 
 
-def resampling_of(node: Node, model: nn.Module) -> Resampling | None:
+def resampling_of(node: Node, model: nn.Module, sizes: Sizes | None) -> Resampling | None:
     """The geometry of nearest or bilinear upsampling; None for another mode or a size that depends on the data."""
-    settings = arguments(node, model, "input", "size", "scale_factor", "mode", "align_corners")
+    settings = arguments(node, model, sizes, "input", "size", "scale_factor", "mode", "align_corners")
     size, scale = settings.get("size"), settings.get("scale_factor")
     mode = _RESAMPLING_MODES.get(settings.get("mode", "nearest"))
     if mode is None or not is_constant(size) or not is_constant(scale):
@@ -278,7 +287,7 @@ def resampling_of(node: Node, model: nn.Module) -> Resampling | None:
 
 def gives_indices(node: Node, model: nn.Module) -> bool:
     """Whether a pooling also returns the places of its maxima."""
-    asked = arguments(node, model).get("return_indices", False)
+    asked = arguments(node, model, None).get("return_indices", False)
     return operation_of(node, model) is F.max_pool2d_with_indices or bool(asked)
 
 

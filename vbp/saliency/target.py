@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vbp.errors import UsageError
-from vbp.saliency.forward import channel_mean
+from vbp.saliency.forward import channel_mean, channels_first
 
 Target = int | Sequence[int] | Tensor | Literal["predicted"] | Callable[[Any], Tensor]
 """One class for all images, one for each, the class that the network predicts for each, or a function of the
@@ -33,16 +33,23 @@ def score_of(output: Any, target: Target) -> Tensor:
     return score_B
 
 
-def weighted_mean(map_BCHW: Tensor, score_B: Tensor) -> Tensor:
+def weighted_mean(map_BCHW: Tensor, score_B: Tensor, layout: tuple[int, int] | None = None) -> Tensor:
     """The mean over channels, weighted by how much each raises the image's score; negative results become 0.
 
     The weight is the score's gradient, averaged over the map's pixels. If global average pooling and one linear layer
     follow, it is, up to a factor, that layer's weight for the class (CAM, Zhou et al., arXiv:1512.04150).
 
+    Args:
+        map_BCHW: the map on which the score depends.
+        score_B: the score of each image.
+        layout: the axes of rows and columns of a map that is not (B, C, H, W).
+
     Returns:
         float32 (B, 1, H, W), values >= 0.
     """
     (gradient_BCHW,) = torch.autograd.grad(score_B.sum(), map_BCHW)
+    if layout is not None:
+        map_BCHW, gradient_BCHW = (channels_first(one, *layout) for one in (map_BCHW, gradient_BCHW))
     weight_BC11 = gradient_BCHW.mean((2, 3), keepdim=True, dtype=torch.float32)
     return channel_mean(map_BCHW.detach().float() * weight_BC11).clamp(min=0)
 

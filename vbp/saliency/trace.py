@@ -17,12 +17,14 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn import functional as F
 
-from vbp.errors import ModelError, UsageError
+from vbp.errors import ImageError, ModelError, UsageError
 from vbp.saliency.cuts import Strand, reached, stages_of
 from vbp.saliency.dataflow import follow
 from vbp.saliency.geometry import Branches, Geometry, Stage, map_sizes
 from vbp.saliency.graph import graph_of
 from vbp.saliency.operations import CONVOLUTIONS, module_of, name_of, operation_of
+from vbp.saliency.shapes import ImageShape, Shapes, Sizes, larger
+from vbp.saliency.sizes import Choice
 from vbp.saliency.values import Map
 
 
@@ -36,6 +38,29 @@ class Trace:
     """Name of the graph node whose output is the stage's map, for each stage."""
     graph: Graph
     """The whole forward pass, with in-place operations as steps of the data flow."""
+    layouts: Mapping[str, tuple[int, int]]
+    """The axes of rows and columns of those maps that are not (N, C, H, W), by name of the node."""
+    choices: tuple[Choice, ...] = ()
+    """What the network decided by the size of the images when it was traced."""
+    sized: bool = False
+    """Whether the stages hold for images of the traced size alone, because the network computes with it."""
+
+    def at(self, model: nn.Module, shape: ImageShape) -> Trace:
+        """The trace for images of this shape: this one, this one with other geometry, or a new one.
+
+        Raises:
+            ImageError: the network does not take images of this size.
+        """
+        if not self.sized:
+            return self
+        shapes = Shapes(model, shape)
+        try:
+            if all(shapes.number(choice.node) == choice.value for choice in self.choices):
+                return _traced(model, self.graph, self.choices, shape)
+            return trace(model, shape)
+        except ModelError as error:
+            size = f"{shape[2]}x{shape[3]}"
+            raise ImageError(f"{_name(model)} cannot be explained for an image of {size} pixels: {error}") from error
 
     def chosen(self, stages: str | Collection[str]) -> Trace:
         """The trace with the chosen stages; the others become part of the geometry.
@@ -68,7 +93,7 @@ class Trace:
                 stages.append(replace(stage, steps=steps))
                 taps.append(tap)
                 steps = ()
-        return Trace(tuple(stages), tuple(taps), self.graph)
+        return replace(self, stages=tuple(stages), taps=tuple(taps))
 
 
 def _listed(names: list[str], wanted: str = "") -> str:
@@ -85,23 +110,37 @@ def _resizes(stage: Stage) -> bool:
     return (more_rows - rows, more_columns - columns) != (512, 512)
 
 
-def trace(model: nn.Module) -> Trace:
+def trace(model: nn.Module, shape: ImageShape | None = None) -> Trace:
     """Find the stages of `model`.
 
     Args:
         model: a network of one image input. It is not modified.
+        shape: of the images, for a network that computes with their size; default: two of 224x224 pixels.
 
     Raises:
         ModelError: the network cannot be explained; says why in one sentence.
     """
-    graph = graph_of(model)
+    shape = shape or (2, _channels(model), 224, 224)
+    graph, choices = graph_of(model, shape)
     _untangle_in_place(graph, model)
-    stages, taps = _stages(graph, model)
+    return _traced(model, graph, choices, shape)
+
+
+def _channels(model: nn.Module) -> int:
+    """How many channels the network wants, by its first convolution."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((layer.in_channels for layer in modules if isinstance(layer, nn.Conv2d)), 3)
+
+
+def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: ImageShape) -> Trace:
+    sizes = Sizes(Shapes(model, shape), Shapes(model, larger(shape)))
+    stages, tapped = _stages(graph, model, sizes)
     if not stages:
         has_convolution = any(operation_of(node, model) in CONVOLUTIONS for node in graph.nodes)
         missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"
         raise ModelError(f"{_name(model)} has {missing}, so VisualBackProp has no map to start from.")
-    return Trace(tuple(stages), tuple(taps), graph)
+    layouts = {name: one.spatial for name, one in tapped.items() if (one.rank, *one.spatial) != (4, 2, 3)}
+    return Trace(tuple(stages), tuple(tapped), graph, layouts, choices, bool(choices or sizes.used))
 
 
 def _untangle_in_place(graph: Graph, model: nn.Module) -> None:
@@ -129,16 +168,16 @@ def _is_in_place(node: Node, model: nn.Module) -> bool:
     return False
 
 
-def _stages(graph: Graph, model: nn.Module) -> tuple[list[Stage], list[str]]:
-    """The stages from the input upwards, and the names of the nodes that compute their maps."""
-    maps = _trunk(graph, follow(graph, model))
+def _stages(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[list[Stage], dict[str, Map]]:
+    """The stages from the input upwards, and their maps by the names of the nodes that compute them."""
+    maps = _trunk(graph, follow(graph, model, sizes))
     stages: list[Stage] = []
-    taps: list[str] = []
+    tapped: dict[str, Map] = {}
     for top, segments in stages_of(maps):
         steps = tuple(step for strands in segments for step in _steps(strands))
         stages.append(Stage(name_of(top), steps, maps[top].signed))
-        taps.append(top.name)
-    return stages, taps
+        tapped[top.name] = maps[top]
+    return stages, tapped
 
 
 def _trunk(graph: Graph, maps: Mapping[Node, Map]) -> dict[Node, Map]:

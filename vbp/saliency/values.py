@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from vbp.saliency import operations
 from vbp.saliency.geometry import Geometry
+from vbp.saliency.shapes import Sizes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Map:
     """Whether values may be negative."""
     several: bool = False
     """Whether it is a tuple of such tensors."""
+    statistic: bool = False
+    """Whether it is computed from a mean or variance over the channels alone, as in a norm of the network's own."""
     kind: Literal["other", "convolution", "activation", "addition", "concatenation", "product"] = "other"
     """The kind of operation that made it; the last three join several maps. A difference counts as a product."""
     sources: tuple[Node, ...] = ()
@@ -70,6 +73,8 @@ class Call:
     model: nn.Module
     values: dict[Node, Value]
     """The values of the operations before it."""
+    sizes: Sizes
+    """The sizes of all operations."""
 
     @property
     def operation(self) -> Any:
@@ -100,7 +105,7 @@ class Call:
 
     def arguments(self, *names: str) -> dict[str, Any]:
         """The call's arguments, with these names in order; for a module, its attributes."""
-        return operations.arguments(self.node, self.model, *names)
+        return operations.arguments(self.node, self.model, self.sizes, *names)
 
     def axes(self, name: str) -> list[int]:
         """The arguments after the first as axes, counted from the front."""
@@ -109,7 +114,9 @@ class Call:
 
     def result(self, **changes: Any) -> Map:
         """The first map with these changes, made by this call."""
-        return replace(self.map, **{"kind": "other", "step": None, **changes, "sources": self.sources})
+        made: dict[str, Any] = {"kind": "other", "step": None, **changes, "sources": self.sources}
+        pixel_by_pixel = made["kind"] == "other" and made["step"] is None
+        return replace(self.map, **{"statistic": self.map.statistic and pixel_by_pixel, **made})
 
     def unknown(self, what: str) -> Unknown:
         """The result if its pixels cannot be followed; `what` continues "the network has an operation"."""

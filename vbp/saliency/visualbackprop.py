@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ from vbp.saliency.prepared.calibration import calibrate
 from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.smoothing import noisy_copies
 from vbp.saliency.target import Target, score_of, weighted_mean
-from vbp.saliency.trace import trace
+from vbp.saliency.trace import Trace, trace
+
+SIZES = 8
+"""Number of image sizes for which the geometry of a network that computes with sizes is kept."""
 
 
 @dataclass(frozen=True)
@@ -268,18 +272,21 @@ class VisualBackProp:
             seed=seed,
         )
         self.model = unwrapped(model)
-        found = trace(self.model).chosen(self.method.stages)
-        self.stages = merged_pooling(found.stages) if self.method.pooling == "merged" else found.stages
-        signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
-        poolings = max_poolings(found.stages) if self.method.pooling == "unpool" else {}
-        self._forward = ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings))
+        self._trace = trace(self.model)
+        self.stages, self._forward = self._way_by(self._trace)
+        self._layout = self._trace.layouts.get(self._trace.chosen(self.method.stages).taps[-1])
+        self._faster: Callable[[ForwardPass], ForwardPass] = lambda forward: forward
+        self._ways: dict[Size, tuple[tuple[Stage, ...], ForwardPass | None]] = {}
+        self._tracing = Lock()
 
     def prepare(self, device: torch.device, precision: str, scales: Scales | None = None) -> None:
         """Make the pass fast for many batches on the network's device, see `vbp.saliency.prepared`.
 
         The network is not changed; later changes of its convolutions and batch norms have no effect on the pass.
         """
-        self._forward = prepare(self._forward, device, precision, scales)
+        self._faster = lambda forward: prepare(forward, device, precision, scales)
+        self._forward = self._faster(self._forward)
+        self._ways = {}
 
     def calibrate(self, images: Sequence[Callable[[], Tensor]], least: float | None = None) -> Scales:
         """Scales with which `prepare` computes this network in integers; see `vbp.saliency.prepared.calibration`.
@@ -296,10 +303,37 @@ class VisualBackProp:
 
         def mask_of(forward: ForwardPass, image_1CHW: Tensor) -> Tensor:
             other = copy(self)
-            other._forward = forward
+            other._forward, other._ways = forward, {}
             return other(image_1CHW)
 
         return calibrate(self._forward, images, mask_of, least)
+
+    def _way_by(self, found: Trace) -> tuple[tuple[Stage, ...], ForwardPass]:
+        """The stages of the method, and the pass that computes their maps."""
+        found = found.chosen(self.method.stages)
+        signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
+        poolings = max_poolings(found.stages) if self.method.pooling == "unpool" else {}
+        stages = merged_pooling(found.stages) if self.method.pooling == "merged" else found.stages
+        return stages, ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings, found.layouts))
+
+    def _way(self, images_BCHW: Tensor) -> tuple[tuple[Stage, ...], ForwardPass]:
+        """The same for images of this size; only a network that computes with sizes has several."""
+        if not self._trace.sized:
+            return self.stages, self._forward
+        size = _size(images_BCHW)
+        with self._tracing:
+            if size not in self._ways:
+                kept = list(self._ways.items())[1 - SIZES :]
+                self._ways = {**dict(kept), size: self._way_at(images_BCHW.shape[1], size)}
+            stages, forward = self._ways[size]
+        return stages, forward or self._forward
+
+    def _way_at(self, channels: int, size: Size) -> tuple[tuple[Stage, ...], ForwardPass | None]:
+        """The stages for a size, and a pass of their own where the network does something else at this size."""
+        found = self._trace.at(self.model, (2, channels, *size))
+        stages, forward = self._way_by(found)
+        same = found.graph is self._trace.graph and found.taps == self._trace.taps
+        return stages, None if same else self._faster(forward)
 
     def __call__(self, images_BCHW: Tensor, *, target: Target | None = None) -> Tensor:
         """The masks, float32 (B, 1, H, W) in [0, 1]; without a target only the network's feature part is run.
@@ -348,7 +382,8 @@ class VisualBackProp:
 
     def _explain(self, images_BCHW: Tensor, target: Target | None, whole: bool) -> Explanation:
         """One pass, of the whole network or its feature part, and the way back."""
-        input_size = self._check_size(images_BCHW)
+        stages, forward = self._way(images_BCHW)
+        input_size = self._check_size(images_BCHW, stages)
         weighted = target is not None
         # Tensors that were made in inference mode cannot be differentiated.
         with torch.inference_mode(torch.is_inference_mode_enabled() and not weighted), torch.no_grad():
@@ -357,14 +392,12 @@ class VisualBackProp:
             # Computed before the pass, because the network may change its input in place.
             gamma_B1HW = channel_mean(images_BCHW).clamp(min=0) if self.method.multiply_input else None
             with blaming_images(images_BCHW, self.model), evaluating(self.model), torch.no_grad():
-                output, maps_N1HW, switches, deepest_NCHW = self._forward(
-                    images_BCHW, whole=whole, differentiable=weighted
-                )
+                output, maps_N1HW, switches, deepest_NCHW = forward(images_BCHW, whole=whole, differentiable=weighted)
                 if target is not None and deepest_NCHW is not None:
-                    maps_N1HW[-1] = weighted_mean(deepest_NCHW, score_of(output, target))
+                    maps_N1HW[-1] = weighted_mean(deepest_NCHW, score_of(output, target), self._layout)
                     output = tree_map(_detached, output)
-            self._check_maps(maps_N1HW, input_size)
-            stages = unpooled(self.stages, switches)
+            self._check_maps(maps_N1HW, stages, input_size)
+            stages = unpooled(stages, switches)
             result = visual_backprop(maps_N1HW, stages, input_size, self.method.preset, gamma_B1HW)
         return Explanation(
             mask=result.mask_N1HW,
@@ -376,17 +409,17 @@ class VisualBackProp:
             finite=result.finite_N,
         )
 
-    def _check_size(self, images_BCHW: Tensor) -> Size:
+    def _check_size(self, images_BCHW: Tensor, stages: tuple[Stage, ...]) -> Size:
         size = _size(images_BCHW)
-        if min(min(map_size) for map_size in map_sizes(self.stages, size)) < 1:
+        if min(min(map_size) for map_size in map_sizes(stages, size)) < 1:
             refuse_odd(images_BCHW, self.model)
             raise ImageError(f"an image of {size[0]}x{size[1]} pixels is too small for {type(self.model).__name__}.")
         return size
 
-    def _check_maps(self, maps_N1HW: list[Tensor], input_size: Size) -> None:
-        for stage, found, size in zip(self.stages, maps_N1HW, map_sizes(self.stages, input_size), strict=True):
+    def _check_maps(self, maps_N1HW: list[Tensor], stages: tuple[Stage, ...], input_size: Size) -> None:
+        for stage, found, size in zip(stages, maps_N1HW, map_sizes(stages, input_size), strict=True):
             if _size(found) != size:
                 raise ModelError(
                     f"{type(self.model).__name__} gives {stage.name} the size {_size(found)}, but its layers' settings "
-                    f"say {size}: a layer that computes its own padding or size cannot be explained."
+                    f"say {size}: a layer that does something else cannot be explained."
                 )
