@@ -18,7 +18,7 @@ Source = Literal["torchvision", "timm", "code"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = Literal["rgb", "bgr", "grey"]
-Fit = Literal["crop", "pad", "stretch", "original"]
+Fit = Literal["crop", "pad", "stretch", "original", "trained"]
 
 Preset = Literal["paper", "reference"]
 Pooling = Literal["exact", "merged", "unpool"]

@@ -72,7 +72,8 @@ class Explainer:
 
     Args:
         model: name of a network, as for `load_model`, or a loaded `Model`, which is copied and not changed.
-        weights: see `load_model` for this, `model_args`, `size` and `code`; without effect for a loaded `Model`.
+        weights: see `load_model` for this, `model_args`, `submodule`, `size` and `code`; without effect for a loaded
+            `Model`.
         preset: `paper` or `reference`; see `VisualBackProp` for this and the other settings of the method.
         device: `auto` (the first CUDA device, else the CPU) or a torch device, such as `mps`.
         precision: of the network: `float32`, `bfloat16`, or `auto` (bfloat16 if the device computes it natively).
@@ -95,7 +96,8 @@ class Explainer:
         keep_maps: return the averaged maps and intermediate masks.
         storage_options: options to read the weights, as for ``vbp.storage.files.read_uri``.
         preprocessing: the network's preprocessing; by default that of its source (`Model.preprocessing`).
-        model_args: arguments of a function of your own.
+        model_args: arguments of a function of your own, or of timm's.
+        submodule: the part of the network to explain; it predicts nothing.
         size: side of the images on which a network of your own is tried.
         code: code of your own that was read on another machine.
         calibration: for `int8`: about 80 images like those to be explained, uint8 (N, H, W, 3) or a sequence of
@@ -136,6 +138,7 @@ class Explainer:
         storage_options: Mapping[str, Any] | None = None,
         preprocessing: Preprocessing | None = None,
         model_args: Mapping[str, Any] | None = None,
+        submodule: str | None = None,
         size: int | None = None,
         code: OwnCode | None = None,
         calibration: Calibration | None = None,
@@ -169,6 +172,7 @@ class Explainer:
                 model,
                 weights,
                 model_args=model_args,
+                submodule=submodule,
                 size=size,
                 seed=seed,
                 storage_options=storage_options,

@@ -27,8 +27,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "Estimate": ("price_per_hour", "images_per_second"),
     "Input": ("input", "limit", "refresh", "suffixes", "max_bytes", "directory"),
     "Network": (
-        "model", "model_args", "weights", "size", "fit", "device", "precision", "batch_size", "mean", "std", "channels",
-        "interpolation", "fast_decode",
+        "model", "model_args", "submodule", "weights", "size", "fit", "device", "precision", "batch_size", "mean",
+        "std", "channels", "interpolation", "fast_decode",
     ),
     "Method": ("preset", "stages", "target", "smooth", "noise", "pooling", "multiply_input", "seed"),
     "Output": (
@@ -44,6 +44,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
 METAVARS = {
     "model": "NAME",
     "model_args": "JSON",
+    "submodule": "NAME",
     "weights": "NAME|FILE|URL",
     "stages": "LIST",
     "smooth": "N",

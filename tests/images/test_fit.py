@@ -73,6 +73,18 @@ def test_stretch_is_within_one_level_of_torchvision(width, height):
     assert picture.frame == Frame(0, 0, width, height)
 
 
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (30, 200), (300, 40), (80, 64), (1, 1)])
+def test_trained_is_within_one_level_of_torchvisions_own_transform(width, height):
+    pixels, seen = noise(width, height), Preprocessing(size=64, trained=(80, 64))
+    steps = transforms.Compose([transforms.Resize(80), transforms.CenterCrop(64)])
+    expected = np.asarray(steps(Image.fromarray(pixels))).astype(int)
+    picture = decode(png(pixels), size=64, fit="trained", preprocessing=seen)
+    assert picture.pixels_HWC.shape == (64, 64, 3)
+    assert np.abs(picture.pixels_HWC - expected).max() <= 1
+    across = (picture.frame.right - picture.frame.left) * 80 / min(width, height)
+    assert across == pytest.approx(64, abs=0.5)
+
+
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (40, 30), (225, 224), (224, 2000)])
 def test_bicubic_is_within_two_levels_of_torchvision(width, height):
     """Smooth pictures: dots would overshoot, and where that is cut off differs by levels."""

@@ -73,3 +73,11 @@ def test_json_makes_the_same_again():
     for each in (IMAGENET, CAFFE, GREY):
         assert Preprocessing(**each.as_json()) == each
         assert set(each.as_json()) == {field.name for field in dataclasses.fields(each)}
+
+
+def test_how_weights_were_trained_is_two_sides():
+    assert Preprocessing(trained=[256, 224]).trained == (256, 224)
+    assert Preprocessing(**Preprocessing(trained=(256, 224)).as_json()) == Preprocessing(trained=(256, 224))
+    for wrong in ((224,), (200, 224), (256.0, 224), (256, 0)):
+        with pytest.raises(UsageError, match=r"trained \(=.*\) must be two whole numbers of pixels"):
+            Preprocessing(trained=wrong)

@@ -126,7 +126,7 @@ def test_the_order_of_outputs_means_nothing():
 
 def test_fingerprint_names_what_the_results_depend_on_and_nothing_else():
     assert set(config().fingerprint()) == {
-        "model", "model_args", "preset", "fit", "frame", "select", "classes", "outputs", "mask_format",
+        "model", "model_args", "submodule", "preset", "fit", "frame", "select", "classes", "outputs", "mask_format",
         "overlay_style", "layout", "fast_decode", "stages", "pooling", "multiply_input", "target", "smooth",
     }  # fmt: skip
 
@@ -160,3 +160,34 @@ def test_the_command_line_of_a_configuration_asks_for_the_same():
     )  # fmt: skip
     given = explain.make_context("explain", changed.arguments()).params
     assert RunConfig(**{name: given[name] for name in changed.as_json()}) == changed
+
+
+def test_as_the_weights_were_trained():
+    own = Preprocessing(size=300, trained=(342, 299))
+    seen = config(fit="trained", interpolation="bicubic").preprocessing(own)
+    assert (seen.size, seen.trained, seen.interpolation) == (299, (342, 299), "bicubic")
+    assert config().preprocessing(own).trained is None  # it counts with that fit alone
+    assert config(size=64).preprocessing(own).size == 64
+    with pytest.raises(UsageError, match=r"--fit trained: nobody says how images were resized and cut for vgg16 with"):
+        config(fit="trained").preprocessing()
+    with pytest.raises(UsageError, match=r"--size \(=64\) and --fit trained both say"):
+        config(fit="trained", size=64)
+
+
+def test_a_network_of_ones_own_is_asked_for_what_nobody_says():
+    mine = {"model": "nets/mine.py:build"}
+    assert (config(**mine).weights, config(**mine).size) == ("own", None)
+    with pytest.raises(UsageError, match=r"^--mean and --std are needed: mine\.py:build does not say"):
+        config(**mine).preprocessing(None)
+    given = {"mean": (0.5,), "std": (0.25,), "channels": "grey"}
+    with pytest.raises(UsageError, match="^--size is needed"):
+        config(**mine, **given).preprocessing(None)
+    grey = Preprocessing((0.5,), (0.25,), channels="grey", size=48)
+    assert config(**mine, **given, size=48).preprocessing(None) == grey
+    assert config(**mine, **given, fit="original").preprocessing(None).size is None
+    assert config(**mine).preprocessing(grey) == grey
+
+
+def test_arguments_of_ones_own_network_hold_no_secrets():
+    with pytest.raises(UsageError, match="--model-args would put 'hub_token' into the record"):
+        config(model="mine.py:build", model_args={"hub": {"hub_token": "x"}})

@@ -51,7 +51,7 @@ from vbp.errors import (
     NotAnImageError,
     UnsupportedLayoutError,
 )
-from vbp.images.fit import fit_frame, resized
+from vbp.images.fit import fit_frame, reach, resized
 from vbp.images.frame import Frame
 from vbp.images.png import bare_png, check_png
 from vbp.images.tiff import check_blocks, layout_of, pillow_reads, read_tiff, with_its_palette
@@ -118,8 +118,8 @@ def decode(
         data: the whole file.
         size: side of the frame in pixels.
         fit: ``crop`` (short side to `size`, centre cut out, as torchvision does within one grey level), ``pad``
-            (long side to `size`, bars in the mean colour of `preprocessing`), ``stretch``, or ``original`` (no
-            resizing).
+            (long side to `size`, bars in the mean colour of `preprocessing`), ``stretch``, ``original`` (no
+            resizing), or ``trained``, as `preprocessing` says.
         max_pixels: limit against decompression bombs, checked on the header before anything is decoded.
         fast: decode large JPEGs at half, a quarter or an eighth of their resolution, never below what `fit` needs.
             The pixels differ from those without it, and masks correlate only about 0.92 with the exact ones.
@@ -141,7 +141,7 @@ def decode(
     if fit not in choices_of(Fit):
         raise ValueError(f"fit (={fit!r}) must be one of {', '.join(choices_of(Fit))}")
     kind = _kind(data)
-    frame_size = (size, fit) if fast else None
+    frame_size = (reach(size, fit, preprocessing), fit) if fast else None
     with _image_errors(), _pillow_warnings_ignored():
         try:
             stored = _read(data, kind, max_pixels, frame_size)

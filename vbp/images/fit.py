@@ -22,13 +22,18 @@ def resized(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]:
 
     `crop` rounds the long side down, as torchvision's ``Resize`` does; `pad` rounds the short side to nearest.
     """
-    if fit == "crop":
+    if fit in ("crop", "trained"):
         short = min(width, height)
         return (size, size * height // short) if width == short else (size * width // short, size)
     if fit == "pad":
         long = max(width, height)
         return max(1, round(size * width / long)), max(1, round(size * height / long))
     return (size, size) if fit == "stretch" else (width, height)
+
+
+def reach(size: int, fit: Fit, preprocessing: Preprocessing) -> int:
+    """The side to which `resized` brings an image: `size`, or as the weights were trained."""
+    return preprocessing.trained[0] if fit == "trained" and preprocessing.trained else size
 
 
 def fit_frame(
@@ -40,7 +45,8 @@ def fit_frame(
         image: mode RGB; of the original's size, or smaller if it was decoded at reduced resolution.
         size: side of the frame in pixels; without effect for `original`.
         fit: ``crop`` short side to `size`, centre cut out; ``pad`` long side to `size`, bars in the mean colour
-            of `preprocessing`; ``stretch`` both sides to `size`; ``original`` as it is.
+            of `preprocessing`; ``stretch`` both sides to `size`; ``original`` as it is; ``trained`` short side to what
+            `preprocessing` says, centre of `size` cut out.
         width: of the upright original, which `frame` refers to.
         height: of the upright original.
         preprocessing: the network's preprocessing; here only its resizing.
@@ -51,7 +57,7 @@ def fit_frame(
     """
     if fit == "original":
         return np.array(image), Frame(0, 0, width, height)
-    across, down = resized(width, height, size, fit)
+    across, down = resized(width, height, reach(size, fit, preprocessing), fit)
     how = preprocessing.interpolation
     if fit == "stretch":
         return _resize(image, across, down, how), Frame(0, 0, width, height)

@@ -104,7 +104,9 @@ class Fitted:
     """Whether the network's layers were given the widths of the checkpoint's tensors."""
 
 
-def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor], *, side: int = 224) -> Fitted:
+def fit(
+    network: nn.Module, head: str | None, tensors: Mapping[str, Tensor], *, side: int = 224, in_order: bool = False
+) -> Fitted:
     """Load the network's tensors into it; a classifier without tensors becomes ``nn.Identity``.
 
     Args:
@@ -112,6 +114,7 @@ def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor], *, 
         head: the name of its classifier; None without one.
         tensors: tensors of a checkpoint, by path.
         side: side of images that the network takes, in pixels.
+        in_order: where no names fit, take all tensors in their order, if all shapes fit.
 
     Raises:
         MisfitError: the tensors fit nowhere.
@@ -120,6 +123,12 @@ def fit(network: nn.Module, head: str | None, tensors: Mapping[str, Tensor], *, 
     """
     wanted = Wanted.of(network, head)
     found = list(matches(wanted, tensors))
+    if not found and in_order and (paths := _in_order(wanted, tensors)):
+        _load(network, {key: tensors[path] for key, path in paths.items()}, other_widths=False, side=side)
+        first = next(iter(paths.items()))
+        return Fitted(
+            (f"its names are others ({first[1]} for {first[0]}), so tensors were taken in their order",), False
+        )
     if not found:
         raise MisfitError(_difference(wanted, tensors))
     match, notes = _chosen(found, tensors)
@@ -173,6 +182,22 @@ def matches(wanted: Wanted, tensors: Mapping[str, Tensor]) -> Iterator[Match]:
             if match and same not in met and not TRAINING.search(place):
                 met.add(same)
                 yield match
+
+
+def _in_order(wanted: Wanted, tensors: Mapping[str, Tensor]) -> dict[str, str] | None:
+    """Path by the network's name, if all tensors have the same shapes and last names in the same order; else None.
+
+    A file that sorts its tensors by name, as safetensors does, has lost their order.
+    """
+    paths = [path for path in tensors if _counts(path)]
+    if paths == sorted(paths):
+        return None
+    pairs = list(zip(wanted.shapes, paths, strict=False))
+    alike = all(
+        wanted.shapes[key] == tensors[path].shape and key.rpartition(".")[2] == path.rpartition(".")[2]
+        for key, path in pairs
+    )
+    return dict(pairs) if alike and len(paths) == len(wanted.shapes) else None
 
 
 def _match(

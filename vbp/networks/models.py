@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -52,6 +53,7 @@ def load_model(
     weights: str = DEFAULT_WEIGHTS,
     *,
     model_args: Mapping[str, Any] | None = None,
+    submodule: str | None = None,
     size: int | None = None,
     seed: int = 500,
     storage_options: Mapping[str, Any] | None = None,
@@ -60,12 +62,13 @@ def load_model(
     """Build a network and load its weights.
 
     Args:
-        model: torchvision's name, such as `vgg16`; or ``PACKAGE.MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` of your own,
-            whose code is run.
+        model: torchvision's name, such as `vgg16`; ``timm:NAME``; or ``PACKAGE.MODULE:FUNCTION`` or
+            ``FILE.py:FUNCTION`` of your own, whose code is run.
         weights: `imagenet`, `demo`, `random`, or the path or fsspec URL of a ``.pth``, ``.pt`` or ``.safetensors``
             file, or of the ``.index.json`` of a sharded one; the network's tensors may be anywhere in it. Of your own
             networks `own`, the default: as the function returns them.
-        model_args: arguments of your own function, by name.
+        model_args: arguments of your own function, or of timm's, by name.
+        submodule: the part of the network to explain, such as `backbone.body`; it predicts nothing.
         size: side of the images on which a network of your own is tried, in pixels; None: as it says itself, or 224.
         seed: seed of random weights.
         storage_options: options as for ``vbp.storage.files.read_uri``.
@@ -77,8 +80,8 @@ def load_model(
         WeightsError: the checkpoint cannot be fetched or read, or does not fit.
     """
     source = source_of(model)
-    if model_args and source != "code":
-        raise ModelError(f"model_args are for a function of your own, and model {model!r} is none.")
+    if model_args and source not in ("code", "timm"):
+        raise ModelError(f"model_args are for a function of your own or timm's, and model {model!r} is none.")
     choice = NetworkChoice(
         model=model,
         weights=weights_of(model, weights),
@@ -89,7 +92,28 @@ def load_model(
         code=code,
     )
     found: Model = import_module(f"vbp.networks.sources.{source}").load(choice)
-    return found
+    return found if submodule is None else _part(found, submodule)
+
+
+def _part(model: Model, submodule: str) -> Model:
+    """A part of a network as a network.
+
+    Raises:
+        ModelError: there is no such part, or it takes no images.
+    """
+    names = [name for name, _ in model.network.named_modules() if name]
+    if submodule not in names:
+        close = get_close_matches(submodule, names, n=1)
+        parts = ", ".join(name for name, _ in model.network.named_children())
+        hint = f"did you mean {close[0]}?" if close else f"its parts are {parts}."
+        raise ModelError(f"submodule {submodule!r} is no part of {model.name}: {hint}")
+    network = model.network.get_submodule(submodule)
+    if (channels := input_channels(network)) not in (1, 3):
+        raise ModelError(
+            f"submodule {submodule!r} of {model.name} takes maps of {channels} channels, not images: give one that "
+            "begins at the image."
+        )
+    return replace(model, network=network, class_names=None, num_classes=None)
 
 
 def check_source(model: str, code: OwnCode | None) -> None:
@@ -98,9 +122,8 @@ def check_source(model: str, code: OwnCode | None) -> None:
     Raises:
         ModelError: a package is missing here, or the user's own code cannot be imported.
     """
-    source = import_module(f"vbp.networks.sources.{source_of(model)}")
-    if code is not None:
-        source.check(code)
+    if (source := source_of(model)) != "torchvision":
+        import_module(f"vbp.networks.sources.{source}").check(code)
 
 
 def fill(
@@ -111,6 +134,7 @@ def fill(
     *,
     side: int = 224,
     hint: Callable[[], str] = str,
+    in_order: bool = False,
 ) -> tuple[bool, tuple[str, ...]]:
     """Load a checkpoint into a network.
 
@@ -120,6 +144,7 @@ def fill(
         checkpoint: the checkpoint.
         names: the network's name, and that of the weights.
         side: side of images that the network takes, in pixels.
+        in_order: where no names fit, take all tensors in their order, if all shapes fit.
         hint: makes a further sentence on a checkpoint that does not fit.
 
     Returns:
@@ -130,7 +155,7 @@ def fill(
     """
     name, weights = names
     try:
-        fitted = fit(network, head, checkpoint.tensors, side=side)
+        fitted = fit(network, head, checkpoint.tensors, side=side, in_order=in_order)
     except MisfitError as error:
         raise WeightsError(f"weights {weights!r} do not fit {name}: {error}. {hint()}".rstrip()) from error
     except KindError as error:

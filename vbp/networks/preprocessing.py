@@ -28,6 +28,8 @@ class Preprocessing:
         interpolation: how pictures are resized, always with antialiasing.
         channels: ``rgb``; ``bgr``, as in Caffe and OpenCV; ``grey``, one channel by ITU-R 601, as in Pillow.
         size: side of the square input, in pixels; None if unknown.
+        trained: pixels of the short side after resizing, and of the square that is cut out of its centre, as the
+            weights were trained; None if unknown.
 
     Raises:
         UsageError: a value is outside its domain, or the number of values is wrong.
@@ -38,6 +40,7 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     channels: Channels = "rgb"
     size: int | None = 224
+    trained: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", check_mean(self.mean))
@@ -48,6 +51,8 @@ class Preprocessing:
                 raise UsageError(f"{name} (={getattr(self, name)}) must be one of {allowed}.")
         if self.size is not None and (type(self.size) is not int or self.size < 1):
             raise UsageError(f"size (={self.size!r}) must be a whole number of pixels, at least 1.")
+        if self.trained is not None:
+            object.__setattr__(self, "trained", _sides(self.trained))
         for name, value in (("mean", self.mean), ("std", self.std)):
             if len(value) != self.depth:
                 raise UsageError(
@@ -113,6 +118,7 @@ class Preprocessing:
             "interpolation": self.interpolation,
             "channels": self.channels,
             "size": self.size,
+            "trained": self.trained and list(self.trained),
         }
 
 
@@ -138,6 +144,14 @@ def check_std(values: Sequence[float]) -> tuple[float, ...]:
     if not all(0 < value <= 1 for value in found):
         raise UsageError(f"std (={_listed(found)}) must lie in 0..1, as pixels do, and not be 0{_divided(found)}.")
     return found
+
+
+def _sides(values: Sequence[int]) -> tuple[int, int]:
+    if len(values) != 2 or any(type(value) is not int for value in values) or not values[0] >= values[1] > 0:
+        raise UsageError(
+            f"trained (={values!r}) must be two whole numbers of pixels: the short side, and the square cut out of it."
+        )
+    return values[0], values[1]
 
 
 def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, get_type_hints
 
@@ -75,12 +75,16 @@ class RunConfig:
 
     model: str = option(
         "vgg16",
-        "Network to explain: a CNN of torchvision by its name, or your own: PACKAGE.MODULE:FUNCTION, FILE.py:FUNCTION.",
+        "Network to explain: a CNN of torchvision by its name, timm:NAME, or your own, as FILE.py:FUNCTION or "
+        "PACKAGE.MODULE:FUNCTION.",
         fingerprint=True,
     )
     model_args: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "JSON of arguments for your own network's function, by name.", "fingerprint": True},
+        metadata={"help": "JSON of arguments for your own network's function or timm's, by name.", "fingerprint": True},
+    )
+    submodule: str | None = option(
+        None, "Explain this part of it, such as backbone.body; it predicts nothing.", fingerprint=True
     )
     weights: str = option(
         DEFAULT_WEIGHTS,
@@ -111,8 +115,14 @@ class RunConfig:
         0, "Average the masks of this many noisy copies of each image; as many more forward passes.", fingerprint=True
     )
     noise: float = option(0.1, "With --smooth: the noise's standard deviation, as a share of the image's range.")
-    size: int | None = option(None, "Side of the network's square input, in pixels [default: 224, or your own's].")
-    fit: Fit = option("crop", "How an image meets that square; original: the image's own size.", fingerprint=True)
+    size: int | None = option(
+        None, "Side of the network's square input, in pixels [default: 224, or what the network says]."
+    )
+    fit: Fit = option(
+        "crop",
+        "How an image meets that square; original: the image's own size; trained: as the weights were trained.",
+        fingerprint=True,
+    )
     frame: Frame = option(
         "network",
         "network: masks as the network saw the image; image: at the original size, zero outside the frame.",
@@ -198,7 +208,9 @@ class RunConfig:
                 "vbp.pipeline.steps.Explain(module, preprocessing=...), which takes photos."
             )
         object.__setattr__(self, "weights", names.weights_of(self.model, self.weights))
-        if self.size is None and names.source_of(self.model) == "torchvision":
+        if self.size is not None and self.fit == "trained":
+            raise UsageError(f"--size (={self.size}) and --fit trained both say how large the input is; drop one.")
+        if self.size is None and self.fit != "trained" and names.source_of(self.model) == "torchvision":
             object.__setattr__(self, "size", IMAGENET.size)
         if secret := secret_in(self.model_args):
             raise UsageError(
@@ -284,9 +296,15 @@ class RunConfig:
         """
         if own is None:
             own = self._given()
+        if self.fit == "trained" and own.trained is None:
+            raise UsageError(
+                f"--fit trained: nobody says how images were resized and cut for {names.recorded(self.model)} with "
+                f"weights {self.weights}; give --fit crop and --size."
+            )
+        size = own.trained[1] if self.fit == "trained" and own.trained else self.size
         with _as_flags():
-            seen = own.changed(
-                mean=self.mean, std=self.std, interpolation=self.interpolation, channels=self.channels, size=self.size
+            seen = replace(own, trained=own.trained if self.fit == "trained" else None).changed(
+                mean=self.mean, std=self.std, interpolation=self.interpolation, channels=self.channels, size=size
             )
         if seen.size is None and self.fit != "original":
             raise UsageError(f"--size is needed: {names.recorded(self.model)} does not say which size it was made for.")
@@ -310,6 +328,7 @@ class RunConfig:
             "model": self.model,
             "weights": self.weights,
             "model_args": self.model_args,
+            "submodule": self.submodule,
             "size": self.size,
             "seed": self.seed,
             "storage_options": self.storage_options,
@@ -351,7 +370,7 @@ class RunConfig:
     def is_implied(self, name: str) -> bool:
         """Whether a field has the value that it gets where none is given."""
         if name == "size":
-            return self.size == IMAGENET.size and names.source_of(self.model) == "torchvision"
+            return self.size in (None, IMAGENET.size) and names.source_of(self.model) == "torchvision"
         return name == "weights" and self.weights == names.weights_of(self.model, DEFAULT_WEIGHTS)
 
     def as_json(self) -> dict[str, Any]:

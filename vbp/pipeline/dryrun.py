@@ -308,10 +308,10 @@ class _Sample:
         self._config = dataclasses.replace(config, weights=named, select="all")
         with prepare.weights_as_usage(self._config):
             self._model = networks.load(self._config)
-        prepare.check_network(self._config, self._model)
-        self.notes = self._model.notes
         if self.stands_in:  # random weights lack the preprocessing of the weights that they replace
             self._model = dataclasses.replace(self._model, preprocessing=prepare.own_preprocessing(config))
+        prepare.check_network(self._config, self._model)
+        self.notes = self._model.notes
         device = prepare.choose_device(config)
         here = [look(device)]
         precision = common_precision(config.precision, record.facts.get("precision"), here)

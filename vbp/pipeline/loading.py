@@ -58,4 +58,4 @@ class Networks:
 def network_key(config: RunConfig) -> str:
     """A key that is equal for runs that can share a network."""
     seed = config.seed if config.weights in ("random", "own") else None
-    return json.dumps([config.model, config.model_args, config.weights, config.size, seed])
+    return json.dumps([config.model, config.model_args, config.submodule, config.weights, config.size, seed])

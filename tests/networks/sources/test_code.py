@@ -201,3 +201,26 @@ def test_a_checkpoint_of_something_else_is_refused(file, tmp_path):
             WeightsError, match=f"there are no {weights} weights for model .*: give own, a file or a URL"
         ):
             load_model(f"{file}:build", weights)
+
+
+def test_a_part_of_it_predicts_nothing(file):
+    whole, part = load_model(f"{file}:build"), load_model(f"{file}:build", submodule="body")
+    assert (part.num_classes, part.class_names, part.preprocessing) == (None, None, whole.preprocessing)
+    assert part.sha256 == whole.sha256
+    image_1CHW = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(part.network(image_1CHW), whole.network.body(image_1CHW))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bdoy", r"submodule 'bdoy' is no part of .*: did you mean body\?"),
+        ("x", r"submodule 'x' is no part of .*: its parts are body, head\."),
+        ("", r"submodule '' is no part"),
+        ("body.3", r"submodule 'body\.3' of .* takes maps of 4 channels, not images"),
+    ],
+)
+def test_a_part_that_is_none(file, name, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(f"{file}:build", submodule=name)

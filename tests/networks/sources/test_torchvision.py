@@ -67,6 +67,7 @@ def test_preprocessing_is_what_torchvision_says_of_its_weights(name):
     own = preprocessing_of(name, "imagenet")
     assert (list(own.mean), list(own.std)) == (list(said.mean), list(said.std))
     assert own.interpolation == said.interpolation.value
+    assert (own.size, own.trained) == (224, (said.resize_size[0], said.crop_size[0]))
     assert preprocessing_of(name, "my.pth") == IMAGENET
 
 

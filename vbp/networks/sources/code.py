@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from vbp.errors import ModelError, UsageError, WeightsError
 from vbp.networks.fitting import input_channels
+from vbp.networks.foreigncode import contained
 from vbp.networks.models import Model, fill, head_of, named_classes
 from vbp.networks.names import NetworkChoice
 from vbp.networks.owncode import OwnCode
@@ -49,7 +49,7 @@ def check(code: OwnCode) -> None:
     Raises:
         ModelError: it cannot be imported here.
     """
-    with _contained(0), _as_model_error(code, "cannot be imported"):
+    with contained(0), _as_model_error(code, "cannot be imported"):
         code.load()
 
 
@@ -65,7 +65,7 @@ def classes_of(network: nn.Module, side: int) -> int | None:
 
 
 def _made(code: OwnCode, choice: NetworkChoice) -> nn.Module:
-    with _contained(choice.seed):
+    with contained(choice.seed):
         with _as_model_error(code, "cannot be imported"):
             maker = code.load()
         if isinstance(maker, nn.Module):
@@ -103,21 +103,6 @@ def _check_call(code: OwnCode, maker: Any, arguments: Mapping[str, Any]) -> None
         raise ModelError(
             f"model {code.model!r}{signature} does not take --model-args (={dict(arguments)}): {error}{meant or '.'}"
         ) from error
-
-
-@contextmanager
-def _contained(seed: int) -> Iterator[None]:
-    """Keep what foreign code does to this process from the rest: prints, random numbers, torch's defaults."""
-    dtype, device, grad = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
-    try:
-        with redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(device)
-        torch.set_grad_enabled(grad)
 
 
 @contextmanager

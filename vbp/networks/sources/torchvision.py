@@ -108,7 +108,8 @@ def preprocessing_of(model: str, weights: str) -> Preprocessing:
     if weights != "imagenet":
         return IMAGENET
     transforms = torchvision.models.get_model_weights(model).DEFAULT.transforms()
-    return Preprocessing(tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value)
+    trained = transforms.resize_size[0], transforms.crop_size[0]
+    return Preprocessing(tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value, trained=trained)
 
 
 @cache
