@@ -64,7 +64,7 @@ def test_examples_stand_a_line_each_and_are_of_options_that_exist(command):
     for name, arguments in examples:
         assert name == command
         assert {word for word in shlex.split(arguments) if word.startswith("--")} <= flags
-    assert bool(examples) == (command in ("explain", "plan", "sweep"))
+    assert bool(examples) == (command in ("explain", "plan", "sweep", "attach"))
 
 
 @pytest.fixture

@@ -50,6 +50,10 @@ with, in sweep.yaml:
   inputs: photos
   grid: {weights: [model.safetensors, random], preset: [paper, reference]}
 """
+ATTACH_EXAMPLES = """
+vbp attach model.onnx --output with_mask.onnx
+vbp attach model.onnx --output with_mask.onnx --uint8
+"""
 
 
 class _Group(click.Group):
@@ -230,6 +234,36 @@ def demo(output: Path, scenes: int) -> None:
         click.echo(str(outcome.total))
         click.echo("your own photos: vbp explain PHOTOS OUT    (a folder of class folders; needs ImageNet weights)")
         sys.exit(outcome.summary.exit_code)
+
+
+@main.command(short_help="An ONNX model with one more output, its mask.", examples=ATTACH_EXAMPLES)
+@click.argument("model", metavar="MODEL.onnx", type=click.Path())
+@click.option("--output", required=True, metavar="FILE", type=click.Path(), help="The model to write, .onnx.")
+@click.option(
+    "--stages",
+    default="all",
+    show_default=True,
+    metavar="LIST",
+    help="Which maps are multiplied: all; last, the last of each resolution; or names of tensors.",
+)
+@click.option("--uint8", is_flag=True, help="One output more: mask_uint8, whole numbers from 0 to 255.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+def attach(model: str, output: str, stages: str, uint8: bool, as_json: bool) -> None:
+    """Write the ONNX model with one more output, mask: (N, 1, H, W), float32 in [0, 1].
+
+    Nodes, names and outputs of the model stay as they are. The result runs in onnxruntime, without vbp.
+    """
+    with _translated():
+        try:
+            from vbp.attach.files import attach_file
+        except ModuleNotFoundError as error:
+            raise UsageError("ONNX needs one more package: pip install 'visualbackprop[onnx]'.") from error
+        attached = attach_file(model, output, stages=stages.split(","), uint8=uint8)
+        if as_json:
+            _print_json({"output": output, **attached.as_json()})
+            return
+        _say(f"{output}: {model} and its mask, ({', '.join(map(str, attached.shape))}), in opset {attached.opset}")
+        _say(f"stages multiplied: {', '.join(attached.stages)}")
 
 
 MEASURED = ("engine", "codecs", "storage", "pipeline", "start", "scaling")

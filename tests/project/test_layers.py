@@ -18,6 +18,7 @@ HEAVY = {
     "numpy",
     "matplotlib",
     "safetensors",
+    "onnx",
     "rich",
     "click",
 }
@@ -38,7 +39,12 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.networks.preprocessing"},
         {"torch", "torchvision", "numpy", "safetensors"},
     ),
-    "vbp.saliency": ({"vbp.errors", "vbp.choices", "vbp.light_torchvision"}, {"torch", "torchvision", "numpy"}),
+    "vbp.saliency": (
+        {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.saliency.cuts"},
+        {"torch", "torchvision", "numpy"},
+    ),
+    "vbp.saliency.cuts": (set(), set()),
+    "vbp.attach": ({"vbp.errors", "vbp.saliency.cuts"}, {"numpy", "onnx"}),
     "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
     "vbp.images": (
         {"vbp.errors", "vbp.choices", "vbp.networks.preprocessing"},
@@ -68,7 +74,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         HEAVY - {"ray", "click", "rich"},
     ),
     "vbp.evidence": (
-        {"vbp.demo", "vbp.light_torchvision", "vbp.storage.stores"} | WORK | PIPELINE,
+        {"vbp.attach", "vbp.demo", "vbp.light_torchvision", "vbp.storage.stores"} | WORK | PIPELINE,
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
     "vbp.terminal": ({"vbp.plain"} | PIPELINE, {"rich"}),
@@ -87,6 +93,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
             "vbp.tables",
             "vbp.demo",
             "vbp.evidence",
+            "vbp.attach",
         }
         | PIPELINE,
         {"click"},
@@ -148,6 +155,7 @@ def test_imports_point_down(module):
         ("vbp.choices", HEAVY),
         ("vbp.saliency.method", HEAVY),
         ("vbp.saliency.cuts", HEAVY),
+        ("vbp.attach.files", HEAVY - {"onnx", "numpy"}),
         ("vbp.networks.preprocessing", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),

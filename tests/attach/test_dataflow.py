@@ -1,0 +1,217 @@
+"""How pixels are followed through operators, by the stages that are found and by masks beside plain loops."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tests.attach.graphs import Net, averaged, down, image_of, run, scaled, showing
+from vbp.attach.attach import attach
+from vbp.errors import ModelError
+
+TOP = {"pads": [1] * 4}
+
+
+def between(build, size=(20, 22), channels=4):
+    """Two stages with `build(net, first)` between them, and their averaged maps."""
+    net = Net(("n", 3, *size))
+    first = net.node("Relu", net.convolution("image", (3, channels), **TOP))
+    second = net.node("Relu", net.convolution(build(net, first), (channels, 5), (1, 1)))
+    model, image = net.model(second), image_of((2, 3, *size))
+    low, high = (averaged(value) for value in run(showing(model, first, second), image).values())
+    attached = attach(model)
+    assert attached.stages == (first, second)
+    return run(attached.model, image)["mask"], low, high
+
+
+def assert_leads(build, lead, size=(20, 22), **settings):
+    mask, low, high = between(build, size, **settings)
+    expected = down(lead(high, low.shape[1:]) * low, size, (3, 3), before=(1, 1))
+    np.testing.assert_allclose(mask, scaled(expected), atol=1e-5, rtol=0)
+
+
+def unchanged(mask, size):
+    return mask
+
+
+def shuffle(net, x):
+    shape = net.node("Shape", x)
+    batch, rows = (net.node("Slice", shape, np.int64([one]), np.int64([end])) for one, end in ((0, 1), (2, 4)))
+    apart = net.node("Reshape", x, net.node("Concat", batch, np.int64([2, 2]), rows, axis=0))
+    return net.node("Reshape", net.node("Transpose", apart, perm=[0, 2, 1, 3, 4]), np.int64([-1, 4, 20, 22]))
+
+
+def gate(net, x):
+    pooled = net.node("ReduceMean", x, axes=[2, 3], keepdims=1)
+    return net.node("Mul", x, net.node("HardSigmoid", net.convolution(pooled, (4, 4), (1, 1))))
+
+
+def layer_norm_by_hand(net, x):
+    centred = net.node("Sub", x, net.node("ReduceMean", x, axes=[1]))
+    squared = net.node("ReduceMean", net.node("Pow", centred, np.float32(2)), axes=[1])
+    return net.node("Div", centred, net.node("Sqrt", net.node("Add", squared, np.float32(1e-5))))
+
+
+def channels_last(net, x):
+    turned = net.node("Transpose", x, perm=[0, 2, 3, 1])
+    product = net.node("MatMul", turned, net.random.normal(size=(4, 4)).astype(np.float32))
+    return net.node("Transpose", product, perm=[0, 3, 1, 2])
+
+
+def halves(net, x):
+    one, other = net.node("Split", x, outputs=2, axis=1)
+    return net.node("Concat", other, one, axis=1)
+
+
+@pytest.mark.parametrize("build", [shuffle, gate, layer_norm_by_hand, channels_last, halves])
+def test_pixels_stay_in_their_places(build):
+    assert_leads(build, unchanged)
+
+
+def test_branches_are_averaged():
+    def build(net, x):
+        left = net.node("Relu", net.convolution(x, (4, 4), (3, 3), **TOP))
+        return net.node("Add", net.node("Add", net.convolution(left, (4, 4), (1, 1)), x), x)
+
+    mask, low, high = between_join(build)
+    expected = (down(high, low.shape[1:], (3, 3), before=(1, 1)) + 2 * high) / 3
+    np.testing.assert_allclose(mask, scaled(down(expected * low, (20, 22), (3, 3), before=(1, 1))), atol=1e-5, rtol=0)
+
+
+def between_join(build):
+    """As `between`, where the join itself is the stage."""
+    net = Net(("n", 3, 20, 22))
+    first = net.node("Relu", net.convolution("image", (3, 4), **TOP))
+    second = net.node("Identity", build(net, first))
+    joined = net.nodes[-1].input[0]
+    model, image = net.model(second), image_of((2, 3, 20, 22))
+    low, high = (averaged(value) for value in run(showing(model, first, joined), image).values())
+    attached = attach(model)
+    assert attached.stages == (first, joined)
+    return run(attached.model, image)["mask"], low, high
+
+
+def test_padding_cropping_and_pooling():
+    def build(net, x):
+        padded = net.node("Pad", x, np.int64([0, 0, 2, 1, 0, 0, 0, 3]))
+        cut = net.node("Slice", padded, np.int64([1, 0]), np.int64([-2, 1000]), np.int64([2, 3]), np.int64([1, 2]))
+        return net.node("AveragePool", cut, kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1)
+
+    def lead(mask, size):
+        # 20 x 22 is padded to 22 x 26, cut to 19 x 13, pooled to 10 x 6
+        mask = down(mask, (19, 13), (2, 3), (2, 2))
+        mask = down(mask, (22, 26), stride=(1, 2), before=(-1, 0))
+        return down(mask, size, before=(2, 1))
+
+    assert_leads(build, lead)
+
+
+RESIZING = [
+    ("nearest", "asymmetric", "floor", [2, 1.5]),
+    ("nearest", "half_pixel", "round_prefer_floor", [1.7, 0.6]),
+    ("nearest", "half_pixel", "round_prefer_ceil", [2, 2]),
+    ("nearest", "pytorch_half_pixel", "ceil", [2, 1]),
+    ("linear", "half_pixel", "floor", [2, 0.5]),
+    ("linear", "align_corners", "floor", [1.5, 2]),
+    ("linear", "asymmetric", "floor", [2, 3]),
+    ("linear", "pytorch_half_pixel", "floor", [0.1, 2]),
+]
+
+
+@pytest.mark.parametrize(("mode", "coordinates", "rounding", "scales"), RESIZING)
+def test_resizing_is_led_down_by_its_own_weights(mode, coordinates, rounding, scales):
+    settings = {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": rounding}
+    size = (10, 12)
+
+    def build(net, x):
+        return net.node("Resize", x, "", np.float32([1, 1, *scales]), **settings)
+
+    def lead(mask, size):
+        """Each pixel below asks what it gives to the pixels above, by the layer itself."""
+        pixels = np.eye(size[0] * size[1], dtype=np.float32).reshape(-1, 1, *size)
+        above = run(resizing(pixels.shape, scales, settings), pixels)["y"]
+        weights = above.reshape(size[0] * size[1], -1)
+        return (mask.reshape(len(mask), -1) @ weights.T).reshape(-1, *size)
+
+    assert_leads(build, lead, size)
+
+
+def resizing(shape, scales, settings):
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], **settings)
+    constant = onnx.numpy_helper.from_array(np.float32([1, 1, *scales]), "scales")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
+    values[0] = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    graph = helper.make_graph([node], "resize", values[:1], values[1:], [constant])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def silu(net, x):
+    return net.node("Mul", x, net.node("Sigmoid", x))
+
+
+def gelu(net, x):
+    bent = net.node("Add", net.node("Erf", net.node("Div", x, np.float32(1.4))), np.float32(1))
+    return net.node("Mul", net.node("Mul", x, np.float32(0.5)), bent)
+
+
+def tanh_gelu(net, x):
+    cubed = net.node("Add", x, net.node("Mul", net.node("Pow", x, np.float32(3)), np.float32(0.04)))
+    return net.node("Mul", x, net.node("Add", net.node("Tanh", cubed), np.float32(1)))
+
+
+def hard_swish(net, x):
+    bounded = net.node("Clip", net.node("Add", x, np.float32(3)), np.float32(0), np.float32(6))
+    return net.node("Div", net.node("Mul", x, bounded), np.float32(6))
+
+
+def mish(net, x):
+    return net.node("Mul", x, net.node("Tanh", net.node("Softplus", x)))
+
+
+def leaky_by_bounds(net, x):
+    return net.node("Max", net.node("Mul", x, np.float32(0.1)), x)
+
+
+@pytest.mark.parametrize("bend", [silu, gelu, tanh_gelu, hard_swish, mish, leaky_by_bounds])
+def test_an_activation_of_several_operators_is_one(bend):
+    net = Net()
+    first = bend(net, net.convolution("image", (3, 4), **TOP))
+    added = net.node("Add", net.convolution(first, (4, 4), **TOP), first)
+    top = bend(net, added)
+    model = net.model(net.convolution(top, (4, 4)))
+    # HardSwish ends in a division, which changes no mask
+    ends = [net.nodes[-2].output[0], top] if bend is hard_swish else [top]
+    stages = attach(model).stages
+    assert len(stages) == 2
+    assert added not in stages
+    assert stages[1] in {*ends, *net.nodes[-3].output}
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda net, x: net.node("Concat", x, x, axis=2), "that sets maps side by side"),
+        (lambda net, x: net.node("Softmax", x, axis=1), "that cannot be followed: Softmax 'node2'"),
+        (lambda net, x: net.node("DepthToSpace", x, blocksize=2), "that cannot be followed: DepthToSpace"),
+        (lambda net, x: net.node("Reshape", x, np.int64([0, 4, 22, 20])), "that moves pixels: Reshape"),
+        (
+            lambda net, x: net.node("Slice", x, np.int64([0]), np.int64([5]), np.int64([2]), np.int64([-1])),
+            "that picks",
+        ),
+        (lambda net, x: net.node("ReduceMax", x, axes=[2]), "that reduces rows without columns"),
+        (lambda net, x: net.node("Resize", x, "", np.float32([1, 1, 2, 2]), mode="cubic"), "other than nearest and"),
+        (lambda net, x: net.node("MaxPool", x, outputs=2, kernel_shape=[1, 1])[1], "whose second result is used"),
+    ],
+)
+def test_what_cannot_be_followed_is_named(build, sentence):
+    net = Net()
+    first = net.node("Relu", net.convolution("image", (3, 4), **TOP))
+    with pytest.raises(ModelError, match="the graph has an operator ") as refusal:
+        attach(net.model(net.convolution(build(net, first), (4, 4))))
+    assert sentence in str(refusal.value)
+
+
+def test_behind_the_last_convolution_anything_may_come():
+    net = Net()
+    first = net.node("Relu", net.convolution("image", (3, 4), **TOP))
+    assert attach(net.model(net.node("Softmax", net.node("Fancy", first, domain="com.example"), axis=1))).stages

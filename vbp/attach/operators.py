@@ -1,0 +1,33 @@
+"""ONNX's operators by what they mean for VisualBackProp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SIGNED_BY_ACTIVATION: Mapping[str, bool] = {
+    **dict.fromkeys(("Relu", "Sigmoid", "HardSigmoid", "Softplus", "ThresholdedRelu"), False),
+    **dict.fromkeys(("LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Gelu", "HardSwish", "Mish", "Swish"), True),
+    **dict.fromkeys(("Erf", "Tanh", "Softsign"), True),
+}
+"""Activations, and whether their output can be negative."""
+UNCHANGED = frozenset(("Identity", "Dropout", "Cast", "CastLike", "DequantizeLinear"))
+NORMALISATIONS = frozenset(
+    ("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "LRN")
+    + ("LpNormalization", "MeanVarianceNormalization", "RMSNormalization")
+)
+ADDITIONS = frozenset(("Add", "Sum", "Mean"))
+ARITHMETIC = ADDITIONS.union(
+    ("Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod"),
+    ("Abs", "Ceil", "Exp", "Floor", "Log", "Neg", "Reciprocal", "Round", "Sign", "Sqrt"),
+)
+POOLINGS = frozenset(("MaxPool", "AveragePool", "LpPool"))
+GLOBAL_POOLINGS = frozenset(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"))
+REDUCTIONS = frozenset(
+    ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd")
+    + ("ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp")
+)
+INTEGER_CONVOLUTIONS = frozenset(("QLinearConv", "ConvInteger"))
+CONVOLUTIONS = INTEGER_CONVOLUTIONS.union(("Conv", "DeformConv"))
+"""What must not follow pixels that cannot be followed."""
+METADATA = frozenset(("Shape", "Size"))
+"""They read a tensor's shape, not its values."""

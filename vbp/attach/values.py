@@ -1,0 +1,134 @@
+"""Values in an ONNX graph, described by how they relate to the pixels of its input, as in `vbp.saliency.values`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import onnx
+from onnx import NodeProto
+
+from vbp.attach.geometry import Geometry, Place
+from vbp.attach.graph import Graph, attributes, described
+
+Kind = Literal["other", "convolution", "activation", "addition", "concatenation", "product"]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A tensor with pixels."""
+
+    rank: int = 4
+    """Number of axes of the tensor, and which of them are its rows and columns."""
+    rows: int = 2
+    columns: int = 3
+    signed: bool = True
+    """Whether values may be negative."""
+    kind: Kind = "other"
+    """The kind of operation that made it; the last three join several maps. A difference counts as a product."""
+    sources: tuple[str, ...] = ()
+    """The maps from which it was made."""
+    step: Geometry | None = None
+    """The geometry from its sources' pixels to its own; None: pixel by pixel."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it was made of several maps by adding, concatenating or multiplying them."""
+        return self.kind in ("addition", "concatenation", "product")
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """The axes of rows and columns."""
+        return self.rows, self.columns
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A tensor without pixels."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A tensor with pixels that cannot be followed."""
+
+    reason: str
+
+
+Value = Map | Vector | Unknown
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node that reads values that are computed from the input."""
+
+    node: NodeProto
+    graph: Graph
+    values: dict[str, Value]
+    """The values of the nodes before it, by tensor."""
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The node's attributes; texts are bytes."""
+        return attributes(self.node)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The maps that it reads."""
+        return tuple(name for name in dict.fromkeys(self.node.input) if isinstance(self.values.get(name), Map))
+
+    @property
+    def map(self) -> Map:
+        """The first map that it reads."""
+        return self.maps[0]
+
+    @property
+    def maps(self) -> list[Map]:
+        """The maps of `sources`."""
+        return [value for name in self.sources if isinstance(value := self.values[name], Map)]
+
+    @property
+    def below(self) -> Place:
+        """Where the first map lies in the graph."""
+        return place_of(self.sources[0], self.map, self.graph)
+
+    def constant(self, position: int, attribute: str = "") -> list[Any] | None:
+        """A setting that is an input, or in older opsets an attribute, as a flat list; None if computed or left out."""
+        if position < len(self.node.input) and self.node.input[position]:
+            value = self.graph.constant(self.node.input[position])
+            return None if value is None else value.reshape(-1).tolist()
+        value = self.settings.get(attribute)
+        return None if value is None else value if isinstance(value, list) else [value]
+
+    def is_given(self, position: int) -> bool:
+        """Whether an input that may be left out is there."""
+        return position < len(self.node.input) and self.node.input[position] != ""
+
+    def terms(self, kind: Kind) -> tuple[str, ...]:
+        """The maps that it reads; nested sums, or nested concatenations, are taken as one."""
+        terms: list[str] = []
+        for name, one in zip(self.sources, self.maps, strict=True):
+            alone = len(self.graph.readers[name]) == 1 and name not in self.graph.outputs
+            terms += one.sources if one.kind == kind and alone else (name,)
+        return tuple(terms)
+
+    def result(self, **changes: Any) -> Map:
+        """The first map with these changes, made by this node."""
+        return replace(self.map, **{"kind": "other", "step": None, **changes, "sources": self.sources})
+
+    def unknown(self, what: str) -> Unknown:
+        """The result if its pixels cannot be followed; `what` continues "the graph has an operator"."""
+        return Unknown(f"the graph has an operator {what}: {described(self.node)}.")
+
+
+def place_of(tensor: str, found: Map, graph: Graph) -> Place:
+    """Where a map lies in the graph."""
+    shape = graph.shape(tensor)
+    lengths = [shape[axis] if shape else None for axis in found.spatial]
+    rows, columns = (length if isinstance(length, int) else None for length in lengths)
+    return Place(tensor, *found.spatial, (rows, columns))
+
+
+def is_of_onnx(node: NodeProto) -> bool:
+    """Whether ONNX itself says what the operator does."""
+    return node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type)
