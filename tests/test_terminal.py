@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 import vbp.terminal
 from vbp.pipeline import Summary
-from vbp.terminal import Bar, JobLog, Lines, Rows, counted, print_summary, watching
+from vbp.terminal import Bar, JobLog, Lines, Rows, print_summary, watching
 
 
 @pytest.fixture
@@ -121,11 +121,6 @@ def test_the_log_of_a_job_leaves_standard_output_to_the_summary_in_json(as_json,
         assert (out.splitlines(), err.splitlines()) == ([summary], others)
     else:
         assert (out.splitlines(), err) == ([*others[:2], summary, others[2]], "")
-
-
-@pytest.mark.parametrize(("number", "words"), [(0, "0 images"), (1, "1 image"), (2, "2 images")])
-def test_one_is_singular(number, words):
-    assert counted(number, "image") == words
 
 
 def test_no_path_is_cut_short(capsys, monkeypatch):

@@ -355,7 +355,7 @@ def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: 
         from vbp.review import failures as module
         from vbp.review.output import Output
         from vbp.tables import print_failures
-        from vbp.terminal import counted
+        from vbp.words import counted
 
         opened = Output.open(output, storage_options)
         if export is not None:
@@ -413,7 +413,7 @@ def _may_delete(paths: Sequence[str]) -> bool:
     if not _can_ask():
         _say("Nothing is deleted without being asked for: add --yes.", err=True)
         return False
-    return click.confirm(f"Delete these {len(paths)} files?", err=True)
+    return click.confirm("Delete this file?" if len(paths) == 1 else f"Delete these {len(paths)} files?", err=True)
 
 
 @main.command(short_help="One HTML page about OUTPUT.")

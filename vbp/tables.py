@@ -9,7 +9,8 @@ from rich.console import Console
 
 from vbp.plain import plain
 from vbp.review.validate import FAULTS
-from vbp.terminal import Rows, counted, duration, shown
+from vbp.terminal import Rows, duration, shown
+from vbp.words import counted
 
 if TYPE_CHECKING:
     from vbp.pipeline.dryrun import Plan
@@ -40,9 +41,7 @@ def print_status(status: Status) -> None:
     if status.holder is not None:
         ago = "" if status.silent_seconds is None else f", lease renewed {duration(status.silent_seconds)} ago"
         table.add_row("held by" if status.is_live else "last held by", f"{status.holder}{ago}")
-    done = status.ok + status.error
-    share = f" ({100 * done / status.images:.1f} %)" if status.images else ""
-    table.add_row("images", f"{done} of {status.images}{share}: {status.ok} ok, {status.error} failed")
+    table.add_row("images", _explained(status))
     if status.left_out:
         table.add_row("left out", status.left_out_in_words)
     if status.left:
@@ -57,6 +56,14 @@ def print_status(status: Status) -> None:
         table.add_row("" if number else "attempts", committed)
     table.add_row("output", status.output)
     _print(table)
+
+
+def _explained(status: Status) -> str:
+    if status.state == "listing":
+        return "unknown until INPUT is listed"
+    done = status.ok + status.error
+    share = f" ({100 * done / status.images:.1f} %)" if status.images else ""
+    return f"{done} of {status.images}{share}: {status.ok} ok, {status.error} failed"
 
 
 def print_failures(failures: Failures) -> None:
@@ -92,7 +99,7 @@ def print_validation(found: Validation) -> None:
             wrong.add_row(str(finding.count), FAULTS[finding.kind], "\n".join(map(plain, finding.examples)))
         _print("", wrong)
     if found.orphans_removed and found.orphans:
-        _print(f"\n{found.orphans} files removed.")
+        _print(f"\n{counted(found.orphans, 'file')} removed.")
     if found.rebased:
         _print(f"\nThe index was made anew for {found.output}.")
     _print(f"\n{found.next_step}")

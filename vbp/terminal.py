@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from vbp.pipeline.observer import Observer
 from vbp.plain import plain
+from vbp.words import counted
 
 if TYPE_CHECKING:
     from vbp.pipeline.summary import Summary
@@ -271,11 +272,6 @@ def print_sweep(summary: SweepSummary) -> None:
     console.print(f"\nwork in all: {duration(3600 * summary.hours)}{cost}")
     index = "index/ holds the rows of all runs, " if summary.is_combined else ""
     console.print(shown(f"results: {summary.output} ({index}runs/ their outputs)"))
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def duration(seconds: float) -> str:

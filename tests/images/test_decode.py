@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -539,3 +540,11 @@ def test_heif():
     for end in (30, 200, len(stream.getvalue()) - 20):
         with pytest.raises(CorruptImageError):
             decode(stream.getvalue()[:end])
+
+
+@pytest.mark.parametrize(
+    ("data", "told"), [(b"shopping list: milk", "'shopping list: m'"), (b"\x00\xff'", '"\\x00\\xff\'"')]
+)
+def test_bytes_in_messages_are_no_python(data, told):
+    with pytest.raises(NotAnImageError, match=f"starts with {re.escape(told)}, which"):
+        decode(data)

@@ -204,6 +204,6 @@ def test_a_new_image_beyond_the_limit_is_said_and_done_later(tree, asked):
     replace(tree / "bird" / "+first.png", 200)
     seen = Notes()
     assert run(dataclasses.replace(limited, refresh=True), seen).images == 5
-    assert any("0 images are new, 0 changed, 1 more are new, but beyond --limit 5" in note for note in seen.notes)
+    assert any("0 images are new, 0 changed, 1 more is new, but beyond --limit 5" in note for note in seen.notes)
     assert run(asked).images == 23
     assert "bird/+first.png" in rows_of(asked.output)

@@ -80,7 +80,7 @@ def test_rows_that_are_lost_are_done_again_once_and_then_it_is_said(working, com
     commit(0, [0, 1, 2, 3])
     assert working.completed(None) is None
     assert (working.left, [tuple(shard) for shard in working.pending]) == (1, [(1, 1)])
-    with pytest.raises(InterruptedRunError, match="1 of 5 images have no row in .*, also after a second try"):
+    with pytest.raises(InterruptedRunError, match="1 of 5 images without a row in .*, also after a second try"):
         working.completed(None)
     commit(1, [0])
     summary = working.completed(None)

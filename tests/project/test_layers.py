@@ -22,7 +22,14 @@ HEAVY = {
     "rich",
     "click",
 }
-LEAVES = {"vbp.errors", "vbp.choices", "vbp.storage.addresses", "vbp.storage.leftout", "vbp.storage.outline"}
+LEAVES = {
+    "vbp.errors",
+    "vbp.choices",
+    "vbp.words",
+    "vbp.storage.addresses",
+    "vbp.storage.leftout",
+    "vbp.storage.outline",
+}
 STORAGE = LEAVES | {f"vbp.storage{room}" for room in ("", ".collections", ".manifest", ".results", ".ledger")}
 NETWORKS = {"vbp.networks", "vbp.networks.classfile", "vbp.networks.preprocessing"}
 PIPELINE = {"vbp.pipeline", "vbp.pipeline.on_ray", "vbp.pipeline.sweep"}
@@ -31,6 +38,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.errors": (set(), set()),
     "vbp.choices": (set(), set()),
     "vbp.plain": (set(), set()),
+    "vbp.words": (set(), set()),
     "vbp.columns": (set(), {"pyarrow"}),
     "vbp.light_torchvision": (set(), {"torch", "torchvision"}),
     "vbp.networks.preprocessing": ({"vbp.errors", "vbp.choices"}, set()),
@@ -77,8 +85,8 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"vbp.attach", "vbp.demo", "vbp.light_torchvision", "vbp.storage.stores"} | WORK | PIPELINE,
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
-    "vbp.terminal": ({"vbp.plain"} | PIPELINE, {"rich"}),
-    "vbp.tables": ({"vbp.plain", "vbp.review", "vbp.terminal"} | PIPELINE, {"rich"}),
+    "vbp.terminal": ({"vbp.plain", "vbp.words"} | PIPELINE, {"rich"}),
+    "vbp.tables": ({"vbp.plain", "vbp.words", "vbp.review", "vbp.terminal"} | PIPELINE, {"rich"}),
     "vbp.version": ({"vbp"}, set()),
     "vbp.flags": ({"vbp.errors", "vbp.choices", "vbp.networks"} | PIPELINE, {"click"}),
     "vbp.cli": (
@@ -87,6 +95,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
             "vbp.version",
             "vbp.errors",
             "vbp.plain",
+            "vbp.words",
             "vbp.networks",
             "vbp.review",
             "vbp.terminal",

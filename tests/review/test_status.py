@@ -73,6 +73,14 @@ def test_at_work_with_the_time_left(make):
     assert status(made.url).state == "interrupted"
 
 
+def test_an_attempt_that_committed_nothing_is_there(make):
+    made = make()
+    made.commit([0, 1])
+    made.begin(SECOND)
+    attempts = [(attempt.run_id, attempt.ok, attempt.error) for attempt in status(made.url).attempts]
+    assert attempts == [(FIRST, 2, 0), (SECOND, 0, 0)]
+
+
 def test_retries_count_once_and_attempts_tell_what_each_did(make):
     made = make(8)
     made.commit([0, 1, 2], seconds=1)

@@ -170,6 +170,11 @@ def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
     return decode(data, fit="original", max_pixels=max_pixels).pixels_HWC
 
 
+def first_bytes(data: bytes) -> str:
+    r"""Bytes for people, in quotes: text as it is, other bytes as ``\x89``."""
+    return ascii(data.decode("latin-1"))
+
+
 def _kind(data: bytes) -> str:
     """The format, recognised by the file's first bytes."""
     if not data:
@@ -177,7 +182,8 @@ def _kind(data: bytes) -> str:
     match = _SIGNATURE.match(data)
     if match is None:
         raise NotAnImageError(
-            f"the file starts with {data[:16]!r}, which is none of {', '.join(_SIGNATURES)}; remove or convert it"
+            f"the file starts with {first_bytes(data[:16])}, which is none of {', '.join(_SIGNATURES)}; "
+            "remove or convert it"
         )
     kind = next(name for name in _SIGNATURES if match[name] is not None)
     if kind == "HEIF":
@@ -261,8 +267,8 @@ def _unreadable(data: bytes, kind: str) -> ImageError:
     if _UNSUPPORTED.search(reason):
         return UnsupportedLayoutError(f"this layout is not supported: {kind}: {reason}; convert the image")
     return CorruptImageError(
-        f"the header cannot be read, though the file starts as an image ({data[:8]!r}, {len(data)} bytes): {reason}; "
-        "it may be truncated: write it again"
+        f"the header cannot be read, though the file starts as an image ({first_bytes(data[:8])}, {len(data)} bytes): "
+        f"{reason}; it may be truncated: write it again"
     )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vbp.choices import MASK_FORMATS, MaskFormat
 from vbp.errors import CorruptImageError, EmptyFileError, NotAnImageError
+from vbp.images.decode import first_bytes
 
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _GAP = 2
@@ -60,7 +61,9 @@ def decode_mask(data: bytes) -> NDArray[np.float32]:
     if not data:
         raise EmptyFileError("the mask file is empty (0 bytes); compute it again")
     if not data.startswith((b"\x89PNG", b"\x93NUMPY")):
-        raise NotAnImageError(f"the mask file starts with {data[:8]!r}, neither PNG nor npy; compute it again")
+        raise NotAnImageError(
+            f"the mask file starts with {first_bytes(data[:8])}, neither PNG nor npy; compute it again"
+        )
     try:
         mask_HW = _read_npy(data) if data.startswith(b"\x93NUMPY") else _read_png(data)
     except Exception as error:  # Pillow and NumPy raise many kinds

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vbp.errors import StorageError, UsageError
+from vbp.errors import UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.clearing import forget_listing, holds_run, refuse_others
 from vbp.pipeline.config import RunConfig
@@ -30,10 +30,8 @@ from vbp.pipeline.loading import NetworkFacts
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, open_record
-from vbp.storage.files import Folder
 from vbp.storage.ledger.held import HeldFolder
-from vbp.storage.ledger.holder import Holder
-from vbp.storage.ledger.lease import Lease
+from vbp.storage.ledger.lease import leased
 
 if TYPE_CHECKING:
     from vbp.networks.models import Model
@@ -53,7 +51,7 @@ def attempted(config: RunConfig, observer: Observer) -> Iterator[Attempt]:
     """
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     output = HeldFolder(config.output, config.storage_options, run_id)
-    with leased(output, run_id, observer):
+    with leased(output, run_id, observer.note):
         is_new, attempt = not holds_run(output), None
         try:
             attempt = Attempt(config, output, observer)
@@ -64,34 +62,6 @@ def attempted(config: RunConfig, observer: Observer) -> Iterator[Attempt]:
             if is_new and not (attempt and attempt.has_begun):
                 forget_listing(output)
             raise
-
-
-@contextmanager
-def leased(output: Folder, run_id: str, observer: Observer) -> Iterator[None]:
-    """Hold the lock of an output, its lease.
-
-    Raises:
-        UsageError: the output cannot be written.
-    """
-    told: list[str] = []
-
-    def waiting(holder: Holder | None, seconds: float) -> None:
-        if not told:
-            told.append(str(holder))
-            observer.note(f"Waiting for {holder or 'another run'}; if it is gone, taking over in {seconds:.0f} s.")
-
-    with output.without_traces("_run"):
-        lease = Lease(output, run_id)
-        try:
-            lease.acquire(waiting)
-        except StorageError as error:
-            raise UsageError(
-                f"OUTPUT (={output.uri()}) cannot be written: {error}; choose another, or have it made writable."
-            ) from error
-        try:
-            yield
-        finally:
-            lease.release()
 
 
 class Attempt:

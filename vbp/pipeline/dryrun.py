@@ -33,6 +33,7 @@ from vbp.storage.ledger.pace import pace_of
 from vbp.storage.leftout import LeftOut, in_words
 from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
 from vbp.storage.manifest.rows import rows_of, table_of, with_positions
+from vbp.words import counted
 
 _BATCHES = 2
 """Number of batches that are measured, after one that warms up."""
@@ -169,7 +170,7 @@ def plan(
     if rate is None and measured.images_per_second is not None:
         times = workers if runner == "ray" and sample.recipe.device == "cuda" else 1
         rate = times * measured.images_per_second
-        rate_of = f"of this machine, measured on {measured.images} images{of_another}"
+        rate_of = f"of this machine, measured on {counted(measured.images, 'image')}{of_another}"
     per_image = measured.bytes_per_image
     return Plan(
         input=config.input,

@@ -23,6 +23,7 @@ from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.manifest.refresh import refresh_manifest
 from vbp.storage.manifest.rows import First, in_order
 from vbp.storage.results.files import files_of
+from vbp.words import counted
 
 if TYPE_CHECKING:
     from vbp.networks.models import Model
@@ -135,9 +136,10 @@ class Checked:
             before_change=self._begin_listing,
         )
         if config.refresh:
-            new = "1 image is new" if changes.new == 1 else f"{changes.new} images are new"
+            new = counted(changes.new, "image is new", "images are new")
             gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
-            more = f", {changes.beyond} more are new, but beyond --limit {config.limit}" if changes.beyond else ""
+            others = counted(changes.beyond, "more is new", "more are new")
+            more = f", {others}, but beyond --limit {config.limit}" if changes.beyond else ""
             self._attempt.observer.note(f"Since the last listing: {new}, {changes.changed} changed{more}{gone}.")
         return manifest
 
@@ -147,8 +149,8 @@ class Checked:
         self._record.adopt(manifest)
         if count:
             self._attempt.observer.note(
-                f"INPUT was listed anew, and {count} rows were of other images than are now in their places; "
-                "they were taken back."
+                f"INPUT was listed anew; {counted(count, 'row was', 'rows were')} of other images than are now in "
+                "their places, and will be made again."
             )
 
     def _begin_listing(self) -> None:
@@ -186,7 +188,8 @@ class Checked:
         observer.note("Calibrating int8 on some of the images; the run keeps the scales.")
         scales = calibrated(self._recipe, self._load(), self._choice.rows)
         if scales["floats"]:
-            observer.note(f"{len(scales['floats'])} convolutions stay in float32: {', '.join(scales['floats'])}.")
+            stay = counted(len(scales["floats"]), "convolution stays", "convolutions stay")
+            observer.note(f"{stay} in float32: {', '.join(scales['floats'])}.")
         self._recipe = dataclasses.replace(self._recipe, scales=scales)
 
 

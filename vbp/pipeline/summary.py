@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vbp.storage.leftout import in_words
+from vbp.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +63,14 @@ class Summary:
         """A clause that says why the run failed, with its numbers; empty if it did not fail."""
         if not self.complete:
             missing = self.images - self.ok - self.error
-            return f"{missing} images have no row yet"
+            return counted(missing, "image has no row yet", "images have no row yet")
         if self.succeeded:
             return ""
         share = f"{100 * self.error / self.images:.3g} %"
-        allowed = f"{self.max_failures} of {self.images} images: {self.failures_allowed}"
+        images = counted(self.images, "image")
+        allowed = f"{self.max_failures} of {images}: {self.failures_allowed}"
         return (
-            f"{self.error} of {self.images} images failed, {share}, and --max-failures allows "
+            f"{self.error} of {images} failed, {share}, and --max-failures allows "
             f"{allowed if self.max_failures.endswith('%') else self.failures_allowed}"
         )
 

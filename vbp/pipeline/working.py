@@ -14,6 +14,7 @@ from vbp.storage.ledger.orphans import remove_orphans
 from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.outline import TARS
 from vbp.storage.results.files import files_of
+from vbp.words import counted
 
 if TYPE_CHECKING:
     from vbp.pipeline.attempt import Attempt
@@ -119,11 +120,12 @@ class Working:
         for path in totals.damaged:
             observer.note(f"{output.uri(path)} is damaged and was removed; its images are done again.")
         if totals.strange:
-            observer.note(f"{totals.strange} rows were not of the images in their places; they were taken back.")
+            strange = counted(totals.strange, "row was", "rows were")
+            observer.note(f"{strange} not of the images in their places, and will be made again.")
         if totals.missing and totals.missing == self._missing:
             raise InterruptedRunError(
-                f"{totals.missing} of {totals.images} images have no row in {output.uri('index')}, also after a "
-                "second try; run the same command again."
+                f"{totals.missing} of {counted(totals.images, 'image')} without a row in {output.uri('index')}, also "
+                "after a second try; run the same command again."
             )
         self._missing = totals.missing
         return totals

@@ -18,6 +18,7 @@ from vbp.storage.ledger.index import newest_rows, read_index
 from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.outline import RUNS
 from vbp.storage.record import RUN, SWEEP, is_complete, load_record, load_run
+from vbp.words import counted
 
 _NEWEST_NEEDS = ["position", "status", "finished_at", "run_id"]
 
@@ -52,7 +53,11 @@ class Output:
             if record is None:
                 runs = list((load_record(folder, SWEEP) or {}).get("runs", ()))
                 index = "complete" if runs and is_complete(folder, SWEEP) else "not complete: run vbp sweep again"
-                why = f"it is a sweep's, of {len(runs)} runs, its index {index}" if runs else f"there is no {RUN}"
+                why = (
+                    f"it is a sweep's, of {counted(len(runs), 'run')}, its index {index}"
+                    if runs
+                    else f"there is no {RUN}"
+                )
                 which = folder.uri(f"{RUNS}/{runs[0]}") if runs else "the output of a run"
                 raise UsageError(f"OUTPUT (={folder.url}) holds no run: {why}; give {which}.")
             return cls(folder, record, Manifest.load(folder), is_complete(folder))

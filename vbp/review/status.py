@@ -7,7 +7,7 @@ attempt's parts. That holds for any number of images and workers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -96,7 +96,7 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     silent = _seconds_since(current.renewed_at) if current else None
     at_work = current is not None and is_at_work(current)
     ok = error = 0
-    attempts: dict[str, list[int]] = {}
+    attempts: dict[str, list[int]] = {name: [0, 0] for name in _begun(output, current)}
     sample = EvenSample()
     if output.manifest is not None:
         for shard, parts in parts_by_shard(output.folder, output.manifest):
@@ -126,6 +126,12 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
         ),
         left_out=dict(output.manifest.left_out) if output.manifest else {},
     )
+
+
+def _begun(output: Output, current: Holder | None) -> Iterator[str]:
+    """The attempts that have begun, as far as known, though they may have committed nothing."""
+    names = {output.record.get("run_id"), current.attempt if current else None}
+    return (name for name in names if name and begun_at(name))  # a repair is none
 
 
 def is_at_work(holder: Holder) -> bool:

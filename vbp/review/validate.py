@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from vbp.columns import PART_SCHEMA
-from vbp.errors import StorageError, UsageError
+from vbp.errors import UsageError
 from vbp.review.choice import Choice
 from vbp.review.masks import fault_of
 from vbp.review.output import Output
@@ -42,6 +42,7 @@ from vbp.storage.record import broken_promise, changed_files, mark_complete, mar
 from vbp.storage.results.files import files_of
 from vbp.storage.results.places import elsewhere
 from vbp.storage.sorting import Sorter
+from vbp.words import counted
 
 SAMPLE, SEED = 200, 500
 
@@ -133,11 +134,13 @@ class Validation:
         """A sentence on what to run next."""
         if not self._wrong:
             if self.left and not self.is_complete:
-                return f"Sound so far; {self.left} images are left: run the same vbp explain command again."
+                left = counted(self.left, "image is left", "images are left")
+                return f"Sound so far; {left}: run the same vbp explain command again."
             return "Sound."
         to_move = " Move the files out of index/ that are not of it." if "index stranger" in self._wrong else ""
         if self.repaired:
-            return f"{self.redo} rows were taken back: run the same vbp explain command again.{to_move}"
+            taken = counted(self.redo, "row was", "rows were")
+            return f"{taken} taken back: run the same vbp explain command again.{to_move}"
         to_repair = self._wrong - {*_ORPHANS, *_MOVED, *_BY_HAND}
         flags = ["--repair"] * bool(to_repair) + ["--remove-orphans"] * bool(self._wrong & {*_ORPHANS})
         flags += ["--rebase"] * (bool(self._wrong & {*_MOVED}) and not to_repair)
@@ -561,19 +564,5 @@ def _leased(output: Folder, on_wait: Callable[[str], None]) -> Iterator[HeldFold
     if current is not None and is_at_work(current):
         raise UsageError(f"{output.url} is being written ({current}); repair it when that has ended.")
     attempt = f"repair-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-    held = lease.Lease(output, attempt)
-    told: list[str] = []
-
-    def waiting(holder: lease.Holder | None, seconds: float) -> None:
-        if not told:
-            told.append(f"Waiting for {holder or 'another run'}; if it is gone, taking over in {seconds:.0f} s.")
-            on_wait(told[0])
-
-    try:
-        held.acquire(waiting)
-    except StorageError as error:
-        raise UsageError(f"OUTPUT cannot be written: {error}") from error
-    try:
+    with lease.leased(output, attempt, on_wait):
         yield HeldFolder.of(output, attempt)
-    finally:
-        held.release()

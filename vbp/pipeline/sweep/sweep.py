@@ -24,13 +24,13 @@ import pyarrow as pa
 
 from vbp.errors import InterruptedRunError
 from vbp.pipeline import job
-from vbp.pipeline.attempt import leased
 from vbp.pipeline.failures import failures_as_sentences
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.sweep.sweepfile import Budget, Sweep, SweepRun
 from vbp.storage.files import Folder
 from vbp.storage.ledger.combined import RUN, combine
 from vbp.storage.ledger.held import HeldFolder
+from vbp.storage.ledger.lease import leased
 from vbp.storage.record import (
     SWEEP,
     is_complete,
@@ -123,7 +123,7 @@ class _Sweep:
                 return self._nothing_left()
         with ExitStack() as stack:
             with failures_as_sentences(before_work=True):
-                stack.enter_context(leased(self._output, self._id, self._observer))
+                stack.enter_context(leased(self._output, self._id, self._observer.note))
             prepared = stack.enter_context(found.prepared())
             self._outcomes = prepared.outcomes
             with failures_as_sentences(before_work=True):

@@ -10,19 +10,52 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from vbp.errors import LeaseLostError, StorageError
+from vbp.errors import LeaseLostError, StorageError, UsageError
 from vbp.storage.files import Folder
 from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.ledger.holder import LEASE, RELEASED, Holder, check, holder, machine, parse, read, start_of
 
-__all__ = ["LEASE", "HeldFolder", "Holder", "Lease", "check", "holder"]
+__all__ = ["LEASE", "HeldFolder", "Holder", "Lease", "check", "holder", "leased"]
 
 TAKE_OVER_AFTER = "VBP_LEASE_SECONDS"
 """Environment variable for tests: seconds without a renewal after which another attempt takes over."""
+
+
+@contextlib.contextmanager
+def leased(output: Folder, attempt: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lease of an output during the context.
+
+    Args:
+        output: OUTPUT.
+        attempt: name of the attempt.
+        tell: is called with a sentence that says for whom it waits, once.
+
+    Raises:
+        UsageError: the output cannot be written.
+    """
+    told: list[str] = []
+
+    def waiting(holder: Holder | None, seconds: float) -> None:
+        if not told:
+            told.append(f"Waiting for {holder or 'another run'}; if it is gone, taking over in {seconds:.0f} s.")
+            tell(told[0])
+
+    with output.without_traces("_run"):
+        lease = Lease(output, attempt)
+        try:
+            lease.acquire(waiting)
+        except StorageError as error:
+            raise UsageError(
+                f"OUTPUT (={output.uri()}) cannot be written: {error}; choose another, or have it made writable."
+            ) from error
+        try:
+            yield
+        finally:
+            lease.release()
 
 
 class Lease:
