@@ -170,7 +170,7 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
     model = prepare.load_network(config)
     recipe = Recipe(
         config=config, run_id="made", device="cpu", precision="float32", batch_size=BATCH,
-        weights_sha256=model.sha256,
+        weights_sha256=model.sha256, preprocessing=config.preprocessing(model.preprocessing),
     )  # fmt: skip
     record = Record(output, {})
     record.begin(recipe)
