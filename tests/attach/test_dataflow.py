@@ -58,12 +58,22 @@ def channels_last(net, x):
     return net.node("Transpose", product, perm=[0, 3, 1, 2])
 
 
+def group_norm(net, x):
+    grouped = net.node("Reshape", x, np.int64([0, 2, -1]))
+    norm = net.node("InstanceNormalization", grouped, np.ones(2, np.float32), np.zeros(2, np.float32))
+    return net.node("Mul", net.node("Reshape", norm, net.node("Shape", x)), np.float32(2))
+
+
+def regrouped(net, x):
+    return net.node("Reshape", net.node("Reshape", x, np.int64([0, 2, -1])), np.int64([0, 4, 22, 20]))
+
+
 def halves(net, x):
     one, other = net.node("Split", x, outputs=2, axis=1)
     return net.node("Concat", other, one, axis=1)
 
 
-@pytest.mark.parametrize("build", [shuffle, gate, layer_norm_by_hand, channels_last, halves])
+@pytest.mark.parametrize("build", [shuffle, gate, layer_norm_by_hand, channels_last, group_norm, halves])
 def test_pixels_stay_in_their_places(build):
     assert_leads(build, unchanged)
 
@@ -104,6 +114,29 @@ def test_padding_cropping_and_pooling():
         return down(mask, size, before=(2, 1))
 
     assert_leads(build, lead)
+
+
+@pytest.mark.parametrize("size", [(20, 22), (9, 8)])
+def test_a_transposed_convolution_is_led_down_by_a_convolution(size):
+    settings = {"strides": [2, 3], "pads": [1, 0, 0, 2], "output_padding": [1, 2], "dilations": [1, 2]}
+
+    def build(net, x):
+        weight = net.random.normal(size=(4, 4, 3, 2)).astype(np.float32)
+        return net.node("ConvTranspose", x, weight, **settings)
+
+    def lead(mask, size):
+        found = np.zeros((len(mask), *size))
+        rows, columns = mask.shape[1:]
+        for y in range(size[0]):
+            for x in range(size[1]):
+                for i in range(3):
+                    for j in range(2):
+                        row, column = 2 * y + i - 1, 3 * x + 2 * j
+                        if 0 <= row < rows and 0 <= column < columns:
+                            found[:, y, x] += mask[:, row, column]
+        return found
+
+    assert_leads(build, lead, size)
 
 
 RESIZING = [
@@ -198,6 +231,7 @@ def test_an_activation_of_several_operators_is_one(bend):
             lambda net, x: net.node("Slice", x, np.int64([0]), np.int64([5]), np.int64([2]), np.int64([-1])),
             "that picks",
         ),
+        (regrouped, "that moves pixels: Reshape 'node2'"),
         (lambda net, x: net.node("ReduceMax", x, axes=[2]), "that reduces rows without columns"),
         (lambda net, x: net.node("Resize", x, "", np.float32([1, 1, 2, 2]), mode="cubic"), "other than nearest and"),
         (lambda net, x: net.node("MaxPool", x, outputs=2, kernel_shape=[1, 1])[1], "whose second result is used"),

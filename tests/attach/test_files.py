@@ -1,6 +1,7 @@
 """The command: which files it takes, what it writes, and one sentence for everything else."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
+from PIL import Image
 
 from tests.attach.graphs import Net, image_of, run
 from vbp.attach import files
@@ -197,6 +199,17 @@ def test_a_stage_that_does_not_exist(command):
     onnx.save(small(), "model.onnx")
     told = refused(command("model.onnx", "--output", "new.onnx", "--stages", "relu7"))
     assert "stages: 'relu7' is none of all, last, relu1 (1 in all)." in told
+
+
+def test_the_program_of_the_page_runs(command, request):
+    page = (request.config.rootpath / "docs" / "how-to" / "attach.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save("photo.jpg")
+    onnx.save(small(Net(("n", 3, 224, 224))), "model.onnx")
+    assert command("model.onnx", "--output", "with_mask.onnx").exit_code == 0
+    exec(program, {})
+    with Image.open("mask.png") as mask:
+        assert (mask.mode, mask.size, mask.getextrema()) == ("L", (224, 224), (0, 255))
 
 
 def test_without_the_package(command, monkeypatch):

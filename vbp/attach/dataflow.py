@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from vbp.attach import operators
-from vbp.attach.geometry import Pair, Resampling, Window, resizing_weights, same_padding
+from vbp.attach.geometry import Pair, Resampling, Transposed, Window, resizing_weights, same_padding
 from vbp.attach.graph import Graph, has_subgraphs
-from vbp.attach.values import Call, Map, Unknown, Value, Vector, is_of_onnx
+from vbp.attach.values import Call, Map, Reshaped, Unknown, Value, Vector, is_of_onnx
 from vbp.errors import ModelError
 
 
@@ -47,8 +47,10 @@ def _value(call: Call, inputs: list[Value]) -> Value:
     operator = call.node.op_type
     unknown = next((value for value in inputs if isinstance(value, Unknown)), None)
     rule = next((rule for known, rule in _RULES if operator in known), None)
-    if unknown:
-        value: Value = unknown
+    if isinstance(unknown, Reshaped):
+        value: Value = _reshaped(call, unknown)
+    elif unknown:
+        value = unknown
     elif has_subgraphs(call.node):
         value = call.unknown("with graphs of its own")
     elif not is_of_onnx(call.node):
@@ -89,10 +91,17 @@ def _normalisation(call: Call) -> Value:
 
 
 def _convolution(call: Call) -> Value:
-    if call.values.keys() & set(call.node.input[1:2]):
-        return call.unknown("that computes its weights from the image")
-    kernel = call.settings.get("kernel_shape") or (call.graph.shape(call.node.input[1]) or ())[2:]
-    return _window(call, kernel, kind="convolution", signed=True)
+    window = _window_of_weights(call)
+    return window if isinstance(window, Unknown) else call.result(kind="convolution", signed=True, step=window)
+
+
+def _transposed_convolution(call: Call) -> Value:
+    if call.settings.get("output_shape") or call.settings.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return call.unknown("that pads by the size of its result")
+    window = _window_of_weights(call)
+    if isinstance(window, Unknown):
+        return window
+    return call.result(kind="convolution", signed=True, step=Transposed(window))
 
 
 def _integer_convolution(call: Call) -> Value:
@@ -100,30 +109,41 @@ def _integer_convolution(call: Call) -> Value:
 
 
 def _pooling(call: Call) -> Value:
-    return _window(call, call.settings["kernel_shape"], signed=call.map.signed)
+    window = _window(call, call.settings["kernel_shape"])
+    return window if isinstance(window, Unknown) else call.result(signed=call.map.signed, step=window)
 
 
-def _window(call: Call, kernel: Any, **changes: Any) -> Value:
+def _window_of_weights(call: Call) -> Window | Unknown:
+    if call.values.keys() & set(call.node.input[1:2]):
+        return call.unknown("that computes its weights from the image")
+    return _window(call, call.settings.get("kernel_shape") or (call.graph.shape(call.node.input[1]) or ())[2:])
+
+
+def _window(call: Call, kernel: Any) -> Window | Unknown:
     if len(kernel) != 2 or call.map.rank != 4 or call.map.spatial != (2, 3):
         return call.unknown("on a tensor whose last two axes are not the image's rows and columns")
     stride, dilation = _pair(call, "strides"), _pair(call, "dilations")
     window = Window(call.below, (int(kernel[0]), int(kernel[1])), stride, dilation=dilation)
+    padding = _padding_of(call, window)
+    if padding is None:
+        return call.unknown("that pads by an image size which the graph leaves open")
+    (top, bottom), (left, right) = padding
+    return replace(window, before=(top, left), after=(bottom, right))
+
+
+def _padding_of(call: Call, window: Window) -> tuple[Pair, Pair] | None:
+    """Above and below, and left and right; None if it depends on a size that is not known."""
     how = call.settings.get("auto_pad", b"NOTSET")
+    if how == b"VALID":
+        return (0, 0), (0, 0)
     if how == b"NOTSET":
         top, left, bottom, right = call.settings.get("pads") or (0, 0, 0, 0)
-        padded = ((top, bottom), (left, right))
-    elif how == b"VALID":
-        padded = ((0, 0), (0, 0))
-    else:
-        both = [
-            same_padding(window.below.size[axis], window.reach(axis), stride[axis], upper=how == b"SAME_UPPER")
-            for axis in (0, 1)
-        ]
-        if both[0] is None or both[1] is None:
-            return call.unknown("that pads by an image size which the graph leaves open")
-        padded = (both[0], both[1])
-    (top, bottom), (left, right) = padded
-    return call.result(step=replace(window, before=(top, left), after=(bottom, right)), **changes)
+        return (top, bottom), (left, right)
+    rows, columns = (
+        same_padding(window.below.size[axis], window.reach(axis), window.stride[axis], upper=how == b"SAME_UPPER")
+        for axis in (0, 1)
+    )
+    return None if rows is None or columns is None else (rows, columns)
 
 
 def _pair(call: Call, name: str) -> Pair:
@@ -319,7 +339,19 @@ def _reshaping(call: Call) -> Value:
         return call.result(rank=rank)
     if _are_one(after[2:]) and columns == call.map.rank - 1:
         return Vector()  # (N, C H W, 1, 1)
-    return call.unknown("that moves pixels")
+    return Reshaped(call.unknown("that moves pixels").reason, call.sources[0])
+
+
+def _reshaped(call: Call, found: Reshaped) -> Value:
+    """Arithmetic and norms keep every value in its place, so a reshape to the map's own shape brings the map back."""
+    if call.node.op_type in operators.KEEPING_PLACES:
+        return found
+    before, after = call.graph.shape(found.source), call.graph.shape(call.node.output[0])
+    if call.node.op_type == "Reshape" and before and after and len(before) == len(after):
+        one = _map(found.source, call.values)
+        if _are_equal(before[-2:], after[-2:]) and one.spatial == (one.rank - 2, one.rank - 1):
+            return replace(one, kind="other", step=None, signed=True, sources=(found.source,))
+    return Unknown(found.reason)
 
 
 def _are_equal(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
@@ -371,6 +403,7 @@ _RULES: tuple[tuple[Any, Callable[[Call], Value]], ...] = (
     (operators.UNCHANGED, _unchanged),
     (operators.NORMALISATIONS, _normalisation),
     (("Conv",), _convolution),
+    (("ConvTranspose",), _transposed_convolution),
     (operators.INTEGER_CONVOLUTIONS, _integer_convolution),
     (operators.POOLINGS, _pooling),
     (("Pad",), _padding),

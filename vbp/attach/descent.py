@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from vbp.attach.geometry import Geometry, Place, Resampling, Window
+from vbp.attach.geometry import Geometry, Place, Resampling, Transposed, Window
 from vbp.attach.stages import Network, Stage
 from vbp.attach.writer import Writer
 from vbp.saliency.cuts import Strand
@@ -134,8 +134,25 @@ def _down(mask: Mask, step: Geometry, writer: Writer) -> Mask:
         return Mask(product, step.below.size)
     tensor = mask.tensor
     for axis in (1, 0):
-        tensor = _spread(tensor, axis, step, mask.size[axis], writer)
+        if isinstance(step, Transposed):
+            tensor = _gathered(tensor, axis, step.window, writer)
+        else:
+            tensor = _spread(tensor, axis, step, mask.size[axis], writer)
     return Mask(tensor, step.below.size)
+
+
+def _gathered(tensor: str, axis: int, window: Window, writer: Writer) -> str:
+    """Along one axis, add up all values that a transposed convolution made from a pixel: a convolution with ones."""
+    kernel = _pair(axis, window.kernel[axis], 1)
+    return writer.add(
+        "Conv",
+        tensor,
+        writer.constant(np.ones((1, 1, *kernel), np.float32)),
+        kernel_shape=kernel,
+        strides=_pair(axis, window.stride[axis], 1),
+        dilations=_pair(axis, window.dilation[axis], 1),
+        pads=[*_pair(axis, window.before[axis], 0), *_pair(axis, window.after[axis], 0)],
+    )
 
 
 def _spread(tensor: str, axis: int, window: Window, above: int | None, writer: Writer) -> str:

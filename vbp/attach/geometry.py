@@ -49,6 +49,23 @@ class Window:
         return self.dilation[axis] * (self.kernel[axis] - 1) + 1
 
 
+@dataclass(frozen=True)
+class Transposed:
+    """A transposed convolution, by the window of the convolution whose gradient it is."""
+
+    window: Window
+
+    @property
+    def below(self) -> Place:
+        """The tensor that it reads."""
+        return self.window.below
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels below for one above."""
+        return 1 / self.window.stride[0], 1 / self.window.stride[1]
+
+
 @dataclass(frozen=True, eq=False)
 class Resampling:
     """A layer that resizes: the weight of each pixel below (H or W) in each pixel above (h or w), by axis."""
@@ -64,7 +81,7 @@ class Resampling:
         return below_rows / rows, below_columns / columns
 
 
-Geometry = Window | Resampling
+Geometry = Window | Transposed | Resampling
 
 
 def same_padding(length: int | None, reach: int, stride: int, *, upper: bool) -> Pair | None:

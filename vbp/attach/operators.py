@@ -26,8 +26,10 @@ REDUCTIONS = frozenset(
     ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd")
     + ("ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp")
 )
+KEEPING_PLACES = NORMALISATIONS | {"Add", "Sub", "Mul", "Div", "Cast", "Identity"}
+"""Operators that leave every value in its place, in a tensor of any shape."""
 INTEGER_CONVOLUTIONS = frozenset(("QLinearConv", "ConvInteger"))
-CONVOLUTIONS = INTEGER_CONVOLUTIONS.union(("Conv", "DeformConv"))
+CONVOLUTIONS = INTEGER_CONVOLUTIONS.union(("Conv", "ConvTranspose", "DeformConv"))
 """What must not follow pixels that cannot be followed."""
 METADATA = frozenset(("Shape", "Size"))
 """They read a tensor's shape, not its values."""

@@ -55,6 +55,14 @@ class Unknown:
     reason: str
 
 
+@dataclass(frozen=True)
+class Reshaped(Unknown):
+    """A map in another shape, as for a norm over groups of channels; its pixels are found again in their own shape."""
+
+    source: str
+    """The map."""
+
+
 Value = Map | Vector | Unknown
 
 
