@@ -205,6 +205,13 @@ def test_norm_of_the_networks_own_is_no_stage(norm):
     assert stage.steps == (CONVOLUTION, CONVOLUTION)
 
 
+def test_mean_of_another_map_is_a_branch():
+    """Only a map's own mean makes a norm of it."""
+    (stage,) = stages(lambda net, x: x.mean(1, keepdim=True) + net.a(x), a=convolution())
+    assert stage.name == "add"
+    assert stage.steps == (Branches((Strand((0,), (CONVOLUTION,)), Strand((0, 1)))),)
+
+
 def test_branches_that_are_stacked_and_weighed_are_averaged():
     """SK's: the softmax over the branches, of what is pooled from all of them."""
 

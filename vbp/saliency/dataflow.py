@@ -15,7 +15,6 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from vbp.errors import ModelError
 from vbp.saliency import operations
 from vbp.saliency.geometry import Resampling, Transposed, Window
 from vbp.saliency.operations import is_constant
@@ -23,16 +22,15 @@ from vbp.saliency.shapes import Sizes
 from vbp.saliency.values import Call, Map, Unknown, Value, Vector, flat
 
 
-def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> dict[Node, Map]:
+def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map], str]:
     """Every map of the network, in order of execution; the first is its input.
+
+    And why it cannot be followed further, if a convolution follows on an operation that cannot; else nothing.
 
     Args:
         graph: the forward pass of the network.
         model: has the layers that the graph calls.
         sizes: the sizes of all values; notes which of them the maps' geometry depends on.
-
-    Raises:
-        ModelError: a convolution follows an operation that cannot be followed.
     """
     values: dict[Node, Value] = {}
     for node in graph.nodes:
@@ -42,23 +40,32 @@ def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> dict[Node, Map]:
             inputs = [values[source] for source in node.all_input_nodes if source in values]
             if inputs:
                 values[node] = _value(Call(node, model, values, sizes), inputs)
-    return {node: value for node, value in values.items() if isinstance(value, Map)}
+    lost = (
+        value.reason for node, value in values.items()
+        if isinstance(value, Unknown) and operations.operation_of(node, model) in operations.MIXING
+    )  # fmt: skip
+    return {node: value for node, value in values.items() if isinstance(value, Map)}, next(lost, "")
 
 
 def _value(call: Call, inputs: list[Value]) -> Value:
     unknown = next((value for value in inputs if isinstance(value, Unknown)), None)
     rule = next((rule for known, rule in _RULES if call.operation in known), None)
     if unknown:
-        value: Value = Vector() if _pools(call) else unknown
+        value: Value = Vector() if _pools(call) else _attended(call, unknown)
     elif not call.sources:
         value = Vector()
     else:
         value = rule(call) if rule else call.unknown("that tracing does not know")
     if isinstance(value, Map) and not _has_its_size(call, value):
         value = call.unknown("that gives another size than its settings say")
-    if isinstance(value, Unknown) and call.operation in operations.CONVOLUTIONS | operations.TRANSPOSED:
-        raise ModelError(value.reason)
     return value
+
+
+def _attended(call: Call, unknown: Unknown) -> Unknown:
+    """The same, with the attention named for which the pixels were moved."""
+    if call.operation not in operations.ATTENTIONS or ", for attention in " in unknown.reason:
+        return unknown
+    return Unknown(f"{unknown.reason[:-1]}, for attention in {operations.name_of(call.node)}.")
 
 
 def _pools(call: Call) -> bool:
@@ -150,10 +157,14 @@ def _arithmetic(call: Call) -> Value:
     if len({(one.rows - one.rank, one.columns - one.rank) for one in call.maps}) > 1:
         return call.unknown("that joins rows with other axes")
     largest = max(call.maps, key=lambda one: one.rank)
-    placed = replace(largest, signed=True, several=False, step=None, statistic=all(one.statistic for one in call.maps))
-    if sum(not one.statistic for one in call.maps) <= 1:
+    placed = replace(largest, signed=True, several=False, step=None, statistic=None)
+    statistics = {one.statistic for one in call.maps if one.statistic}
+    others = {
+        call.origin(node) for node, one in zip(call.sources, call.maps, strict=True) if one.statistic is None
+    }  # fmt: skip
+    if len(statistics) == 1 and others <= statistics:
         # a norm of the network's own: a map and its mean or variance over the channels
-        return replace(placed, kind="other", sources=call.sources)
+        return replace(placed, kind="other", sources=call.sources, statistic=None if others else statistics.pop())
     if call.operation not in operations.ADDITIONS:
         return replace(placed, kind="product", sources=call.sources)
     signed = any(one.signed for one in call.maps)
@@ -178,7 +189,7 @@ def _joined(call: Call, like: Map) -> Map:
         return like if like is not call.map else call.result()
     signed = any(one.signed for one in call.maps)
     terms = call.terms("concatenation")
-    return replace(like, kind="concatenation", signed=signed, several=False, step=None, statistic=False, sources=terms)
+    return replace(like, kind="concatenation", signed=signed, several=False, step=None, statistic=None, sources=terms)
 
 
 def _reduction(call: Call) -> Value:
@@ -195,7 +206,7 @@ def _reduction(call: Call) -> Value:
     kept = [axis for axis in range(call.map.rank) if axis not in reduced or settings.get("keepdim")]
     several = call.operation in operations.PAIRS
     # a sum over branches that were stacked is no statistic of the channels
-    statistic = call.map.rank == 4
+    statistic = call.origin(call.sources[0]) if call.map.rank == 4 else None
     return _rearranged(call, kept, signed=call.map.signed, several=several, statistic=statistic)
 
 

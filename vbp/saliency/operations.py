@@ -106,6 +106,10 @@ SQUEEZINGS: frozenset[Any] = frozenset((torch.squeeze, "squeeze"))
 EXPANSIONS: frozenset[Any] = frozenset(("expand_as", "expand", "repeat"))
 SOFTMAXES: frozenset[Any] = frozenset((nn.Softmax, F.softmax, torch.softmax, "softmax"))
 
+ATTENTIONS: frozenset[Any] = SOFTMAXES.union((F.scaled_dot_product_attention, nn.MultiheadAttention))
+MIXING: frozenset[Any] = CONVOLUTIONS | TRANSPOSED
+"""Operations with weights, whose geometry counts."""
+
 KNOWN: frozenset[Any] = frozenset().union(
     *(SIGNED_BY_ACTIVATION, UNCHANGED, NORMALISATIONS, ARITHMETIC, CONCATENATIONS, STACKINGS, CONVOLUTIONS, TRANSPOSED),
     *(LINEAR, POOLINGS, PADDINGS, ADAPTIVE_POOLINGS, UPSAMPLINGS, PIXEL_SHUFFLES, PIXEL_UNSHUFFLES, REDUCTIONS),

@@ -44,6 +44,8 @@ class Trace:
     """What the network decided by the size of the images when it was traced."""
     sized: bool = False
     """Whether the stages hold for images of the traced size alone, because the network computes with it."""
+    partial: bool = False
+    """Whether a network was accepted of which the first stages alone can be followed."""
 
     def at(self, model: nn.Module, shape: ImageShape) -> Trace:
         """The trace for images of this shape: this one, this one with other geometry, or a new one.
@@ -56,8 +58,8 @@ class Trace:
         shapes = Shapes(model, shape)
         try:
             if all(shapes.number(choice.node) == choice.value for choice in self.choices):
-                return _traced(model, self.graph, self.choices, shape)
-            return trace(model, shape)
+                return _traced(model, self.graph, self.choices, shape, self.partial)
+            return trace(model, shape, self.partial)
         except ModelError as error:
             size = f"{shape[2]}x{shape[3]}"
             raise ImageError(f"{_name(model)} cannot be explained for an image of {size} pixels: {error}") from error
@@ -110,12 +112,13 @@ def _resizes(stage: Stage) -> bool:
     return (more_rows - rows, more_columns - columns) != (512, 512)
 
 
-def trace(model: nn.Module, shape: ImageShape | None = None) -> Trace:
+def trace(model: nn.Module, shape: ImageShape | None = None, partial: bool = False) -> Trace:
     """Find the stages of `model`.
 
     Args:
         model: a network of one image input. It is not modified.
         shape: of the images, for a network that computes with their size; default: two of 224x224 pixels.
+        partial: accept a network of which only the first stages can be followed, as those before attention.
 
     Raises:
         ModelError: the network cannot be explained; says why in one sentence.
@@ -123,7 +126,7 @@ def trace(model: nn.Module, shape: ImageShape | None = None) -> Trace:
     shape = shape or (2, _channels(model), 224, 224)
     graph, choices = graph_of(model, shape)
     _untangle_in_place(graph, model)
-    return _traced(model, graph, choices, shape)
+    return _traced(model, graph, choices, shape, partial)
 
 
 def _channels(model: nn.Module) -> int:
@@ -132,15 +135,19 @@ def _channels(model: nn.Module) -> int:
     return next((layer.in_channels for layer in modules if isinstance(layer, nn.Conv2d)), 3)
 
 
-def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: ImageShape) -> Trace:
+def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: ImageShape, partial: bool) -> Trace:
     sizes = Sizes(Shapes(model, shape), Shapes(model, larger(shape)))
-    stages, tapped = _stages(graph, model, sizes)
+    maps, refusal = follow(graph, model, sizes)
+    stages, tapped = _stages(_trunk(graph, maps))
+    if refusal and not (partial and stages):
+        way_out = f" Its stages below can be explained: name the last one, {stages[-1].name}, in `stages`."
+        raise ModelError(refusal + (way_out if stages else ""))
     if not stages:
         has_convolution = any(operation_of(node, model) in CONVOLUTIONS for node in graph.nodes)
         missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"
         raise ModelError(f"{_name(model)} has {missing}, so VisualBackProp has no map to start from.")
     layouts = {name: one.spatial for name, one in tapped.items() if (one.rank, *one.spatial) != (4, 2, 3)}
-    return Trace(tuple(stages), tuple(tapped), graph, layouts, choices, bool(choices or sizes.used))
+    return Trace(tuple(stages), tuple(tapped), graph, layouts, choices, bool(choices or sizes.used), partial)
 
 
 def _untangle_in_place(graph: Graph, model: nn.Module) -> None:
@@ -168,9 +175,8 @@ def _is_in_place(node: Node, model: nn.Module) -> bool:
     return False
 
 
-def _stages(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[list[Stage], dict[str, Map]]:
+def _stages(maps: Mapping[Node, Map]) -> tuple[list[Stage], dict[str, Map]]:
     """The stages from the input upwards, and their maps by the names of the nodes that compute them."""
-    maps = _trunk(graph, follow(graph, model, sizes))
     stages: list[Stage] = []
     tapped: dict[str, Map] = {}
     for top, segments in stages_of(maps):
@@ -181,10 +187,16 @@ def _stages(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[list[Stage], 
 
 
 def _trunk(graph: Graph, maps: Mapping[Node, Map]) -> dict[Node, Map]:
-    """The maps on the paths from the input to the last maps from which the network's output is computed."""
+    """The maps on the paths from the input to the last map on which all heads depend.
+
+    A head is a map from which output is computed, but no map that leads to further output.
+    """
     outputs = [node for node in graph.nodes if node.op == "output"]
     behind = reached(outputs, lambda node: () if node in maps else node.all_input_nodes)
-    trunk = reached((node for node in behind if node in maps), lambda node: maps[node].sources)
+    below = {end: reached([end], lambda node: maps[node].sources) for end in behind if end in maps}
+    heads = [end for end in below if not any(end in nodes for other, nodes in below.items() if other is not end)]
+    shared = set.intersection(*(below[head] for head in heads)) if heads else set()
+    trunk = reached([node for node in maps if node in shared][-1:], lambda node: maps[node].sources)
     return {node: value for node, value in maps.items() if node in trunk}
 
 

@@ -30,8 +30,8 @@ class Map:
     """Whether values may be negative."""
     several: bool = False
     """Whether it is a tuple of such tensors."""
-    statistic: bool = False
-    """Whether it is computed from a mean or variance over the channels alone, as in a norm of the network's own."""
+    statistic: Node | None = None
+    """The map whose mean, norm or variance over the channels it is, or is computed from; None: it is none."""
     kind: Literal["other", "convolution", "activation", "addition", "concatenation", "product"] = "other"
     """The kind of operation that made it; the last three join several maps. A difference counts as a product."""
     sources: tuple[Node, ...] = ()
@@ -116,7 +116,21 @@ class Call:
         """The first map with these changes, made by this call."""
         made: dict[str, Any] = {"kind": "other", "step": None, **changes, "sources": self.sources}
         pixel_by_pixel = made["kind"] == "other" and made["step"] is None
-        return replace(self.map, **{"statistic": self.map.statistic and pixel_by_pixel, **made})
+        return replace(self.map, **{"statistic": self.map.statistic if pixel_by_pixel else None, **made})
+
+    def origin(self, node: Node) -> Node:
+        """The map from which one was made pixel by pixel, other than by joining, activating or convolving maps."""
+        while True:
+            value = self.values[node]
+            assert isinstance(value, Map)
+            sources = [one for one in value.sources if not self._is_statistic(one)]
+            if value.kind != "other" or value.step is not None or len(sources) != 1:
+                return node
+            (node,) = sources
+
+    def _is_statistic(self, node: Node) -> bool:
+        value = self.values[node]
+        return isinstance(value, Map) and value.statistic is not None
 
     def unknown(self, what: str) -> Unknown:
         """The result if its pixels cannot be followed; `what` continues "the network has an operation"."""

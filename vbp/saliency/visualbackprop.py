@@ -228,7 +228,8 @@ class VisualBackProp:
         model: a network whose first argument is a batch of images; all others keep their defaults.
         preset: `paper` or `reference`, see `PRESETS`.
         stages: which maps are multiplied: `all`; `last`, the last of each resolution; or names, see `.stages`. The
-            geometry of the others stays.
+            geometry of the others stays. A network with attention is explained up to its last stage below it, if
+            that is named.
         pooling: how the mask is led down through pooling layers. `exact`: layer by layer, so that a pixel under
             overlapping windows gets a value several times. `merged`: a chain of layers with a pooling in it, such as
             pooling and convolution, is one kernel of ones, as the authors advise. `unpool`: back to the place of the
@@ -272,7 +273,8 @@ class VisualBackProp:
             seed=seed,
         )
         self.model = unwrapped(model)
-        self._trace = trace(self.model)
+        asked = [self.method.stages] if isinstance(self.method.stages, str) else self.method.stages
+        self._trace = trace(self.model, partial=not {"all", "last"}.issuperset(asked))
         self.stages, self._forward = self._way_by(self._trace)
         self._layout = self._trace.layouts.get(self._trace.chosen(self.method.stages).taps[-1])
         self._faster: Callable[[ForwardPass], ForwardPass] = lambda forward: forward
