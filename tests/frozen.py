@@ -1,4 +1,4 @@
-"""An attempt that freezes at one of its changes, as a process does that is stopped, and goes on when it is told to."""
+"""An attempt that freezes before one of its changes, like a stopped process, and goes on when it is told to."""
 
 import re
 import threading

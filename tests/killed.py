@@ -1,4 +1,4 @@
-"""A process that dies between two changes of its storage."""
+"""A process that is killed between two changes of its storage."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a column is: the table, and what a step is told whose columns are others."""
+"""The table of columns, and the errors of a step whose columns differ from it."""
 
 import pyarrow as pa
 import pytest

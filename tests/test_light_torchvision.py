@@ -1,4 +1,4 @@
-"""torchvision is whole, though torch's compiler does not come with it before it is wanted."""
+"""torchvision is complete, and torch's compiler is imported only when it is needed."""
 
 import subprocess
 import sys

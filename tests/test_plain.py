@@ -1,4 +1,4 @@
-"""What a terminal or a page would obey is shown as its code, wherever it comes out."""
+"""Characters that control a terminal or a page are shown as codes, in every kind of output."""
 
 import io
 import json

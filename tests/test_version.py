@@ -1,4 +1,4 @@
-"""Which vbp this is."""
+"""The version of vbp, with the commit in a checkout."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Numbers of things."""
+"""Numbers with nouns: singular and plural."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Everything of chaos, and the tables of it: ``python -m tests.chaos docs/chaos.md`` (``make chaos``).
+"""Run all chaos tests and write their tables: ``python -m tests.chaos docs/chaos.md`` (``make chaos``).
 
 The tables are written anew after every run, so that a suite that is cut off leaves what it found. With ``--keep`` it
 goes on from there.

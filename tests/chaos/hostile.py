@@ -1,4 +1,4 @@
-"""Twenty kinds of image that are none, each with the stage and the error that it must end in."""
+"""Twenty kinds of broken images, each with the stage and the error of its row."""
 
 import io
 import random

@@ -1,4 +1,4 @@
-"""Runs that are disturbed and killed until they are done, and what came of them."""
+"""Runs that are disturbed and killed again and again until they are done, and an audit of their outputs."""
 
 from __future__ import annotations
 

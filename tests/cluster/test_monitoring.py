@@ -1,4 +1,4 @@
-"""The dashboard asks for metrics that vbp and this Ray have, and every panel for some."""
+"""The dashboard uses only metrics that vbp and this Ray export, and every panel uses some."""
 
 import importlib.resources
 import json

@@ -1,4 +1,4 @@
-"""The page says what can be typed: its files are there, and its commands take the options that it gives them."""
+"""The commands of the page can be typed: its files exist, and its commands have the options that it shows."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The batch script: linted, and run with stand-ins for Slurm and Ray that tell what they were asked."""
+"""The batch script: linted, and run with stand-ins for Slurm and Ray that record their calls."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The smallest measurement."""
+"""The setup of the smallest possible measurement."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Two versions taking turns: what is read of their pages, and what is shown of it."""
+"""Two versions in alternating rounds: what is read from their pages, and what the table shows."""
 
 from pathlib import Path
 

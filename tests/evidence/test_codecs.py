@@ -1,4 +1,4 @@
-"""The part codecs: who is measured, and that all give the same pixels."""
+"""The part codecs: which libraries are measured, and that all give the same pixels."""
 
 import io
 import sys

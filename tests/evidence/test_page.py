@@ -1,4 +1,4 @@
-"""The page is the file, and nothing else."""
+"""The page shows exactly what the JSON file holds."""
 
 import json
 

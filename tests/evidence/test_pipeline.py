@@ -1,4 +1,4 @@
-"""The part pipeline: what is timed, and what is divided by what."""
+"""The part pipeline: what is timed, and which ratios are formed."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The part start: the commands are real ones, and a command that fails is told."""
+"""The part start: its commands exist, and a command that fails is reported."""
 
 import pytest
 

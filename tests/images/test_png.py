@@ -1,4 +1,4 @@
-"""What of a PNG file costs the picture, and what does not. Written by hand, chunk by chunk."""
+"""Which damage of a PNG file makes it unreadable, and which does not. Files are written by hand, chunk by chunk."""
 
 import struct
 import zlib

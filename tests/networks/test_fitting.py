@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are a network's: prefixes, heads, company, and what must not fit."""
+"""Which tensors of a checkpoint belong to the network: prefixes, heads, other networks beside it, misfits."""
 
 import re
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""What people name .pth and is none: each told by its bytes, with the way out."""
+"""Files named .pth that hold no weights: each kind is recognised by its bytes, and the message says what to do."""
 
 import bz2
 import gzip

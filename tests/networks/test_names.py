@@ -1,4 +1,4 @@
-"""Which source a name means, and what of it is kept on record."""
+"""Which source of networks a name means, and what the record keeps of it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What torch.save wrote: harmless company is read over, and nothing is ever run."""
+"""Files of torch.save: harmless objects beside the weights are skipped, and no code is ever run."""
 
 import argparse
 import collections

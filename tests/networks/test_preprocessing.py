@@ -1,4 +1,4 @@
-"""What a network wants to see: one value, its domain, and how it changes."""
+"""The preprocessing of a network as one value: what it allows, and how pixels are changed by it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Weights that no computation should begin with."""
+"""Weights that are refused or warned of: not finite, negative variances, a convolution of zeros."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tensors by their paths, whatever they are nested in."""
+"""Tensors of a checkpoint by their paths, however they are nested."""
 
 from collections import OrderedDict
 

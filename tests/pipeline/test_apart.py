@@ -1,4 +1,4 @@
-"""No input lies among the results, by whatever name it comes."""
+"""INPUT inside the results of OUTPUT is refused, by whatever name it is given."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Folders meet outputs where a declaration matches in full, and never by chance."""
+"""Folders are paired with the network's outputs only if the class names match in full, never by chance."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is not ours stays: a first run refuses it, starting over leaves it alone."""
+"""Files that vbp did not write stay: a first run refuses them, and starting over leaves them alone."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What Ray does not give, or takes away, as sentences that say what to do."""
+"""Missing and lost resources of a Ray cluster, as messages that say what to do."""
 
 import pytest
 import ray.exceptions

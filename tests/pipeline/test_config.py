@@ -1,4 +1,4 @@
-"""RunConfig refuses, before any work, what cannot be meant."""
+"""RunConfig refuses impossible values before any work."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Images that kill whoever opens them: found, recorded, and harmless to all others.
+"""Images that kill the process that opens them: found, recorded, and harmless to all others.
 
 The killing is done by a `sitecustomize` on PYTHONPATH, so that workers of every kind have it, and vbp knows nothing.
 """

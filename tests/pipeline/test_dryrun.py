@@ -1,4 +1,4 @@
-"""What a run would do, held against what it then does; and nothing is written for it."""
+"""What `vbp plan` predicts, compared with what the run then does; and the plan writes nothing."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Runs that freeze, are succeeded, and thaw: whatever they were about to do, it harms nothing of their successor's."""
+"""Runs that freeze, lose the output to a successor, and go on: they do no harm to what the successor wrote."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Clusters whose head has no GPU, as all in `cluster/`: the worker's node is asked what it has, not the head."""
+"""Clusters whose head has no GPU, as all in `cluster/`: the devices of the workers' nodes count, not the head's."""
 
 import os
 import subprocess

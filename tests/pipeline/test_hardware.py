@@ -1,4 +1,4 @@
-"""What all machines of a run can compute, and where the network cannot be at all."""
+"""Which precision all machines of a run can compute, and machines on which the network cannot run."""
 
 import pytest
 import torch

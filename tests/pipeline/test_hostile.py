@@ -1,4 +1,4 @@
-"""Names and files that break lesser tools: each gets its own row, and none costs another image anything."""
+"""Odd names and broken files: each gets its own row, and none harms another image."""
 
 import os
 import re

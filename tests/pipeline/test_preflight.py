@@ -1,4 +1,4 @@
-"""What hinders a run is one clear sentence before any work."""
+"""What would make a run fail is reported before any work, in one message."""
 
 import pytest
 

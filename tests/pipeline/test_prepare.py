@@ -1,4 +1,4 @@
-"""What a run decides for itself before any work."""
+"""What a run decides by itself before any work: shard size, device and the like."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a recipe works out of what was asked for."""
+"""How a recipe follows from the configuration."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a run leaves on record, and what a later one makes of it."""
+"""What a run writes into its record, and how a later run uses it."""
 
 import dataclasses
 import json

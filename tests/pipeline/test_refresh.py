@@ -1,4 +1,4 @@
-"""``--refresh``: what is new, what was replaced, and what is gone, whenever the run is killed."""
+"""``--refresh``: new, replaced and vanished images, with a kill at every moment."""
 
 import dataclasses
 import os

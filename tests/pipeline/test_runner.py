@@ -1,4 +1,4 @@
-"""Who does the work: this process, or Ray."""
+"""Which runner is chosen: local or Ray."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What of a shard is still to be done, and in what pieces: alone where an earlier worker died."""
+"""Which images of a shard are left, and in what batches: one by one after a worker has died."""
 
 import datetime
 from collections import Counter

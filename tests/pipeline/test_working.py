@@ -1,4 +1,4 @@
-"""A run at work, without a network: what is left, what it counts, and rows that are lost."""
+"""The working phase of a run, without a network: what is left, what it counts, and lost rows."""
 
 import datetime
 

@@ -1,4 +1,4 @@
-"""What makes the site: tables from the code, and links of the repository that hold on the site."""
+"""The generator of the site: tables from the code, and links that also work on the site."""
 
 import re
 

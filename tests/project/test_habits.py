@@ -1,4 +1,4 @@
-"""What everyone types before a commit runs what is installed, and the recipes of CONTRIBUTING hold."""
+"""The pre-commit hooks and make targets use the installed tools, and the recipes of CONTRIBUTING are right."""
 
 import re
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""All orders of two attempts that one switch makes, and a sample of those of two: ``python -m tests.protocol``."""
+"""All orders of two attempts with one switch, and a sample of those with two: ``python -m tests.protocol``."""
 
 import argparse
 import random

@@ -1,4 +1,4 @@
-"""How the runs of a sweep agree, held against plain loops and masks made by hand."""
+"""How the runs of a sweep agree, compared with plain loops and masks made by hand."""
 
 import datetime
 import io

@@ -1,4 +1,4 @@
-"""`vbp validate` that freezes while it mends, and thaws when a run has taken the output over: it harms nothing."""
+"""`vbp validate` that freezes during a repair and goes on after a run has taken the output over: it does no harm."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Sound outputs, damaged at random: every command ends in findings or a sentence, and what is mended is sound."""
+"""Sound outputs, damaged at random: every command ends with findings or a message, and a repaired output is sound."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""How a run stands, told by its output alone."""
+"""The state of a run, read from its output alone."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is taken for a layer of a known kind, what is looked into, and what cannot be: each beside its plain parts."""
+"""Which layers count as known ones, which are traced, and which are refused: each compared with its plain parts."""
 
 import itertools
 from types import MethodType

@@ -1,4 +1,4 @@
-"""In whatever state and surroundings a network comes: hooks, modes, autocast, compiled, shared and in-place layers."""
+"""Networks in any state and context: hooks, modes, autocast, compiled, shared and in-place layers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Smoothing over noise: the average it says it is, the same for an image wherever and whenever it comes."""
+"""Smoothing over noise: the right average, which depends on neither an image's batch nor its place in it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A store whose keys are any text, as a bucket's are: what it has is what is put into it."""
+"""An in-memory store whose keys may be any text, like a bucket's."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""AWS' configuration as people have it: honoured, or one sentence that says what is wrong with it."""
+"""AWS configurations that people have: used, or refused with one message that says what is wrong."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Each store against a server that fails: what is tried again, and what the error says in the end."""
+"""Each store with a failing server: what is retried, and what the final error says."""
 
 import urllib.error
 import urllib.request

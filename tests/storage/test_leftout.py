@@ -1,4 +1,4 @@
-"""What is no image is told by its name, and counted in bounded memory."""
+"""Files that are no images are recognised by their names, and counted in bounded memory."""
 
 import pytest
 

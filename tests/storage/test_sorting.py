@@ -1,4 +1,4 @@
-"""Sorted, whatever part of it waits on disk."""
+"""The external sort: in order, however much of it is on disk."""
 
 import random
 import tempfile

@@ -1,4 +1,4 @@
-"""What every store promises, on every kind of server that is there and by every implementation."""
+"""The contract of every store, tested with every implementation and every kind of server that is installed."""
 
 import os
 import re

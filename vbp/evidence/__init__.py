@@ -1,1 +1,1 @@
-"""What can be claimed of the masks, and the commands that measure it, rivals beside us."""
+"""Benchmarks: the commands that measure what the pages claim, beside other libraries."""

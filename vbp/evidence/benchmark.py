@@ -1,4 +1,4 @@
-"""``vbp benchmark``: how fast each part is, beside its limit, its rivals and its target, in one run on one machine."""
+"""``vbp benchmark``: each part is timed on this machine, and compared with its limit, its rivals and its target."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def benchmark(
         parts: of `PARTS`.
         rounds: how often each case is timed, after one warm-up.
         batch_size: images in one forward pass; None: what the main job takes on this device.
-        capabilities: for the part engine: the engine beside the bare forward pass alone, as on each weaker processor.
+        capabilities: for the part engine: compare it only with the bare forward pass, as on each weaker processor.
         place: a folder or URL whose storage is measured; None: a temporary folder.
         storage_options: for it, non-secret, by URL prefix.
-        report: gets a line now and then.
+        report: gets lines of progress.
 
     Returns:
         JSON values: ``machine``, ``batch_size``, ``rounds``, ``rates``, ``figures`` (with targets), ``notes`` (what
         was left out).
 
     Raises:
-        UsageError: `capabilities` are asked of other parts.
+        UsageError: `capabilities` is given with other parts than the engine.
     """
     if capabilities and "engine" not in parts:
         raise UsageError(f"--capabilities is of the part engine, which is not among {', '.join(parts)}.")

@@ -1,7 +1,7 @@
-"""This program beside another version of it, taking turns: what a commit costs, and the resume of a finished run.
+"""Two versions of vbp, timed in alternating rounds: writing results and parts, and the resume of a finished run.
 
-``python -m vbp.evidence.beside OTHER`` prints it; OTHER is a checkout of the other version (``git worktree add OTHER
-COMMIT``). Both are driven by the same Python through their commands, `explain` and ``vbp.evidence.scale``.
+``python -m vbp.evidence.beside OTHER`` prints the table. OTHER is a checkout of the other version (``git worktree add
+OTHER COMMIT``). Both versions run their own commands, `explain` and ``vbp.evidence.scale``, in the same Python.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OWN = Path(__file__).parents[2]
 
 
 def measured(tree: Path, images: int, resumed: int) -> dict[str, float]:
-    """One turn of a version: seconds by name."""
+    """One round of one version: seconds by name."""
     with tempfile.TemporaryDirectory(prefix="vbp-beside-") as folder:
         tiny_photos(Path(folder, "photos"), images)
         settings = ["--weights", CHECKPOINT, "--size", "32", "--runner", "local", "--shard-size", str(SHARD), "--json"]
@@ -44,7 +44,7 @@ def measured(tree: Path, images: int, resumed: int) -> dict[str, float]:
 
 
 def resume_in(page: str) -> dict[str, float]:
-    """Seconds of the commands on a page of ``vbp.evidence.scale``, and those of processors."""
+    """The times on a page of ``vbp.evidence.scale``: seconds by the clock and seconds of CPU, by name."""
     rows = re.findall(r"^\| (the whole command[^|]*?) *\| ([\d,.]+) s .*\| ([\d.]+) s of CPU", page, re.MULTILINE)
     found: dict[str, float] = {}
     for name, seconds, cpu in rows:
@@ -54,7 +54,7 @@ def resume_in(page: str) -> dict[str, float]:
 
 
 def compared(turns: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """The turns of each version as a table: median, and least to greatest."""
+    """The rounds of each version as a table: median, and least to greatest."""
     rows = []
     for name in next(iter(turns.values()))[0]:
         cells = []

@@ -1,12 +1,12 @@
-"""``vbp benchmark engine --capabilities``: the engine beside the bare forward pass, as on weaker processors.
+"""``vbp benchmark engine --capabilities``: the engine compared with the bare forward pass, as on weaker processors.
 
-Variables make torch and oneDNN use no more than an older processor has; they are read when torch is imported, so each
-capability has a process of its own. There one thread computes, as in every worker on a CPU. Beside the bare forward
-pass all networks run with their classifier. Integers are held against floats without it, for it stays in float32: what
-is compared is the main job with weights that have none.
+Environment variables limit torch and oneDNN to what an older processor has. They are read when torch is imported, so
+each capability is measured in a process of its own, with one thread, as in every worker on a CPU. For the comparison
+with the bare forward pass all networks run with their classifier. Int8 is compared with floats without the classifier,
+since that stays in float32: this is the main job with weights that have no classifier.
 
-The variables do not reach MKL, by which torch multiplies matrices and so computes some 1x1 convolutions of the bare
-pass: on a processor that has no more than SSE4.1 these would be slower.
+The variables do not limit MKL. torch multiplies matrices with it, and so computes some 1x1 convolutions of the bare
+pass. On a real processor with SSE4.1 alone these would be slower.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ FLOATS = ("float32", "bfloat16")
 NETWORKS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_large", "densenet201")
 IN_INTEGERS = ("vgg16", "resnet50")
 LEAST = 0.95
-"""Of the bare forward pass, in masks a second."""
+"""Target: masks a second, as a share of those of the bare forward pass."""
 LEAST_OF_INTEGERS = {"AVX2": 2.3, "AVX512-BF16": 1.7}
-"""Of the best float precision."""
+"""Targets of int8: masks a second, as a multiple of those in the best float precision."""
 FEATURES = "vbp without classifier"
 MODULE = "vbp.evidence.capabilities"
 
@@ -56,7 +56,7 @@ class Capability:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a process use no more."""
+        """The environment of a process that is limited to this capability."""
         return {**os.environ, "ATEN_CPU_CAPABILITY": self.aten, "ONEDNN_MAX_CPU_ISA": self.onednn}
 
 
@@ -67,7 +67,7 @@ AVX512_BF16 = Capability("AVX512-BF16", "avx512", "AVX512_CORE_BF16")
 
 
 def present() -> list[Capability]:
-    """Those that this processor has, the least first; none if it is no x86 processor."""
+    """The capabilities of this processor, the weakest first; none if it is no x86 processor."""
     checks = {
         SSE41: torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2", "AVX512"),
         AVX2: torch.cpu._is_avx2_supported(),
@@ -146,7 +146,7 @@ def _cases(networks: Sequence[str], size: int, batch_size: int) -> Iterator[Case
 
 
 def _scales(model: Model, images_BCHW: Tensor) -> Scales:
-    """Of random weights, whose masks are of no account; about as the pixels are normalised."""
+    """Scales calibrated with pixels of about the normalised range; with random weights the masks do not matter."""
     images = [partial(torch.clone, images_BCHW[:1] * 4 - 2)] * LEAST_IMAGES
     return VisualBackProp(deepcopy(model.network)).calibrate(images, least=-1)
 

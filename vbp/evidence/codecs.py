@@ -1,4 +1,4 @@
-"""The part ``codecs``: decoding and encoding by vbp and by other libraries, on one core and on all, and what they give.
+"""The part ``codecs``: vbp and other libraries decode and encode, on one core and on all; do their results agree?
 
 Shapes: H rows, W columns, C = 3 colours (RGB).
 """
@@ -106,7 +106,7 @@ def _drawn(files: Sequence[bytes]) -> dict[str, list[Any]]:
 
 
 def _against_fastest(rates: Mapping[str, Rate], pieces: Sequence[_Piece]) -> Iterator[Figure]:
-    """Ours over the best of the others, on one core."""
+    """Vbp's rate over that of the best other library, on one core."""
     for what in ("decode JPEG 500x375", "encode mask PNG", "encode overlay JPEG"):
         named = {piece.library: rates[piece.name(1)] for piece in pieces if piece.what == what}
         ours = named.pop("vbp")
@@ -133,7 +133,7 @@ def _sizes(libraries: Sequence[Library], drawn: Mapping[str, list[Any]]) -> Iter
 
 
 def _libraries(notes: list[str]) -> Iterator[Library]:
-    """Vbp first; those that are not installed get a note instead."""
+    """The libraries, vbp first; a note for each that is not installed."""
     yield Library(
         "vbp",
         dict.fromkeys(("JPEG", "PNG", "WEBP"), decode_upright),
@@ -249,7 +249,7 @@ def _grey(mask_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """No threads within a library, and no warnings: torchvision's of its decoders' end comes with every call."""
+    """One thread in each library, and no warnings: torchvision warns of its decoders' removal at every call."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""The part ``engine``: our masks beside the bare forward pass, the reference algorithm, other methods and the roofline.
+"""The part ``engine``: masks a second, compared with the bare forward pass, other methods and the roofline.
 
 All on the same pixels. Rivals are measured twice: on our terms (precision and memory format; float32, which all of
 them compute), and as users run them, with the network as torchvision gives it.
@@ -72,7 +72,7 @@ class _Bench:
         self._images_BCHW = batch_BHWC.permute(0, 3, 1, 2).float().div(255).to(setup.device)
 
     def our_cases(self) -> Iterator[Case]:
-        """The limit, we, and the reference project."""
+        """The bare forward pass (the limit), vbp, and the algorithm of the reference project."""
         for precision in self._setup.precisions:
             for layout in FORMATS:
                 work = bare_forward(self._features(precision, layout))
@@ -93,7 +93,7 @@ class _Bench:
         yield self._case(REFERENCE_AS_RUN, rival, ten_BCHW, ITS_BATCH, tf32=True)
 
     def rival_cases(self) -> Iterator[Case]:
-        """Other people's methods, as far as they are installed."""
+        """The methods of other libraries that are installed."""
         for layout in FORMATS:
             network = out_of_place(self._copied(self._model.network, "float32", layout)).requires_grad_()
             images_BCHW = self._images("float32", layout)
@@ -121,7 +121,7 @@ class _Bench:
         yield self._case("copy in memory", target.copy_, source, 2e-9 * COPIED_BYTES, "GB/s")
 
     def figures(self, rates: Mapping[str, Rate]) -> Iterator[Figure]:
-        """Ratios beside their targets, then what limits them."""
+        """Ratios with their targets, then the figures of the roofline."""
         device, precisions = self._setup.device, self._setup.precisions
         for precision in precisions:
             ours, forward = rates[f"vbp, {precision}"], rates[f"bare forward, {precision}, {OURS}"]
@@ -185,7 +185,7 @@ class _Bench:
         *,
         tf32: bool = False,
     ) -> Case:
-        """With `tf32` a GPU may round float32 as torch does by default; we do not."""
+        """A case. `tf32` lets a GPU round float32 as torch does by default; vbp does not allow it."""
 
         def whole() -> None:
             with nullcontext() if tf32 else true_float32(torch.device(self._setup.device)):

@@ -1,4 +1,4 @@
-"""What is measured with: photographs of ImageNet's usual size, generated, and a checkpoint of random weights."""
+"""The inputs of the benchmarks: generated photographs of ImageNet's usual size, and a checkpoint of random weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIFFERENT = 64
 
 
 def photographs(count: int) -> Iterator[Image.Image]:
-    """So many different ones."""
+    """Different generated photographs."""
     for scene in generate(count, seed=30_000, size=WIDTH):
         yield Image.fromarray(scene.pixels_HWC[:HEIGHT])
 

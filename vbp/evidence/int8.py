@@ -1,8 +1,8 @@
-"""What integers cost in masks: each photo's mask in int8 beside that in float32.
+"""How much masks change in int8: each photo's mask is compared with that in float32.
 
 ``python -m vbp.evidence.int8 PHOTOS docs/int8.md --weights vgg16_features.safetensors`` writes the table. It calibrates
 as the main job does: on the photos themselves, chosen by the hashes of their keys; with ``--calibrate-on FOLDER`` on
-those of another collection as well, which tells how much a collection may change.
+those of another collection as well, which shows what it costs to calibrate on other images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Photos = dict[str, NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Likeness:
-    """Of a mask in int8 to that in float32."""
+    """How alike a mask in int8 and the one in float32 are."""
 
     pearson: float
     difference: float
@@ -87,7 +87,7 @@ def calibrated(model: Model, photos: Photos) -> Scales:
 
 
 def masks(model: Model, photos: Photos, scales: Scales | None) -> NDArray[np.float32]:
-    """Of all photos, in int8 with these scales, or in float32."""
+    """The masks of all photos, in int8 with these scales, or in float32."""
     engine = Explainer(
         model, device="cpu", precision="int8" if scales else "float32", batch_size=BATCH_SIZE, classify=False,
         calibration=scales,

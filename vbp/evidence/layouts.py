@@ -1,4 +1,4 @@
-"""Files against tars: what it costs to write and to read the same results in each layout.
+"""Files and tars compared: what it costs to write and to read the same results in each layout.
 
 ``python -m vbp.evidence.layouts PLACE...`` writes small results to a new folder in each place, a local folder or any
 URL, by the pipeline's own ``Write``, reads some of them back by their index rows, prints a table, and removes all.

@@ -1,4 +1,4 @@
-"""What ``vbp benchmark`` measured, as a page for people: Markdown that reads well on a terminal, too."""
+"""The results of ``vbp benchmark`` as a page: Markdown that can also be read on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VERDICTS = {True: "reached", False: "falls short", None: ""}
 
 
 def page(measured: Mapping[str, Any]) -> str:
-    """Figures beside their targets first, then all rates, then what was left out; nothing that is not in `measured`."""
+    """Figures with their targets first, then all rates, then what was left out; nothing that is not in `measured`."""
     figures = [[each["part"], *figure_row(each)] for each in measured["figures"]]
     rates = [[each["part"], each["name"], *_spread(each)] for each in measured["rates"]]
     machine = ", ".join(f"{name} {value}" for name, value in measured["machine"].items())
@@ -29,20 +29,20 @@ def figure_row(figure: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns stand in line."""
+    """A Markdown table with aligned columns."""
     widths = [max(3, *(len(row[column]) for row in [head, *rows])) for column in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 def number(value: float) -> str:
-    """Three digits that count, written out."""
+    """Three significant digits, without an exponent."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 3
     return f"{value:,.{digits}f}"
 
 
 def _spread(each: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Least and greatest are left out where there was but one measurement."""
+    """Least and greatest; empty if there was only one measurement."""
     unit = f" {each['unit']}" if each["unit"] else ""
     median, least, greatest = (number(each[name]) for name in ("median", "least", "greatest"))
     return f"{median}{unit}", least if least != greatest else "", greatest if least != greatest else ""

@@ -1,7 +1,7 @@
-"""The part ``pipeline``: the main job on files, by both runners, against its slowest stage alone, and what it uses.
+"""The part ``pipeline``: the rate of the main job by both runners, compared with its slowest stage alone.
 
 Starting up does not count here (`vbp.evidence.start` measures it), nor does the end, when some workers have nothing
-left to do: rates are taken from between.
+left to do. So rates are taken between two commits in the middle. CPU, memory and GPU use are measured as well.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Stretch:
 
 
 class Moments(Observer):
-    """When how many images had been committed."""
+    """The times of the commits, and how many images had been committed by then."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, int]] = []
@@ -147,7 +147,7 @@ def _engine(setup: Setup, weights: Path, size: int) -> Callable[[], tuple[float,
 
 
 def _codecs(photos: Path, size: int) -> Callable[[], tuple[float, float]]:
-    """All that the job does with pixels besides explaining them, on as many threads as there are cores."""
+    """Everything that the job does with pixels except explaining them, on one thread for each core."""
     data = [path.read_bytes() for path in sorted(photos.rglob("*.jpg"))]
     mask_HW = np.zeros((size, size), np.float32)
     mask_HW[size // 4 : size // 2] = np.linspace(0, 1, size, dtype=np.float32)
@@ -187,7 +187,7 @@ def _ratios(setup: Setup, rates: Mapping[str, Rate]) -> Iterator[Figure]:
 
 
 def _use(runner: str, found: Watched) -> Iterator[Figure]:
-    """What the job uses, seen from outside."""
+    """CPU, memory and GPU that the job uses."""
 
     def figure(name: str, value: float, unit: str) -> Figure:
         return Figure("pipeline", f"{name}, {runner} runner", [value], unit)

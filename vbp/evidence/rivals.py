@@ -1,4 +1,4 @@
-"""What our engine is measured against; who comes from a library says ``ImportError`` where that is not installed.
+"""Methods that the engine is compared with; those of a library raise ``ImportError`` if it is not installed.
 
 Each takes a network (or its feature part) and returns a function of a batch of normalised images.
 
@@ -33,7 +33,7 @@ def bare_forward(features: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def side_by_side(work: Callable[[Tensor], Tensor]) -> Callable[[Iterable[Tensor]], list[Tensor]]:
-    """`work` on many batches at once, each on a core of its own, as our engine does on a CPU."""
+    """`work` on many batches at the same time, each on a core of its own, as vbp's engine does on a CPU."""
     pool = single_threads()
     return lambda batches: list(pool.map(work, batches))
 
@@ -136,7 +136,7 @@ RIVALS: dict[str, Callable[[nn.Module], Callable[[Tensor], Any]]] = {
 
 
 def out_of_place(network: nn.Module) -> nn.Module:
-    """The network with ReLUs that leave their input alone, as methods with backward hooks need them."""
+    """The network with ReLUs that are not in-place, as methods with backward hooks need them."""
     for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False

@@ -1,7 +1,7 @@
-"""What a network asks of a machine, layer by layer, and how fast that lets it be at most.
+"""The roofline: operations and memory traffic of each layer, and the highest rate that they allow.
 
-The roofline: a layer takes as long as its arithmetic or its memory traffic, whichever takes longer. Counted is the
-network as torch runs it eagerly: every layer reads its input from memory and writes its output there.
+A layer takes as long as its arithmetic or its memory traffic, whichever takes longer. The network is counted as torch
+runs it eagerly: every layer reads its input from memory and writes its output there.
 
 Shapes: C channels, H rows, W columns; k the side of a kernel.
 """
@@ -33,7 +33,7 @@ def forward_work(features: nn.Sequential, size: int, value_bytes: int, batch_siz
     Args:
         features: the chain.
         size: side of the square input, in pixels.
-        value_bytes: of a number in memory.
+        value_bytes: bytes of a number in memory.
         batch_size: images that share one reading of the weights.
     """
     found, below = [], torch.empty(1, 3, size, size, device="meta")
@@ -52,7 +52,7 @@ def forward_work(features: nn.Sequential, size: int, value_bytes: int, batch_siz
 
 
 def mean_work(features: nn.Sequential, size: int, value_bytes: int) -> list[Work]:
-    """What averaging every ReLU's map over its channels adds, where each map is read from memory once more."""
+    """The work of averaging every ReLU's map over its channels, if each map is read from memory once more."""
     found, value = [], torch.empty(1, 3, size, size, device="meta")
     for name, layer in deepcopy(features).to("meta").named_children():
         value = layer(value)
@@ -63,5 +63,5 @@ def mean_work(features: nn.Sequential, size: int, value_bytes: int) -> list[Work
 
 
 def images_per_second(work: Sequence[Work], flop_per_second: float, bytes_per_second: float) -> float:
-    """The most that a machine with these two limits can do."""
+    """The highest rate of a machine with these two limits."""
     return 1 / sum(max(layer.flop / flop_per_second, layer.bytes / bytes_per_second) for layer in work)

@@ -1,8 +1,8 @@
 """What grows with the collection, and what does not: listing, resume, memory, and Ray's driver.
 
-``python -m vbp.evidence.scale benchmarks/scale.md`` measures everything and writes the table. Every measurement has a
-process of its own, so that its peak memory is its own; memory is what a process has to itself, without what it shares
-with others (Ray's object store, libraries).
+``python -m vbp.evidence.scale benchmarks/scale.md`` measures everything and writes the table. Every measurement runs in
+a process of its own, so its peak memory can be told. Memory is counted without what a process shares with others (Ray's
+object store, libraries).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _children_cpu() -> float:
 
 
 def _touch(tree: Path, files: int) -> None:
-    """Empty files named like images."""
+    """Create empty files with names of images."""
     for start in range(0, files, FILES_A_FOLDER):
         folder = tree / f"class{start // FILES_A_FOLDER:05d}"
         folder.mkdir(parents=True)
@@ -131,7 +131,7 @@ def _touch(tree: Path, files: int) -> None:
 
 
 def tiny_photos(folder: Path, images: int) -> None:
-    """Tiny pictures of noise, few different ones: what they show does not matter here."""
+    """Tiny pictures of noise, only a few different ones: what they show does not matter here."""
     rng = np.random.default_rng(0)
     source = folder.parent / "noise.png"
     Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(source)
@@ -166,7 +166,7 @@ def _list_again(tree: str, output: str) -> float:
 
 
 def _finish(config: RunConfig, output: Folder, images: int) -> None:
-    """Leave behind what a run over so many images leaves, but for masks and overlays."""
+    """Write what a run over so many images leaves, except masks and overlays."""
     model = prepare.load_network(config)
     recipe = Recipe(
         config=config, run_id="made", device="cpu", precision="float32", batch_size=BATCH,
@@ -203,7 +203,7 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
 
 
 def _flags(config: RunConfig) -> list[str]:
-    """The flags of a configuration, as far as it differs from the defaults."""
+    """The flags of a configuration that differ from their defaults."""
     default = RunConfig(input=config.input, output=config.output)
     flags: list[str] = []
     for name, value in config.as_json().items():

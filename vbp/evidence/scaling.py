@@ -1,6 +1,6 @@
-"""The part ``scaling``: more workers, more images. Each worker gets a core (or a GPU) of its own, and no other.
+"""The part ``scaling``: more workers, and more images. Each worker gets exactly one core (or GPU).
 
-See `vbp.evidence.scale` for memory and resume, which this part takes in.
+Memory and resume are measured by `vbp.evidence.scale`, as a part of this one.
 """
 
 from __future__ import annotations

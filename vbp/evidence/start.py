@@ -1,4 +1,4 @@
-"""The part ``start``: how long one waits before anything is to be seen."""
+"""The part ``start``: seconds until the help and until the first mask."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _first_mask(folder: Path, arguments: list[str]) -> float:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C would; a run that is over already is none the worse."""
+    """End the command as Ctrl-C does; nothing happens if it has ended already."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

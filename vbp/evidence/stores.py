@@ -1,4 +1,4 @@
-"""obstore against fsspec: rates of small objects in one bucket, side by side.
+"""obstore and fsspec compared: rates of small objects in one bucket.
 
 ``python -m vbp.evidence.stores URL`` writes, lists and reads objects of 20 kB below a new folder of the URL by both,
 16 requests at a time, prints objects a second, and removes all. With ``--folders 10`` it compares listings instead, of

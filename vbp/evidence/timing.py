@@ -1,4 +1,4 @@
-"""The words of every measurement: cases, timed side by side in rounds, their rates, and figures beside targets."""
+"""What all benchmarks share: cases, timed in alternating rounds; their rates; and figures with targets."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Setup:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """Non-secret options by URL prefix."""
     report: Callable[[str], None] = lambda line: None
-    """Gets a line now and then."""
+    """Gets lines of progress."""
 
     @property
     def recipe(self) -> Recipe:
-        """How the main job would work here, with the last of the precisions."""
+        """The recipe of the main job on this device, with the last of the precisions."""
         return Recipe(
             config=RunConfig(input="photos", output="out", batch_size=self.batch_size if self.asked else None),
             run_id="benchmark",
@@ -94,19 +94,19 @@ class Rate:
 
 @dataclass(frozen=True)
 class Figure:
-    """What was found out, beside what it should be."""
+    """A result with its target."""
 
     part: str
     name: str
     values: Sequence[float]
-    """One a round, so that a machine that slows down for both sides of a ratio changes nothing."""
+    """One for each round. A ratio is taken within a round, so a slower machine slows both sides of it."""
     unit: str = ""
     """None for a ratio."""
     target: float | None = None
     at_most: bool = False
     """Whether the target is the most that the figure may be, or the least."""
     detail: str = ""
-    """What else is to be said of it."""
+    """A remark."""
 
     @property
     def median(self) -> float:
@@ -136,7 +136,7 @@ class Figure:
 
 @dataclass
 class Findings:
-    """What a part of the benchmark brings home."""
+    """What a part of the benchmark returns."""
 
     rates: list[Rate] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
@@ -154,7 +154,7 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def clocked(work: Callable[[], Any], images: float) -> Callable[[], tuple[float, float]]:
-    """`work` under a clock; it must have come to its end when it returns."""
+    """Time `work`, which must have finished all it does when it returns."""
 
     def once() -> tuple[float, float]:
         started = time.perf_counter()

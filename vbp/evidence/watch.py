@@ -1,4 +1,4 @@
-"""A function called in a process of its own, which is watched from outside: memory, processor and GPU."""
+"""Call a function in a process of its own, and measure that process's memory, CPU and GPU use from outside."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Watched:
-    """What came of it."""
+    """The function's result, and what its process used."""
 
     value: Any
     """What the function returned."""
     cpu: float
     """Seconds of CPU that its process took, starting up included."""
     own: float
-    """Peak memory of its process, MB: what it has to itself."""
+    """Peak private memory of its process, MB."""
     workers: float
     """The same of the largest of the processes that it started, 0 without."""
     looks: list[Look]
@@ -92,7 +92,7 @@ def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...], e
 
 
 def private(process: psutil.Process) -> float:
-    """Memory that a process has to itself, MB: without Ray's object store and libraries; 0 where it is gone."""
+    """Private memory of a process in MB, without Ray's object store and shared libraries; 0 if the process is gone."""
     try:
         told = process.memory_info()
     except psutil.Error:
@@ -116,7 +116,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _gpu_use() -> float | None:
-    """By NVIDIA's own command, where it is installed and finds a GPU."""
+    """GPU use by ``nvidia-smi``, if it is installed and finds a GPU."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None

@@ -1,4 +1,4 @@
-"""All fuzzes of the edges, and their table: ``python -m tests.chaos.edges docs/edges.md`` (``make chaos``).
+"""Run all fuzzes of odd inputs and write their table: ``python -m tests.chaos.edges docs/edges.md`` (``make chaos``).
 
 The table is written anew after every seed, so that a run that is cut off leaves what it found.
 """

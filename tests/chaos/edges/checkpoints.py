@@ -1,4 +1,4 @@
-"""A fuzz of checkpoints that knows their structure: each ends in the very weights, or in one sentence.
+"""A structure-aware fuzz of checkpoints: each gives exactly the right weights, or one error message.
 
 ``python -m tests.chaos.edges.checkpoints SEED COUNT`` tries that many in this process; `fuzz` does so in one of
 its own, so that a crash or a hang is found too. A case is named by seed and number: `case` makes it again.

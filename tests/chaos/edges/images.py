@@ -1,4 +1,4 @@
-"""A fuzz of image files that knows their structure: every header ends in pixels or in an error of the image.
+"""A structure-aware fuzz of image files: each file gives pixels, or an error row's exception.
 
 ``python -m tests.chaos.edges.images SEED COUNT`` tries that many files in this process. `fuzz` does so in a process of
 its own, so that a crash or a hang of a decoder is found too. A case is named by seed and number: `case` makes it again.

@@ -1,4 +1,4 @@
-"""Random options, places and surroundings of `vbp explain`: each ends in a run or in one sentence before any work.
+"""Random options, places and environments of `vbp explain`: each gives a run, or one error message before any work.
 
 `python -m tests.chaos.edges.options --seeds 20` runs more of them than the test does. In this process, without Ray:
 what starts is a run of one small image with the demo weights.

@@ -1,4 +1,4 @@
-"""A fuzz of what people bring beside images: names, trees, keys of buckets, manifests and class files.
+"""A fuzz of all inputs except images and weights: names, trees, bucket keys, manifests and class files.
 
 Each case ends in a right result, in rows, or in one UsageError; no file is lost: it is a row, or counted. Cases are
 made with what they must come to. ``python -m tests.chaos.edges.trees SECONDS SEED...`` tries seeds; `case` makes one

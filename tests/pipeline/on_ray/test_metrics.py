@@ -1,4 +1,4 @@
-"""What is counted for Prometheus, with counters that write down what they are told."""
+"""What is counted for Prometheus, with stand-in counters that record their calls."""
 
 import json
 

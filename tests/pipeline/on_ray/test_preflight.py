@@ -1,4 +1,4 @@
-"""Workers and nodes are asked before any work, too."""
+"""The preflight also runs on workers and nodes, before any work."""
 
 import threading
 

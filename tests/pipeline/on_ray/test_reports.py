@@ -1,4 +1,4 @@
-"""What goes wrong on Ray, freed of Ray's wrapping."""
+"""Exceptions of workers, without Ray's wrapping."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Submitting to a cluster: what is refused before anything is submitted, and how a job's end is told. No Ray."""
+"""Submitting to a cluster: what is refused beforehand, and how the end of a job is reported. No Ray."""
 
 import json
 import socket

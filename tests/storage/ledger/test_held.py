@@ -1,4 +1,4 @@
-"""What a holder changes after another has taken its place: nothing, at the last moment that there is."""
+"""An attempt changes nothing after another one has taken the output over, even if that happens at the last moment."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Marks of work in hand stay when a process is killed, and only then."""
+"""Marks stay when a process is killed, and only then."""
 
 import contextlib
 import json

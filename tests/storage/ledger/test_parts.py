@@ -1,4 +1,4 @@
-"""Parts that others wrote under our names: they count as damaged, and crash no reader."""
+"""Files of others under names of parts: they count as damaged, and crash no reader."""
 
 import datetime
 

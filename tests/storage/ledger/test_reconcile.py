@@ -1,4 +1,4 @@
-"""Rows of other images than the manifest has in their places are taken back, whenever that is cut off."""
+"""Rows whose key is not the manifest's at their position are removed, also if the removal is killed half-way."""
 
 import pyarrow as pa
 import pytest

@@ -1,4 +1,4 @@
-"""A second listing beside the first, and a ledger that must never keep the results of a replaced image."""
+"""A second listing compared with the first; the ledger must never keep the result of a replaced image."""
 
 import datetime
 import random

@@ -1,4 +1,4 @@
-"""Web servers as they are: silent, endless, wordless, or without ranges."""
+"""Odd web servers: silent ones, endless bodies, missing headers, or no ranges."""
 
 import gzip
 import threading

@@ -1,4 +1,4 @@
-"""Files on OpenSSH's server: what goes beyond the promises of every store."""
+"""SFTP on OpenSSH's server: what goes beyond the contract of every store."""
 
 import os
 import shutil
