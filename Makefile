@@ -14,7 +14,7 @@ demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
 	$(BIN)/vbp demo vbp-demo
 
 test: .venv/ready .venv/azurite/ready ## the tests; needs no network, no GPU
-	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadgroup $(if $(TESTS),$(TESTS),--cov=vbp)
 
 quick: .venv/ready ## the tests that need no Ray, no server and no whole run
 	$(BIN)/python -m pytest -q --quick -m "not slow" --numprocesses 2 --dist loadgroup $(TESTS)
