@@ -31,7 +31,7 @@ def test_tables_have_the_headings_of_the_help_the_defaults_and_the_choices():
     assert "| `--weights`, `--cp`, `--checkpoint` | `imagenet` |" in text
     assert "| `--refresh` | off |" in text
     assert "| `--mean` | the network's own |" in text
-    assert "Choices: `crop`, `pad`, `stretch`, `original`." in text
+    assert "Choices: `crop`, `pad`, `stretch`, `original`, `trained`." in text
 
 
 def test_the_page_of_the_columns_is_current_and_has_each_once():
@@ -70,7 +70,7 @@ def test_pages_from_elsewhere_are_there():
 def test_every_field_of_a_configuration_stands_in_its_table():
     text = "\n".join(fields(RunConfig))
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(RunConfig.__dataclass_fields__)
-    assert "| `size` | int | `224` | Side of the network's square input, in pixels. |" in text
+    assert "| `smooth` | int | `0` | Average the masks of this many noisy copies of each image;" in text
     assert "| `mean` | tuple[float, ...] \\| None | `None` |" in text
 
 
