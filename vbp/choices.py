@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 NAMED_WEIGHTS = ("imagenet", "demo", "random", "own")
 """Names of weights that are no file."""
 DEFAULT_WEIGHTS = "imagenet"
-Source = Literal["torchvision", "timm", "code"]
+Source = Literal["torchvision", "timm", "code", "onnx", "exported"]
 """Where a network comes from; also the name of its module in ``vbp.networks.sources``."""
 
 Interpolation = Literal["bilinear", "bicubic"]

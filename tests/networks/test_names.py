@@ -13,6 +13,7 @@ from vbp.networks.names import absolute, recorded, source_of, weights_of
     [
         ("vgg16", "torchvision"), ("", "torchvision"), ("my.nets", "torchvision"), ("timm:resnet18.a1_in1k", "timm"),
         ("my.nets:build", "code"), ("mine:Net", "code"), ("nets/mine.py:build", "code"), ("/a b/mine.py:Net", "code"),
+        ("net.onnx", "onnx"), ("s3://b/a:b/net.onnx", "onnx"), ("/a/net.pt2", "exported"),
         ("mine.py", "code"), ("https://host/mine.py:build", "code"), (":", "code"), ("mine.py:", "code"),
     ],
 )  # fmt: skip
@@ -29,6 +30,7 @@ def test_default_weights_are_what_the_source_brings():
 def test_a_file_is_known_by_its_content_not_by_its_folder():
     assert recorded("/home/me/nets/mine.py:build") == recorded("mine.py:build") == "mine.py:build"
     assert recorded("my.nets:build") == "my.nets:build"
+    assert recorded("s3://bucket/net.onnx") == recorded("/home/me/net.onnx") == "net.onnx"
 
 
 def test_a_file_of_this_machine_gets_its_whole_path():
@@ -36,4 +38,5 @@ def test_a_file_of_this_machine_gets_its_whole_path():
     assert absolute("~/mine.py:build") == f"{os.path.expanduser('~')}/mine.py:build"
     assert absolute("mine.py") == "mine.py"  # the missing function is told in the user's own words
     assert absolute("my.nets:build") == "my.nets:build"
+    assert (absolute("net.onnx"), absolute("s3://b/net.pt2")) == (f"{Path.cwd()}/net.onnx", "s3://b/net.pt2")
     assert absolute("vgg16") == "vgg16"

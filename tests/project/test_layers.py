@@ -45,7 +45,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.networks.classfile": ({"vbp.errors"}, set()),
     "vbp.networks": (
         {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.networks.preprocessing"},
-        {"torch", "torchvision", "numpy", "safetensors"},
+        {"torch", "torchvision", "numpy", "safetensors", "onnx"},
     ),
     "vbp.saliency": (
         {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.saliency.cuts"},

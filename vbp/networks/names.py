@@ -11,6 +11,14 @@ from typing import Any
 from vbp.choices import DEFAULT_WEIGHTS, Source
 from vbp.networks.owncode import OwnCode
 
+FILES: Mapping[str, Source] = {".onnx": "onnx", ".pt2": "exported"}
+"""Ends of the names of files that hold a whole network."""
+
+
+def is_file(model: str) -> bool:
+    """Whether it names a file that holds a whole network, at a path or URL."""
+    return model.endswith(tuple(FILES))
+
 
 def source_of(model: str) -> Source:
     """Where a network of this name comes from.
@@ -22,6 +30,9 @@ def source_of(model: str) -> Source:
         return "timm"
     if ".py" in (model[-3:], posixpath.splitext(model.rpartition(":")[0])[1]):
         return "code"
+    for suffix, source in FILES.items():
+        if model.endswith(suffix):
+            return source
     return "code" if ":" in model and "://" not in model else "torchvision"
 
 
@@ -32,11 +43,13 @@ def weights_of(model: str, weights: str) -> str:
 
 def recorded(model: str) -> str:
     """The name without folders, since what counts of a file is its content: ``nets.py:f`` of ``/me/nets.py:f``."""
-    return model.rpartition("/")[2] if source_of(model) == "code" else model
+    return model.rpartition("/")[2] if source_of(model) == "code" or is_file(model) else model
 
 
 def absolute(model: str) -> str:
     """The name with the absolute path of the file that it names, if it names one of this machine."""
+    if is_file(model) and "://" not in model:
+        return os.path.abspath(os.path.expanduser(model))
     place, colon, function = model.rpartition(":")
     if source_of(model) != "code" or not place.endswith(".py"):
         return model

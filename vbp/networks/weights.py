@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vbp.choices import NAMED_WEIGHTS
-from vbp.errors import StorageError, WeightsError, why_unread
+from vbp.errors import ModelError, StorageError, WeightsError, why_unread
 from vbp.light_torchvision import torchvision
 from vbp.networks import pickled
 from vbp.networks.foreign import AGAIN, describe
@@ -71,6 +71,28 @@ def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any]
     if not tensors:
         raise WeightsError(f"{uri} holds no tensors: save the weights with torch.save(model.state_dict(), FILE).")
     return Checkpoint(tensors, digest.hexdigest(), _class_names(metadata, uri))
+
+
+def read_model(place: str, storage_options: Mapping[str, Any] | None) -> bytes:
+    """The bytes of a file that holds a whole network.
+
+    Raises:
+        ModelError: it cannot be read.
+        StorageError: the store does not answer, after retries.
+    """
+    try:
+        return read_uri(place, storage_options)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ModelError(f"model {place!r} cannot be read: {why_unread(error)}.") from error
+    except StorageError as error:
+        if not isinstance(error.__cause__, (IsADirectoryError, NotADirectoryError)):
+            raise
+        raise ModelError(f"model {place!r} is a folder; give the file.") from error
+
+
+def read_beside(place: str, name: str, storage_options: Mapping[str, Any] | None) -> bytes:
+    """The bytes of a file that lies beside another; errors as for checkpoints in parts."""
+    return _read_part(place, name, storage_options)
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

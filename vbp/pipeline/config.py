@@ -75,8 +75,8 @@ class RunConfig:
 
     model: str = option(
         "vgg16",
-        "Network to explain: a CNN of torchvision by its name, timm:NAME, or your own, as FILE.py:FUNCTION or "
-        "PACKAGE.MODULE:FUNCTION.",
+        "Network to explain: a CNN of torchvision by its name, timm:NAME, FILE.onnx, FILE.pt2, or your own, as "
+        "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.",
         fingerprint=True,
     )
     model_args: Mapping[str, Any] = field(

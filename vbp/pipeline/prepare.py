@@ -219,9 +219,9 @@ def weights_as_usage(config: RunConfig) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
+        place = f"--model (={config.model})" if names.is_file(config.model) else f"--weights (={config.weights})"
         raise WeightsError(
-            f"--weights (={config.weights}) cannot be read: {why_unread(error)}; look at its address and at the "
-            "network, or give a file."
+            f"{place} cannot be read: {why_unread(error)}; look at its address and at the network, or give a file."
         ) from error
 
 

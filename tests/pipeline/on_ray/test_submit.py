@@ -68,6 +68,7 @@ def refusal(address, **fields):
         ({"output": "~/out"}, "OUTPUT (=~/out)"),
         ({"weights": "model.safetensors"}, "--weights (=model.safetensors)"),
         ({"classes": "names.txt"}, "--classes (=names.txt)"),
+        ({"model": "net.onnx"}, "--model (=net.onnx)"),
     ],
 )
 def test_a_path_of_this_machine_is_refused_before_anybody_is_asked(fields, name):

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import UsageError
-from vbp.networks.names import code_of, source_of
+from vbp.networks.names import code_of, is_file, source_of
 from vbp.networks.owncode import OwnCode
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.preflight import PROBE, preflight
@@ -135,6 +135,7 @@ def _local_places(config: RunConfig) -> Iterator[dict[str, tuple[str, str]]]:
     """The local places of a configuration, each with an existing path; for OUTPUT a probe, deleted at the end."""
     weights = None if config.weights in NAMED_WEIGHTS else config.weights
     given = {"INPUT": config.input, "--weights": weights, "--classes": config.class_file}
+    given["--model"] = config.model if is_file(config.model) else None
     places = {name: (place, place) for name, place in given.items() if place is not None and "://" not in place}
     if "://" in config.output:
         yield places

@@ -30,7 +30,7 @@ from urllib.request import Request, urlopen
 import vbp
 from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import InterruptedRunError, UsageError, VBPError
-from vbp.networks.names import code_of
+from vbp.networks.names import code_of, is_file
 from vbp.networks.owncode import OwnCode
 from vbp.pipeline.config import RunConfig
 from vbp.storage.stores.options import check_options
@@ -127,6 +127,8 @@ def check_places(config: RunConfig, address: str) -> None:
     places = {"INPUT": config.input, "OUTPUT": config.output, "--classes": config.class_file}
     if config.weights not in NAMED_WEIGHTS:
         places["--weights"] = config.weights
+    if is_file(config.model):
+        places["--model"] = config.model
     for name, place in places.items():
         if place is not None and "://" not in place and not os.path.isabs(place):
             raise UsageError(

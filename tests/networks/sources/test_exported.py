@@ -1,0 +1,100 @@
+"""Programs of torch.export: their network computes the same, and what cannot be followed is one sentence."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vbp.errors import ModelError, WeightsError
+from vbp.networks.models import load_model
+from vbp.saliency import VisualBackProp
+
+
+class Small(nn.Module):
+    """Branches, a scale, an upsampling, a concatenation, activations in place, a shuffle of channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.deep = nn.Conv2d(8, 8, 3, padding="same", groups=2)
+        self.last, self.fc = nn.Conv2d(16, 6, 1), nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+
+    def forward(self, x):
+        x = F.relu_(self.norm(self.first(x)))
+        b, c, h, w = x.shape
+        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        y = F.max_pool2d(F.hardswish(self.deep(x)) * self.scale, 2)
+        y = F.interpolate(y, scale_factor=2.0)
+        x = F.silu(self.last(torch.cat([x, y], 1)))
+        x = F.dropout(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1), training=self.training)
+        return self.fc(x)
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(3)
+    network = Small().train()
+    network(torch.randn(4, 3, 32, 32))  # statistics that are not the usual ones
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def program(small):
+    return torch.export.export(small, (torch.randn(2, 3, 32, 32),))
+
+
+def test_it_computes_and_is_explained_as_the_network_itself(small, program, tmp_path):
+    torch.export.save(program, tmp_path / "small.pt2")
+    model = load_model(str(tmp_path / "small.pt2"), size=32)
+    images_BCHW = torch.randn(5, 3, 32, 32)  # more than the program was exported with
+    with torch.inference_mode():
+        torch.testing.assert_close(model.network(images_BCHW), small(images_BCHW))
+    one, other = VisualBackProp(model.network), VisualBackProp(small)
+    torch.testing.assert_close(one(images_BCHW), other(images_BCHW), atol=1e-6, rtol=0)
+    assert len(one.stages) == len(other.stages)
+    assert (model.num_classes, model.preprocessing, model.weights) == (3, None, "own")
+
+
+def test_what_is_no_program(program, tmp_path):
+    torch.export.save(program, tmp_path / "small.pt2")
+    whole = (tmp_path / "small.pt2").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"nothing"):
+        (tmp_path / "cut.pt2").write_bytes(content)
+        with pytest.raises(ModelError, match=r"cut\.pt2' is no program that torch .* can load") as caught:
+            load_model(str(tmp_path / "cut.pt2"))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=r"none\.pt2' cannot be read"):
+        load_model(str(tmp_path / "none.pt2"))
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(ModelError, match="is a folder"):
+        load_model(str(tmp_path / "folder.pt2"))
+
+
+def test_it_holds_its_own_weights(tmp_path):
+    with pytest.raises(WeightsError, match=r"net\.pt2 holds its own weights: leave out --weights \(=random\)"):
+        load_model(str(tmp_path / "net.pt2"), "random")
+
+
+class Two(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft2(x).abs()
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "message"),
+    [
+        (Two(), 2, r"takes 2 inputs \(x, y\), not images alone"),
+        (Odd(), 1, r"has the operator aten\.\w*fft\w*.*, which is"),
+    ],
+)
+def test_what_is_not_followed(network, inputs, message, tmp_path):
+    program = torch.export.export(network, (torch.randn(1, 3, 8, 8),) * inputs)
+    torch.export.save(program, tmp_path / "odd.pt2")
+    with pytest.raises(ModelError, match=message):
+        load_model(str(tmp_path / "odd.pt2"))
