@@ -18,7 +18,6 @@ from vbp.storage.ledger.index import (
     PendingShard,
     Totals,
     compact,
-    done,
     forget,
     pending_shards,
     progress,
@@ -26,6 +25,7 @@ from vbp.storage.ledger.index import (
     rows_left,
     write_part,
 )
+from vbp.storage.ledger.parts import newest, parts_of, read_parts
 from vbp.storage.manifest.manifest import ManifestRow, write_manifest
 from vbp.storage.manifest.refresh import refresh_manifest
 
@@ -110,13 +110,18 @@ def test_rows_that_cannot_be_committed(tmp_path, table):
     assert Folder(tmp_path).list() == []
 
 
-def test_done(folder, manifest):
-    assert done(folder, 1).to_pylist() == []
+def recorded(folder, shard):
+    """Position and status of the newest row of each image of a shard."""
+    return newest(read_parts(folder, parts_of(folder, shard))).select(["position", "status"]).to_pylist()
+
+
+def test_the_newest_row_counts_and_ok_before_error(folder):
+    assert recorded(folder, 1) == []
     write_part(folder, rows(1, {0: "ok", 1: "error"}), 1, "a")
     write_part(folder, rows(1, {1: "error", 3: "error"}), 1, "b")
     write_part(folder, rows(1, {3: "ok", 0: "error"}), 1, "c")
     write_part(folder, rows(2, {2: "ok"}), 2, "c")
-    assert done(folder, 1).to_pylist() == [
+    assert recorded(folder, 1) == [
         {"position": 0, "status": "ok"},
         {"position": 1, "status": "error"},
         {"position": 3, "status": "ok"},
@@ -246,7 +251,7 @@ def test_forget_killed_at_any_moment_loses_nothing_and_is_finished_by_the_next(
     assert set(kept) <= set(ledger(folder))
     assert forget(folder, 1, [1, 2]) == 2
     assert ledger(folder) == sorted(kept)
-    assert [row["position"] for row in done(folder, 1).to_pylist()] == [0, 3]
+    assert [row["position"] for row in recorded(folder, 1)] == [0, 3]
 
 
 def versioned(rows, version):

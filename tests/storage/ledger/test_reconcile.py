@@ -5,7 +5,8 @@ import pytest
 
 from tests.killed import Killed, dying
 from vbp.storage.files import Folder
-from vbp.storage.ledger.index import done, write_part
+from vbp.storage.ledger.index import write_part
+from vbp.storage.ledger.parts import parts_of, read_parts
 from vbp.storage.ledger.reconcile import reconcile
 from vbp.storage.manifest.manifest import ManifestRow, write_manifest
 
@@ -28,7 +29,7 @@ def commit(folder, shard, *keys, first=0):
 
 
 def recorded(folder):
-    return {shard: done(folder, shard)["position"].to_pylist() for shard in (0, 1, 2)}
+    return {shard: sorted(read_parts(folder, parts_of(folder, shard))["position"].to_pylist()) for shard in (0, 1, 2)}
 
 
 def reconciled(folder, manifest, events):

@@ -59,8 +59,9 @@ def refresh(output, tree, before_change=None):
 def seen(output):
     """Which content each image's row tells of."""
     index.compact(output, Manifest.load(output))
-    parts = [index.done(output, shard) for shard in range(Manifest.load(output).shards)]
-    assert sum(part.num_rows for part in parts) == Manifest.load(output).images
+    manifest = Manifest.load(output)
+    newest = index.newest_rows(output, manifest, ["position", "status", "finished_at", "run_id"])
+    assert sum(rows.num_rows for _, rows in newest) == manifest.images
     tables = [pa.parquet.read_table(output.uri(path)) for path in output.list("index")]
     return {row["key"]: row["sha256"] for table in tables for row in table.to_pylist()}
 

@@ -48,7 +48,6 @@ __all__ = [
     "Totals",
     "compact",
     "counts",
-    "done",
     "forget",
     "newest_rows",
     "parts_by_shard",
@@ -94,11 +93,6 @@ class Totals:
     def missing(self) -> int:
         """Images without a row."""
         return self.images - self.ok - self.error
-
-
-def done(output: Folder, shard: int) -> pa.Table:
-    """The rows on record of a shard: ``position`` (int32) and ``status``, one row per position."""
-    return newest(read_parts(output, parts_of(output, shard))).select(["position", "status"])
 
 
 def pending_shards(
