@@ -139,6 +139,25 @@ def test_a_transposed_convolution_is_led_down_by_a_convolution(size):
     assert_leads(build, lead, size)
 
 
+def test_padding_that_is_computed_from_a_known_size():
+    """As exporters write TensorFlow's padding: ceil(rows / 2) * 2 - rows, by operators."""
+
+    def build(net, x):
+        shape = net.node("Shape", x)
+        two, axis = net.constant(np.int64(2)), net.constant(np.int64([0]))
+        rows = net.node("Gather", shape, net.constant(np.int64(2)), axis=0)
+        columns = net.node("Squeeze", net.node("Slice", shape, np.int64([-1]), np.int64([9])), axis)
+        zeros = np.int64([0, 0, 0, 0, 0, 0])
+        pads = [net.node("Unsqueeze", net.node("Mod", length, two), axis) for length in (rows, columns)]
+        padded = net.node("Pad", x, net.node("Concat", zeros, *pads, axis=0))
+        return net.node("MaxPool", padded, kernel_shape=[2, 2], strides=[2, 2])
+
+    def lead(mask, size):
+        return down(down(mask, (10, 14), (2, 2), (2, 2)), size)
+
+    assert_leads(build, lead, (9, 13))
+
+
 RESIZING = [
     ("nearest", "asymmetric", "floor", [2, 1.5]),
     ("nearest", "half_pixel", "round_prefer_floor", [1.7, 0.6]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -130,8 +131,11 @@ class Graph:
         if node is None or node.domain not in ("", "ai.onnx") or has_subgraphs(node):
             return None
         if node.op_type == "Shape":
-            return self._evaluated_shape(node)
+            return self._picked(node, lambda lengths: lengths)
+        maker = self.producers.get(node.input[0]) if node.input else None
         values = {source: self.constant(source) for source in node.input if source}
+        if maker is not None and maker.op_type == "Shape" and values.get(node.input[0]) is None:
+            return self._part_of_a_shape(maker, node, values)
         if any(value is None for value in values.values()):
             return None
         inputs = [helper.make_tensor_value_info(source, TensorProto.UNDEFINED, None) for source in values]
@@ -141,10 +145,31 @@ class Graph:
         (found,) = ReferenceEvaluator(model).run(None, values)
         return np.asarray(found)
 
-    def _evaluated_shape(self, node: NodeProto) -> NDArray[Any] | None:
+    def _part_of_a_shape(
+        self, shape: NodeProto, node: NodeProto, values: dict[str, NDArray[Any] | None]
+    ) -> NDArray[Any] | None:
+        """Lengths that are picked out of a shape of which others, such as the number of images, are open."""
+        picks = [values[name] for name in node.input[1:] if name]
+        if any(pick is None for pick in picks):
+            return None
+        if node.op_type == "Gather":
+            return self._picked(shape, lambda lengths: lengths[picks[0]])
+        if node.op_type == "Slice":
+            start, stop = (int(np.ravel(pick)[0]) for pick in picks[:2] if pick is not None)
+            stride = int(np.ravel(picks[3])[0]) if len(picks) > 3 and picks[3] is not None else 1
+            return self._picked(shape, lambda lengths: lengths[start:stop:stride])
+        return None
+
+    def _picked(self, node: NodeProto, pick: Callable[[NDArray[Any]], Any]) -> NDArray[Any] | None:
+        """What `pick` takes of the lengths that a node Shape gives; None if one of these is open."""
         settings = attributes(node)
-        shape = (self.shape(node.input[0]) or (None,))[settings.get("start", 0) : settings.get("end")]
-        return np.array(shape) if all(isinstance(length, int) for length in shape) else None
+        shape = self.shape(node.input[0])
+        if shape is None:
+            return None
+        lengths = np.array(shape[settings.get("start", 0) : settings.get("end")], dtype=object)
+        picked = np.asarray(pick(lengths), dtype=object)
+        is_known = all(isinstance(length, int) for length in picked.ravel())
+        return picked.astype(np.int64) if is_known else None
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
