@@ -1,4 +1,4 @@
-"""Every CNN of torchvision as ONNX with its mask attached: is it the library's mask, and what does it cost?
+"""CNNs of torchvision as ONNX with their masks attached: are they the library's masks, and what do they cost?
 
 ``python -m vbp.evidence.attach docs/attach.md`` writes the table. Exporting takes long, so lines that the file has
 already are kept, and the command can be stopped and repeated. ``--again`` measures them anew.
@@ -149,16 +149,21 @@ def _times(sessions: Iterable[Any], feed: dict[str, Any]) -> list[float]:
     return [min(seconds[1:]) for seconds in spent]
 
 
-def introduction() -> str:
-    """What was measured, and on what."""
+def introduction(count: int) -> str:
+    """What was measured, and on what.
+
+    Args:
+        count: lines of the table.
+    """
     return (
-        "# Every CNN of torchvision, as ONNX with its mask\n\n"
+        "# CNNs of torchvision, as ONNX with their masks\n\n"
         "Made by `python -m vbp.evidence.attach docs/attach.md`: exported by torch's two exporters, with random\n"
         "weights and for any number of images; the mask attached by `vbp attach`; run in onnxruntime beside the graph\n"
         f"before, and beside the library. Noise of {SIDE}x{SIDE} pixels, float32, two images. Both graphs have the\n"
         "same session options: all of onnxruntime's optimisations, which is its default, and one thread of the CPU.\n"
-        f"Times are processor time for one image, the least of {REPEATS} to {MOST_REPEATS} taken in turns. The machine\n"
-        "was shared with other work, which slows them down as well.\n\n"
+        f"Times are processor time for one image, the least of {REPEATS} to {MOST_REPEATS} taken in turns. The\n"
+        "machine was shared with other work, which slows them down as well.\n\n"
+        f"{count} of {len(model_names()) * len(EXPORTERS)} lines are done; the same command does those that miss.\n\n"
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, onnxruntime {onnxruntime.__version__}, "
         f"{platform.machine()} CPU.\n\n"
     )
@@ -189,9 +194,7 @@ def main() -> None:
         for exporter in options.exporters:
             if (name, exporter) not in lines:
                 lines[name, exporter] = measure(name, exporter).line
-                options.file.write_text(
-                    introduction() + "\n".join([*HEAD, *(lines[key] for key in sorted(lines))]) + "\n"
-                )
+                options.file.write_text(introduction(len(lines)) + table(lines))
                 gc.collect()
 
 
