@@ -105,7 +105,7 @@ def _graph(data: bytes) -> str | None:
     if data[:3] == b"\x08\x01\x12":
         return f"is a TensorFlow SavedModel: {OTHER}"
     if data[0] == 8 and data[1:2] <= b"\x20" and data[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
-        return "is an ONNX graph: give the PyTorch checkpoint that it was exported from"
+        return "is an ONNX graph, network and weights together: give it as --model FILE.onnx"
     if data[0] == 10 and re.search(rb"Placeholder|Const|VariableV2", data[:TEXT_LOOKED_AT]):
         return f"is a frozen TensorFlow graph: {OTHER}"
     return None
