@@ -187,6 +187,49 @@ def test_the_main_job(head, submitted, ray_folder, photos, network_file, argumen
     assert f"INPUT (={tmp_path / 'nowhere'}) does not exist" in done.stdout
 
 
+NET = """
+from parts_of_mine import block
+from torch import nn
+
+class Net(nn.Module):
+    preprocessing = {"mean": (0.5, 0.3, 0.1), "std": (0.5, 0.25, 0.125), "size": 48}
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(block(3, 4), nn.MaxPool2d(2), block(4, 6))
+    def forward(self, x):
+        return self.body(x)
+"""
+PARTS = """
+from torch import nn
+
+def block(before, behind):
+    return nn.Sequential(nn.Conv2d(before, behind, 3, padding=1), nn.ReLU())
+"""
+
+
+def test_a_network_of_ones_own_travels_with_the_job(head, submitted, photos, tmp_path, monkeypatch):
+    """The cluster runs elsewhere, so that a relative name means nothing there but what was sent along."""
+    laptop = tmp_path / "laptop"
+    laptop.mkdir()
+    (laptop / "mine.py").write_text(NET)
+    (laptop / "parts_of_mine.py").write_text(PARTS)
+    (laptop / "large.bin").write_bytes(b"stays here")
+    monkeypatch.chdir(laptop)
+    fields = {"input": str(photos), "model": "mine.py:Net", "precision": "float32", "limit": 3, "batch_size": 2}
+    run(RunConfig(output=str(tmp_path / "local"), runner="local", **fields))
+
+    options = ["--model=mine.py:Net", "--precision=float32", "--limit=3", "--batch-size=2", "--workers=1"]
+    done = submitted(str(photos), str(tmp_path / "out"), *options)
+    assert done.exit_code == 0, done.output
+    assert "and mine.py, parts_of_mine.py" in done.output
+    masks = [
+        {path.relative_to(place / "masks"): path.read_bytes() for path in (place / "masks").rglob("*.png")}
+        for place in (tmp_path / "out", tmp_path / "local")
+    ]
+    assert len(masks[0]) == 3
+    assert masks[0] == masks[1]
+
+
 def test_a_laptop_without_the_right_token(submitted, arguments):
     done = submitted(*arguments, token="0" * 64)
     assert done.exit_code == 2
