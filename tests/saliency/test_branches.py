@@ -404,6 +404,27 @@ def test_what_cannot_be_followed_is_refused_before_a_convolution(operation, reas
     assert stages(lambda net, x: operation(x)) == []
 
 
+def attended(net, x):
+    """Two blocks of attention over the pixels behind two stages."""
+    x = F.relu(net.a(x))
+    for _ in range(2):
+        tokens = x.flatten(2)
+        x = (tokens @ (tokens.transpose(1, 2) @ tokens).softmax(-1)).view(x.shape)
+    return F.relu(net.b(x))
+
+
+def test_attention_is_refused_by_name_and_what_lies_below_is_explained_if_it_is_named():
+    network = Net(attended, a=convolution(), b=convolution())
+    with pytest.raises(
+        ModelError, match=r"moves pixels: .*flatten, for attention in softmax\. .* last one, relu_1, in"
+    ):
+        VisualBackProp(network)
+    for asked, names in (("relu_1", ["relu_1"]), (["all", "relu_1"], ["relu", "relu_1"])):
+        vbp = VisualBackProp(network, stages=asked)
+        assert [stage.name for stage in vbp.stages] == names
+        assert vbp(torch.rand(2, 3, 5, 4)).shape == (2, 1, 5, 4)
+
+
 def test_writing_into_a_part_of_a_map_is_refused():
     def forward(net, x):
         x[:, :, 0] = 0

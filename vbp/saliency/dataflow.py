@@ -16,16 +16,19 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from vbp.saliency import operations
+from vbp.saliency.cuts import reached
 from vbp.saliency.geometry import Resampling, Transposed, Window
 from vbp.saliency.operations import is_constant
 from vbp.saliency.shapes import Sizes
 from vbp.saliency.values import Call, Map, Unknown, Value, Vector, flat
 
+_ATTENTION = ", for attention in "
+
 
 def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map], str]:
     """Every map of the network, in order of execution; the first is its input.
 
-    And why it cannot be followed further, if a convolution follows on an operation that cannot; else nothing.
+    And why it cannot be followed further, if convolutions or attention follow on what cannot be followed; else nothing.
 
     Args:
         graph: the forward pass of the network.
@@ -40,15 +43,22 @@ def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map
             inputs = [values[source] for source in node.all_input_nodes if source in values]
             if inputs:
                 values[node] = _value(Call(node, model, values, sizes), inputs)
-    lost = (
-        value.reason for node, value in values.items()
-        if isinstance(value, Unknown) and operations.operation_of(node, model) in operations.MIXING
-    )  # fmt: skip
-    return {node: value for node, value in values.items() if isinstance(value, Map)}, next(lost, "")
+    lost = {node: value.reason for node, value in values.items() if isinstance(value, Unknown)}
+    mixed = [reason for node, reason in lost.items() if operations.operation_of(node, model) in operations.MIXING]
+    maps = {node: value for node, value in values.items() if isinstance(value, Map)}
+    above = reached([graph.output_node()], lambda node: () if node in maps else node.all_input_nodes)
+    attended = [
+        reason
+        for node, reason in lost.items()
+        if node in above and operations.operation_of(node, model) in operations.ATTENTIONS
+    ]
+    # a single attention behind all convolutions pools, as CLIP's head does
+    return maps, next(iter([*mixed, *attended[1:]]), "")
 
 
 def _value(call: Call, inputs: list[Value]) -> Value:
-    unknown = next((value for value in inputs if isinstance(value, Unknown)), None)
+    unknowns = [value for value in inputs if isinstance(value, Unknown)]
+    unknown = max(unknowns, key=lambda value: _ATTENTION in value.reason, default=None)
     rule = next((rule for known, rule in _RULES if call.operation in known), None)
     if unknown:
         value: Value = Vector() if _pools(call) else _attended(call, unknown)
@@ -63,9 +73,9 @@ def _value(call: Call, inputs: list[Value]) -> Value:
 
 def _attended(call: Call, unknown: Unknown) -> Unknown:
     """The same, with the attention named for which the pixels were moved."""
-    if call.operation not in operations.ATTENTIONS or ", for attention in " in unknown.reason:
+    if call.operation not in operations.ATTENTIONS or _ATTENTION in unknown.reason:
         return unknown
-    return Unknown(f"{unknown.reason[:-1]}, for attention in {operations.name_of(call.node)}.")
+    return Unknown(f"{unknown.reason[:-1]}{_ATTENTION}{operations.name_of(call.node)}.")
 
 
 def _pools(call: Call) -> bool:

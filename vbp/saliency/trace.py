@@ -139,9 +139,12 @@ def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: 
     sizes = Sizes(Shapes(model, shape), Shapes(model, larger(shape)))
     maps, refusal = follow(graph, model, sizes)
     stages, tapped = _stages(_trunk(graph, maps))
-    if refusal and not (partial and stages):
-        way_out = f" Its stages below can be explained: name the last one, {stages[-1].name}, in `stages`."
-        raise ModelError(refusal + (way_out if stages else ""))
+    if refusal and stages and not partial:
+        raise ModelError(
+            f"{refusal} The stages below can be explained: name the last one, {stages[-1].name}, in `stages`."
+        )
+    if refusal and not stages and ", for attention in " not in refusal:
+        raise ModelError(refusal)
     if not stages:
         has_convolution = any(operation_of(node, model) in CONVOLUTIONS for node in graph.nodes)
         missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"
