@@ -33,8 +33,9 @@ bench: .venv/ready ## this machine beside limits, rivals and targets; about half
 rehearsal: .venv/ready ## a cluster on this machine that loses nodes, and what is left to do afterwards: nothing
 	$(BIN)/python cluster/local/rehearsal.py
 
-zoo: .venv/ready ## every CNN of torchvision at four sizes, and as ONNX; docs/zoo.md, docs/attach.md, about two hours
+zoo: .venv/ready ## every CNN of torchvision at four sizes, and as ONNX; timm's networks; docs/zoo*.md, docs/attach.md, hours
 	$(BIN)/python -m vbp.evidence.zoo docs/zoo.md
+	$(BIN)/python -m vbp.evidence.zootimm docs/zoo-timm.md
 	$(BIN)/python -m vbp.evidence.attach docs/attach.md
 
 chaos: .venv/ready ## runs that are disturbed and killed until they are done, and what people bring; docs/chaos.md, docs/edges.md, about an hour
