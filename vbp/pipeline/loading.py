@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vbp.networks.names import source_of
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline.config import RunConfig
@@ -58,4 +59,6 @@ class Networks:
 def network_key(config: RunConfig) -> str:
     """A key that is equal for runs that can share a network."""
     seed = config.seed if config.weights in ("random", "own") else None
-    return json.dumps([config.model, config.model_args, config.submodule, config.weights, config.size, seed])
+    # torchvision's networks are the same for every size; others may be tried at it, or made for it
+    size = None if source_of(config.model) == "torchvision" else config.size
+    return json.dumps([config.model, config.model_args, config.submodule, config.weights, size, seed])

@@ -121,8 +121,8 @@ def test_the_tighter_limit_counts(budget, hours):
         ("{output: o, inputs: p, grid: {preset: [papper]}}", "grid.preset[0]: --preset (=papper) must be one of paper"),
         ("{output: o, inputs: p, grid: {preset: paper}}", "one value for all runs is common.preset"),
         ("{output: o, inputs: p, grid: {preset: []}}", "grid.preset (=[]) must be a list"),
-        ("{output: o, inputs: p, grid: {size: [big]}}", "grid.size[0] (='big') must be a whole number."),
-        ("{output: o, inputs: p, grid: {size: [true]}}", "grid.size[0] (=True) must be a whole number."),
+        ("{output: o, inputs: p, grid: {size: [big]}}", "grid.size[0] (='big') must be a whole number or null (auto)."),
+        ("{output: o, inputs: p, grid: {size: [true]}}", "grid.size[0] (=True) must be a whole number or null (auto)."),
         ("{output: o, inputs: p, common: {noise: much}}", "common.noise (='much') must be a number."),
         ("{output: o, inputs: p, common: {batch_size: 8.5}}", "must be a whole number or null (auto)"),
         ("{output: o, inputs: p, common: {weights: no}}", "common.weights (=False) must be text; put it in quotes"),
@@ -161,7 +161,7 @@ def test_what_cannot_be_meant_is_refused_with_key_value_and_rule(text, said):
 
 
 def test_every_field_is_a_setting_or_has_a_reason():
-    texts = {"outputs": "[mask]", "storage_options": "{}"}
+    texts = {"outputs": "[mask]", "storage_options": "{}", "model_args": "{}"}
     for name, field in RunConfig.__dataclass_fields__.items():
         text = texts[name] if name in texts else json.dumps(field.default if isinstance(field.default, Plain) else "x")
         asked = f"{{output: o, inputs: p, common: {{{name}: {text}}}}}"
