@@ -127,6 +127,20 @@ def test_brackets_in_a_join_play_no_part(join):
     assert stage.steps == (Branches(strands),)
 
 
+@pytest.mark.parametrize("unchanged", [nn.Identity(), nn.Dropout(), lambda x: F.dropout(x, training=False)], ids=str)
+def test_what_changes_nothing_plays_no_part_in_a_join(unchanged):
+    """RepVGG has a drop-path between its two sums, which does nothing in evaluation."""
+
+    def forward(net, x):
+        return F.relu(x + unchanged(net.a(x) + net.b(x)))
+
+    modules = {"drop": unchanged} if isinstance(unchanged, nn.Module) else {}
+    (stage,) = stages(forward, a=convolution(), b=convolution(kernel=1), **modules)
+    strands = (Strand((0,), (CONVOLUTION,)), Strand((0,), (POINT,)), Strand((0, 1, 2)))
+    assert [strand for strand in stage.steps[0].strands if strand.steps] == list(strands[:2])
+    assert sorted(stage.steps[0].strands[-1].sources) == [0, 1, 2]
+
+
 def test_joins_of_unlike_kind_stay_nested():
     def forward(net, x):
         left = net.a(x)

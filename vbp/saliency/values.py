@@ -99,9 +99,20 @@ class Call:
     def terms(self, kind: str) -> tuple[Node, ...]:
         """The maps that it reads; nested sums, or nested concatenations, are taken as one."""
         terms: list[Node] = []
-        for node, one in zip(self.sources, self.maps, strict=True):
-            terms += one.sources if one.kind == kind and len(node.users) == 1 else (node,)
+        for node in self.sources:
+            inner = self._behind_unchanged(node)
+            one = self.values[inner]
+            if isinstance(one, Map) and one.kind == kind and len(inner.users) == 1:
+                terms += one.sources
+            else:
+                terms.append(node)
         return tuple(terms)
+
+    def _behind_unchanged(self, node: Node) -> Node:
+        """The node before operations that change no value, as dropout in evaluation, if nothing else reads theirs."""
+        while len(node.users) == 1 and operations.operation_of(node, self.model) in operations.UNCHANGED:
+            (node,) = node.all_input_nodes
+        return node
 
     def arguments(self, *names: str) -> dict[str, Any]:
         """The call's arguments, with these names in order; for a module, its attributes."""
