@@ -90,7 +90,9 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "activation"), [(name, each) for name, several in ACTIVATIONS.items() for each in several], ids=str
+    ("name", "activation"),
+    [(name, each) for name, several in ACTIVATIONS.items() for each in several],
+    ids=lambda value: getattr(value, "__name__", str(value)),  # without addresses, which differ between processes
 )
 @pytest.mark.parametrize("has_avx2", [True, False], ids=["packed", "folded"])
 def test_activations_are_computed_with_the_convolution(name, activation, has_avx2, monkeypatch):
