@@ -6,7 +6,8 @@ from vbp.choices import MASK_FORMATS, Channels, Fit, MaskFormat, choices_of
 
 
 @pytest.mark.parametrize(
-    ("kind", "choices"), [(Fit, ("crop", "pad", "stretch", "original")), (Channels | None, ("rgb", "bgr", "grey"))]
+    ("kind", "choices"),
+    [(Fit, ("crop", "pad", "stretch", "original", "trained")), (Channels | None, ("rgb", "bgr", "grey"))],
 )
 def test_choices_of_a_list(kind, choices):
     assert choices_of(kind) == choices

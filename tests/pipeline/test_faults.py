@@ -20,10 +20,11 @@ import pytest
 from tests.servers import S3Server
 from vbp.errors import InterruptedRunError, UsageError
 from vbp.networks.preprocessing import IMAGENET
-from vbp.pipeline import Observer, RunConfig, attempt, run
+from vbp.pipeline import Observer, RunConfig, run
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
 from vbp.storage.files import Folder
+from vbp.storage.ledger import lease
 from vbp.storage.ledger.index import compact
 from vbp.storage.ledger.parts import write_part
 from vbp.storage.manifest.manifest import Manifest
@@ -85,7 +86,7 @@ def test_a_run_that_was_cut_off_and_comes_back_commits_nothing_more(photos, netw
     out = tmp_path / "out"
     arguments = [sys.executable, "-c", STOPS_ITSELF, str(photos), str(out), network_file]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    monkeypatch.setattr(attempt, "Lease", functools.partial(attempt.Lease, take_over_after=2.0))
+    monkeypatch.setattr(lease, "Lease", functools.partial(lease.Lease, take_over_after=2.0))
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as cut_off:
         try:
             os.waitpid(cut_off.pid, os.WUNTRACED)
