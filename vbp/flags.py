@@ -67,7 +67,7 @@ METAVARS = {
 }
 
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+CONTEXT: Mapping[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """click's settings for every command, whether it runs below ``vbp`` or as a program of its own in ``jobs/``."""
 
 
@@ -83,6 +83,10 @@ class Command(click.Command):
         # click keeps the lines of a paragraph that begins with this mark; a raw docstring spells it out
         self.help = self.help and self.help.replace("\\b\n", "\b\n")
         self.examples = examples
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """Of any context, also of one without our settings: click keeps the help option that it makes first."""
+        return list(CONTEXT["help_option_names"])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write examples, then the parameters."""
