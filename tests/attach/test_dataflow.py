@@ -78,10 +78,14 @@ def test_pixels_stay_in_their_places(build):
     assert_leads(build, unchanged)
 
 
-def test_branches_are_averaged():
+@pytest.mark.parametrize("between", ["", "Identity", "Dropout"])
+def test_branches_are_averaged(between):
+    """Nested sums are one, also where an operator that changes nothing lies between them."""
+
     def build(net, x):
         left = net.node("Relu", net.convolution(x, (4, 4), (3, 3), **TOP))
-        return net.node("Add", net.node("Add", net.convolution(left, (4, 4), (1, 1)), x), x)
+        inner = net.node("Add", net.convolution(left, (4, 4), (1, 1)), x)
+        return net.node("Add", net.node(between, inner) if between else inner, x)
 
     mask, low, high = between_join(build)
     expected = (down(high, low.shape[1:], (3, 3), before=(1, 1)) + 2 * high) / 3

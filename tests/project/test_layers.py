@@ -48,11 +48,12 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"torch", "torchvision", "numpy", "safetensors", "onnx"},
     ),
     "vbp.saliency": (
-        {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.saliency.cuts"},
+        {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.saliency.cuts", "vbp.saliency.pixels"},
         {"torch", "torchvision", "numpy"},
     ),
-    "vbp.saliency.cuts": (set(), set()),
-    "vbp.attach": ({"vbp.errors", "vbp.saliency.cuts"}, {"numpy", "onnx"}),
+    "vbp.saliency.pixels": (set(), set()),
+    "vbp.saliency.cuts": ({"vbp.saliency.pixels"}, set()),
+    "vbp.attach": ({"vbp.errors", "vbp.saliency.cuts", "vbp.saliency.pixels"}, {"numpy", "onnx"}),
     "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
     "vbp.images": (
         {"vbp.errors", "vbp.choices", "vbp.networks.preprocessing"},
@@ -163,6 +164,7 @@ def test_imports_point_down(module):
         ("vbp.pipeline", HEAVY),
         ("vbp.choices", HEAVY),
         ("vbp.saliency.method", HEAVY),
+        ("vbp.saliency.pixels", HEAVY),
         ("vbp.saliency.cuts", HEAVY),
         ("vbp.attach.files", HEAVY - {"onnx", "numpy"}),
         ("vbp.networks.preprocessing", HEAVY),

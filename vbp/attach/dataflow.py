@@ -15,8 +15,9 @@ import numpy as np
 from vbp.attach import operators
 from vbp.attach.geometry import Pair, Resampling, Transposed, Window, resizing_weights, same_padding
 from vbp.attach.graph import Graph, has_subgraphs
-from vbp.attach.values import Call, Map, Reshaped, Unknown, Value, Vector, is_of_onnx
+from vbp.attach.values import Call, Map, Reshaped, Value, is_of_onnx
 from vbp.errors import ModelError
+from vbp.saliency.pixels import Unknown, Vector
 
 
 def follow(graph: Graph, image: str, start: Map) -> dict[str, Map]:

@@ -1,58 +1,23 @@
-"""Values in an ONNX graph, described by how they relate to the pixels of its input, as in `vbp.saliency.values`."""
+"""Values in an ONNX graph, and the nodes that make them; `vbp.saliency.pixels` says what kinds of values there are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 from onnx import NodeProto
 
+from vbp.attach import operators
 from vbp.attach.geometry import Geometry, Place
 from vbp.attach.graph import Graph, attributes, described
-
-Kind = Literal["other", "convolution", "activation", "addition", "concatenation", "product"]
-
-
-@dataclass(frozen=True)
-class Map:
-    """A tensor with pixels."""
-
-    rank: int = 4
-    """Number of axes of the tensor, and which of them are its rows and columns."""
-    rows: int = 2
-    columns: int = 3
-    signed: bool = True
-    """Whether values may be negative."""
-    kind: Kind = "other"
-    """The kind of operation that made it; the last three join several maps. A difference counts as a product."""
-    sources: tuple[str, ...] = ()
-    """The maps from which it was made."""
-    step: Geometry | None = None
-    """The geometry from its sources' pixels to its own; None: pixel by pixel."""
-
-    @property
-    def joins(self) -> bool:
-        """Whether it was made of several maps by adding, concatenating or multiplying them."""
-        return self.kind in ("addition", "concatenation", "product")
-
-    @property
-    def spatial(self) -> tuple[int, int]:
-        """The axes of rows and columns."""
-        return self.rows, self.columns
+from vbp.saliency.pixels import Kind, MapOf, Unknown, Vector
 
 
 @dataclass(frozen=True)
-class Vector:
-    """A tensor without pixels."""
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A tensor with pixels that cannot be followed."""
-
-    reason: str
+class Map(MapOf[str, Geometry]):
+    """A tensor with pixels; maps are named by their tensors."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +80,25 @@ class Call:
     def terms(self, kind: Kind) -> tuple[str, ...]:
         """The maps that it reads; nested sums, or nested concatenations, are taken as one."""
         terms: list[str] = []
-        for name, one in zip(self.sources, self.maps, strict=True):
-            alone = len(self.graph.readers[name]) == 1 and name not in self.graph.outputs
-            terms += one.sources if one.kind == kind and alone else (name,)
+        for name in self.sources:
+            inner = self._behind_unchanged(name)
+            one = self.values[inner]
+            if isinstance(one, Map) and one.kind == kind and self._is_read_once(inner):
+                terms += one.sources
+            else:
+                terms.append(name)
         return tuple(terms)
+
+    def _behind_unchanged(self, name: str) -> str:
+        """The tensor before nodes that change no value, if nothing else reads theirs."""
+        while self._is_read_once(name) and (node := self.graph.producers.get(name)):
+            if node.op_type not in operators.UNCHANGED:
+                break
+            name = node.input[0]
+        return name
+
+    def _is_read_once(self, name: str) -> bool:
+        return len(self.graph.readers[name]) == 1 and name not in self.graph.outputs
 
     def result(self, **changes: Any) -> Map:
         """The first map with these changes, made by this node."""

@@ -8,34 +8,11 @@ other operations are geometry. An activation inside a branch is no stage and doe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
-Node = TypeVar("Node", bound=Hashable)
-Step = TypeVar("Step")
-_NodeOf = TypeVar("_NodeOf", bound=Hashable, covariant=True)
-_StepOf = TypeVar("_StepOf", covariant=True)
-
-
-class Mapped(Protocol[_NodeOf, _StepOf]):
-    """What is asked of a map to find stages."""
-
-    @property
-    def kind(self) -> str:
-        """``activation`` and ``convolution`` count here; other kinds do not."""
-
-    @property
-    def joins(self) -> bool:
-        """Whether it was made of several maps."""
-
-    @property
-    def sources(self) -> tuple[_NodeOf, ...]:
-        """The maps from which it was made."""
-
-    @property
-    def step(self) -> _StepOf | None:
-        """The geometry from its sources' pixels to its own; None: pixel by pixel."""
+from vbp.saliency.pixels import MapOf, Node, Step
 
 
 @dataclass(frozen=True)
@@ -47,7 +24,7 @@ class Strand(Generic[Step]):
     steps: tuple[Step, ...] = ()
 
 
-def stages_of(maps: Mapping[Node, Mapped[Node, Step]]) -> Iterator[tuple[Node, list[list[Strand[Step]]]]]:
+def stages_of(maps: Mapping[Node, MapOf[Node, Step]]) -> Iterator[tuple[Node, list[list[Strand[Step]]]]]:
     """The stages from the input upwards: each with the strands of every segment between it and the stage below.
 
     Args:
@@ -77,7 +54,7 @@ def reached(starts: Iterable[Node], follow_from: Callable[[Node], Iterable[Node]
     return found
 
 
-def _readers(maps: Mapping[Node, Mapped[Node, Step]]) -> dict[Node, list[Node]]:
+def _readers(maps: Mapping[Node, MapOf[Node, Step]]) -> dict[Node, list[Node]]:
     """For each map, the maps that are computed from it."""
     readers: dict[Node, list[Node]] = {node: [] for node in maps}
     for node, value in maps.items():
@@ -101,7 +78,7 @@ def _segments(nodes: list[Node], readers: Mapping[Node, list[Node]]) -> Iterator
         farthest = max([farthest, *(position[reader] for reader in readers[node])] if readers[node] else [len(nodes)])
 
 
-def _is_stage(node: Node, maps: Mapping[Node, Mapped[Node, Step]], readers: Mapping[Node, list[Node]]) -> bool:
+def _is_stage(node: Node, maps: Mapping[Node, MapOf[Node, Step]], readers: Mapping[Node, list[Node]]) -> bool:
     """Whether a cut node is an activation, or a join that no activation follows."""
     if not maps[node].joins:
         return maps[node].kind == "activation"
@@ -112,7 +89,7 @@ def _is_stage(node: Node, maps: Mapping[Node, Mapped[Node, Step]], readers: Mapp
     return True
 
 
-def _strands(segment: list[Node], maps: Mapping[Node, Mapped[Node, Step]]) -> list[Strand[Step]]:
+def _strands(segment: list[Node], maps: Mapping[Node, MapOf[Node, Step]]) -> list[Strand[Step]]:
     """The paths between the two ends of a segment; none if they lead pixel by pixel."""
     strands: list[Strand[Step]] = []
     strand_of = {segment[0]: 0}

@@ -19,8 +19,9 @@ from vbp.saliency import operations
 from vbp.saliency.cuts import reached
 from vbp.saliency.geometry import Resampling, Transposed, Window
 from vbp.saliency.operations import is_constant
+from vbp.saliency.pixels import Unknown, Vector
 from vbp.saliency.shapes import Sizes
-from vbp.saliency.values import Call, Map, Unknown, Value, Vector, flat
+from vbp.saliency.values import Call, Map, Value, flat
 
 _ATTENTION = ", for attention in "
 

@@ -1,65 +1,27 @@
-"""Values in a network, described by how they relate to the pixels of its input.
-
-A value that is computed from the input is one of three: a `Map`, whose rows and columns are those of the image; a
-`Vector`, which has no pixels, as after global pooling or flattening; or `Unknown`, whose pixels were moved or mixed by
-an operation that cannot be followed.
-"""
+"""Values in a network, and the calls that make them; `vbp.saliency.pixels` says what kinds of values there are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.fx import Node
 
 from vbp.saliency import operations
 from vbp.saliency.geometry import Geometry
+from vbp.saliency.pixels import MapOf, Unknown, Vector
 from vbp.saliency.shapes import Sizes
 
 
 @dataclass(frozen=True)
-class Map:
+class Map(MapOf[Node, Geometry]):
     """A tensor with pixels."""
 
-    rank: int = 4
-    """Number of axes of the tensor, and which of them are its rows and columns."""
-    rows: int = 2
-    columns: int = 3
-    signed: bool = True
-    """Whether values may be negative."""
     several: bool = False
     """Whether it is a tuple of such tensors."""
     statistic: Node | None = None
     """The map whose mean, norm or variance over the channels it is, or is computed from; None: it is none."""
-    kind: Literal["other", "convolution", "activation", "addition", "concatenation", "product"] = "other"
-    """The kind of operation that made it; the last three join several maps. A difference counts as a product."""
-    sources: tuple[Node, ...] = ()
-    """The maps from which it was made."""
-    step: Geometry | None = None
-    """The geometry from its sources' pixels to its own; None: pixel by pixel."""
-
-    @property
-    def joins(self) -> bool:
-        """Whether it was made of several maps by adding, concatenating or multiplying them."""
-        return self.kind in ("addition", "concatenation", "product")
-
-    @property
-    def spatial(self) -> tuple[int, int]:
-        """The axes of rows and columns."""
-        return self.rows, self.columns
-
-
-@dataclass(frozen=True)
-class Vector:
-    """A tensor without pixels."""
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A tensor with pixels that cannot be followed."""
-
-    reason: str
 
 
 Value = Map | Vector | Unknown

@@ -1,0 +1,56 @@
+"""How a value in a network relates to the pixels of its input: of any kind of graph, without torch.
+
+A value that is computed from the input is one of three: a map, whose rows and columns are those of the image; a
+`Vector`, which has no pixels, as after global pooling or flattening; or `Unknown`, whose pixels were moved or mixed by
+an operation that cannot be followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+Node = TypeVar("Node", bound=Hashable)
+Step = TypeVar("Step")
+Kind = Literal["other", "convolution", "activation", "addition", "concatenation", "product"]
+
+
+@dataclass(frozen=True)
+class MapOf(Generic[Node, Step]):
+    """A tensor with pixels."""
+
+    rank: int = 4
+    """Number of axes of the tensor, and which of them are its rows and columns."""
+    rows: int = 2
+    columns: int = 3
+    signed: bool = True
+    """Whether values may be negative."""
+    kind: Kind = "other"
+    """The kind of operation that made it; the last three join several maps. A difference counts as a product."""
+    sources: tuple[Node, ...] = ()
+    """The maps from which it was made."""
+    step: Step | None = None
+    """The geometry from its sources' pixels to its own; None: pixel by pixel."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it was made of several maps by adding, concatenating or multiplying them."""
+        return self.kind in ("addition", "concatenation", "product")
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """The axes of rows and columns."""
+        return self.rows, self.columns
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A tensor without pixels."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A tensor with pixels that cannot be followed."""
+
+    reason: str
