@@ -1,6 +1,7 @@
 """Fixtures that tests of several rooms share."""
 
 import os
+import sys
 
 import pytest
 
@@ -35,6 +36,14 @@ __all__ = [
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # before gcsfs is imported: it asks Google about buckets
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: else it writes a token file into the home folder
+
+
+@pytest.fixture
+def finders_as_before():
+    """A network of one's own brings a finder of modules, which stays; after the test it is gone."""
+    finders = list(sys.meta_path)
+    yield
+    sys.meta_path[:] = finders
 
 
 @pytest.fixture(scope="session")

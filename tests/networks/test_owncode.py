@@ -11,11 +11,9 @@ from vbp.networks.owncode import OwnCode
 
 
 @pytest.fixture(autouse=True)
-def clean():
-    """Modules and finders of a test are forgotten after it."""
-    modules, finders = set(sys.modules), list(sys.meta_path)
+def modules_as_before(finders_as_before):
+    modules = set(sys.modules)
     yield
-    sys.meta_path[:] = finders
     for name in set(sys.modules) - modules:
         del sys.modules[name]
 

@@ -1,7 +1,6 @@
 """The job on a network of one's own: the same masks as the library's, here and on Ray; what cannot be is refused."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from vbp.errors import UsageError
 from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, run
 from vbp.saliency import Explainer, VisualBackProp
+
+pytestmark = pytest.mark.usefixtures("finders_as_before")
 
 MEAN, STD = (0.5, 0.3, 0.1), (0.5, 0.25, 0.125)
 NET = f"""
@@ -37,13 +38,6 @@ from torch import nn
 def block(before, behind):
     return nn.Sequential(nn.Conv2d(before, behind, 3, padding=1), nn.ReLU())
 """
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    finders = list(sys.meta_path)
-    yield
-    sys.meta_path[:] = finders
 
 
 @pytest.fixture

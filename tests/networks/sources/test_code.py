@@ -1,7 +1,5 @@
 """A network of one's own by name: it is taken as the function returns it, and what cannot be is one sentence."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -9,6 +7,8 @@ from torch import nn
 from vbp.errors import ModelError, WeightsError
 from vbp.networks.models import load_model
 from vbp.networks.preprocessing import Preprocessing
+
+pytestmark = pytest.mark.usefixtures("finders_as_before")
 
 NET = """
 import torch
@@ -30,13 +30,6 @@ def build(width=4, classes=3):
 
 made = Net()
 """
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    finders = list(sys.meta_path)
-    yield
-    sys.meta_path[:] = finders
 
 
 @pytest.fixture
