@@ -174,6 +174,13 @@ def test_as_the_weights_were_trained():
         config(fit="trained", size=64)
 
 
+def test_only_code_can_have_an_attribute():
+    for model, wanted in (("mine.py:build", True), ("net.onnx", False), ("net.pt2", False)):
+        with pytest.raises(UsageError, match="^--mean and --std are needed") as refused:
+            config(model=model).preprocessing(None)
+        assert ("an attribute `preprocessing`" in str(refused.value)) == wanted
+
+
 def test_a_network_of_ones_own_is_asked_for_what_nobody_says():
     mine = {"model": "nets/mine.py:build"}
     assert (config(**mine).weights, config(**mine).size) == ("own", None)

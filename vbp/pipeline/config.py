@@ -313,10 +313,13 @@ class RunConfig:
     def _given(self) -> Preprocessing:
         """What the flags alone say; only the way of resizing and the order of colours have usual values."""
         if self.mean is None or self.std is None:
+            attribute = (
+                ", or let the network have an attribute `preprocessing`, such as "
+                "{'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'size': 224}"
+            )
             raise UsageError(
                 f"--mean and --std are needed: {names.recorded(self.model)} does not say how pixels become its input; "
-                "give what it was trained with, or let the network have an attribute `preprocessing`, such as "
-                "{'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'size': 224}."
+                f"give what it was trained with{attribute if names.source_of(self.model) == 'code' else ''}."
             )
         with _as_flags():
             return Preprocessing(self.mean, self.std, channels=self.channels or "rgb", size=None)
