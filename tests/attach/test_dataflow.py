@@ -68,12 +68,38 @@ def regrouped(net, x):
     return net.node("Reshape", net.node("Reshape", x, np.int64([0, 2, -1])), np.int64([0, 4, 22, 20]))
 
 
+def flat(operator, other):
+    """Arithmetic on a flattened map and what is computed from it or another, in the map's own shape again."""
+
+    def build(net, x):
+        one = net.node("Reshape", x, np.int64([0, 4, -1]))
+        return net.node("Reshape", net.node(operator, one, other(net, x, one)), np.int64([0, 4, 20, 22]))
+
+    return build
+
+
+def attention(net, _, one):
+    scores = net.node("MatMul", net.node("Transpose", one, perm=[0, 2, 1]), one)
+    return net.node("MatMul", one, net.node("Softmax", scores, axis=-1))
+
+
+def shares(net, _, one):
+    return net.node("Softmax", one, axis=-1)
+
+
+def branch(net, x, _):
+    return net.node("Reshape", net.node("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4), np.int64([0, 4, -1]))
+
+
 def halves(net, x):
     one, other = net.node("Split", x, outputs=2, axis=1)
     return net.node("Concat", other, one, axis=1)
 
 
-@pytest.mark.parametrize("build", [shuffle, gate, layer_norm_by_hand, channels_last, group_norm, halves])
+KEEPING = [shuffle, gate, layer_norm_by_hand, channels_last, group_norm, halves, flat("Mul", lambda net, _, one: one)]
+
+
+@pytest.mark.parametrize("build", KEEPING)
 def test_pixels_stay_in_their_places(build):
     assert_leads(build, unchanged)
 
@@ -255,6 +281,9 @@ def test_an_activation_of_several_operators_is_one(bend):
             "that picks",
         ),
         (regrouped, "that moves pixels: Reshape 'node2'"),
+        (flat("Add", attention), "that moves pixels: Reshape 'node2'"),
+        (flat("Mul", shares), "that moves pixels: Reshape 'node2'"),
+        (flat("Add", branch), "that moves pixels: Reshape 'node2'"),
         (lambda net, x: net.node("ReduceMax", x, axes=[2]), "that reduces rows without columns"),
         (lambda net, x: net.node("Resize", x, "", np.float32([1, 1, 2, 2]), mode="cubic"), "other than nearest and"),
         (lambda net, x: net.node("MaxPool", x, outputs=2, kernel_shape=[1, 1])[1], "whose second result is used"),

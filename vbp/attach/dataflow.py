@@ -46,12 +46,10 @@ def follow(graph: Graph, image: str, start: Map) -> dict[str, Map]:
 
 def _value(call: Call, inputs: list[Value]) -> Value:
     operator = call.node.op_type
-    unknown = next((value for value in inputs if isinstance(value, Unknown)), None)
+    unknowns = [value for value in inputs if isinstance(value, Unknown)]
     rule = next((rule for known, rule in _RULES if operator in known), None)
-    if isinstance(unknown, Reshaped):
-        value: Value = _reshaped(call, unknown)
-    elif unknown:
-        value = unknown
+    if unknowns:
+        value: Value = _behind(call, unknowns)
     elif has_subgraphs(call.node):
         value = call.unknown("with graphs of its own")
     elif not is_of_onnx(call.node):
@@ -341,6 +339,14 @@ def _reshaping(call: Call) -> Value:
     if _are_one(after[2:]) and columns == call.map.rank - 1:
         return Vector()  # (N, C H W, 1, 1)
     return Reshaped(call.unknown("that moves pixels").reason, call.sources[0])
+
+
+def _behind(call: Call, unknowns: list[Unknown]) -> Value:
+    """What is computed from one map in another shape, and no other, is followed further; all else stays unknown."""
+    reshaped = [one for one in unknowns if isinstance(one, Reshaped)]
+    if len(reshaped) == len(unknowns) and len({one.source for one in reshaped}) == 1 and not call.sources:
+        return _reshaped(call, reshaped[0])
+    return Unknown(unknowns[0].reason)
 
 
 def _reshaped(call: Call, found: Reshaped) -> Value:
