@@ -103,7 +103,7 @@ def test_the_table(capsys):
         "fetch 0.5, explain 9.0",
         "/out",
         "3 end in .heic, 1 is a system file",
-        "failed the run 3 of 103 images failed, 2.91 %, and --max-failures allows 1% of 103 images: 1: no _SUCCESS",
+        "failed the run 3 of 103 images failed, 2.91 %, and --max-failures allows 1 (1% of 103 images): no _SUCCESS",
         "next vbp failures /out shows why",
     ):
         assert text in " ".join(shown.split())

@@ -119,10 +119,10 @@ class _Counting(Observer):
 
     def _quiet(self) -> str:
         seconds = 0.0 if self._newest is None else time.monotonic() - self._newest
-        if self._first is None:
-            return f", waiting for the first results for {duration(seconds)}"
         if self.done >= self.images:
             return ", making the index"
+        if self._first is None:
+            return f", waiting for the first results for {duration(seconds)}"
         return f", nothing new for {duration(seconds)}" if seconds >= QUIET_SECONDS else ""
 
 

@@ -99,5 +99,5 @@ def test_a_shard_gives_what_no_part_holds(output, changes, left):
 
 def test_without_a_manifest_nothing_can_be_done(output):
     output.delete(MANIFEST)
-    with pytest.raises(StorageError, match=r"manifest.json is gone; restore it, or start over"):
+    with pytest.raises(StorageError, match=r"manifest.json is gone; restore it, or run the same command"):
         Source(RunConfig(input="in", output=output.url)).open(0).__enter__()

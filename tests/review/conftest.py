@@ -73,6 +73,7 @@ class Made:
         """The index, the summary, the promise."""
         totals = compact(self.folder, self.manifest, self.config["limit"])
         summary = {"images": totals.images, "ok": totals.ok, "error": totals.error, "images_per_second": 2.0}
+        summary["succeeded"] = success
         self.begin(self.attempt, summary=summary)
         if success:
             self.folder.write("_SUCCESS", b"")

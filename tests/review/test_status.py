@@ -11,7 +11,9 @@ from click.testing import CliRunner
 from tests.review.conftest import FIRST, SECOND, Made
 from vbp.cli import main
 from vbp.errors import UsageError
+from vbp.review.output import Output
 from vbp.review.status import status
+from vbp.review.validate import validate
 from vbp.storage.files import Folder
 from vbp.storage.ledger import pace
 from vbp.storage.ledger.lease import LEASE, Lease
@@ -53,6 +55,20 @@ def test_more_failures_than_allowed(make):
     made.commit([1], "error")
     made.finish(success=False)
     assert seen(made) == ("failed", 2, 1, 1, 0)
+
+
+def test_a_repaired_output_has_not_failed(finished):
+    finished.folder.write("index/part-00000.parquet", b"broken")
+    validate(Output.open(finished.url), repair=True)
+    assert seen(finished) == ("interrupted", 10, 10, 0, 0)
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_a_lost_list_of_images_is_no_success_and_no_failure(finished, promised):
+    finished.folder.delete("_run/manifest.json")
+    if not promised:
+        finished.folder.delete("_SUCCESS")
+    assert seen(finished)[0] == "interrupted"
 
 
 def test_at_work_with_the_time_left(make):

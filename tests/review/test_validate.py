@@ -543,10 +543,13 @@ def test_a_manifest_that_is_damaged_is_listed_anew(finished):
     found = look(finished)
     assert kinds(found)["manifest damaged"] == 3
     assert "--repair" in found.next_step
-    assert look(finished, repair=True).repaired
+    mended = look(finished, repair=True)
+    assert (mended.repaired, mended.redo) == (True, 0)
+    assert mended.next_step == "Repaired: run the same vbp explain command again."
     assert not path(finished, "_run/manifest.json").exists()
     assert not path(finished, "_SUCCESS").exists()
     assert look(finished).is_sound
+    assert look(finished).next_step.startswith("Sound so far; there is no list of images")
 
 
 def test_files_of_others_in_the_index_are_to_be_moved(finished):

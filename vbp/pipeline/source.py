@@ -44,7 +44,7 @@ class Source:
             self._manifest = Manifest.load(self._output)
         if self._manifest is None:
             raise StorageError(
-                f"{self._output.uri(MANIFEST)} is gone; restore it, or start over with --resume-mode overwrite."
+                f"{self._output.uri(MANIFEST)} is gone; restore it, or run the same command again: it lists INPUT anew."
             )
         files = self._output.list(f"{PARTS}/{shard:06d}")
         try:

@@ -68,11 +68,8 @@ class Summary:
             return ""
         share = f"{100 * self.error / self.images:.3g} %"
         images = counted(self.images, "image")
-        allowed = f"{self.max_failures} of {images}: {self.failures_allowed}"
-        return (
-            f"{self.error} of {images} failed, {share}, and --max-failures allows "
-            f"{allowed if self.max_failures.endswith('%') else self.failures_allowed}"
-        )
+        of_all = f" ({self.max_failures} of {images})" if self.max_failures.endswith("%") else ""
+        return f"{self.error} of {images} failed, {share}, and --max-failures allows {self.failures_allowed}{of_all}"
 
     @property
     def images_per_second(self) -> float:

@@ -69,7 +69,7 @@ class Pair:
     overlap_by_chance: float | None
     peak_distance_by_chance: float | None
     predictions_changed: float | None
-    """Share of equal predictions, among images with a prediction in both runs."""
+    """Share of changed predictions, among images with a prediction in both runs."""
     least_alike: str | None
     """Key of the image with the lowest correlation."""
 

@@ -145,9 +145,12 @@ def _state(output: Output, current: Holder | None, at_work: bool, left: int) -> 
         if not at_work:
             return "dead"
         return "listing" if output.manifest is None else "running"
+    if output.manifest is None:  # nobody knows what is missing; the same command lists INPUT again
+        return "interrupted"
     if output.is_complete:
         return "finished"
-    return "failed" if left <= 0 and "summary" in output.record else "interrupted"
+    has_failed = (output.record.get("summary") or {}).get("succeeded") is False
+    return "failed" if left <= 0 and has_failed else "interrupted"
 
 
 def _seconds_since(time: str) -> float | None:

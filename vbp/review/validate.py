@@ -112,6 +112,8 @@ class Validation:
     """Whether the index was made again for the output's present place."""
     is_complete: bool
     """Whether a valid ``_SUCCESS`` exists now."""
+    is_listed: bool
+    """Whether there is a list of images; without one nobody knows what is missing."""
 
     @property
     def left(self) -> int:
@@ -133,14 +135,16 @@ class Validation:
     def next_step(self) -> str:
         """A sentence on what to run next."""
         if not self._wrong:
+            if not self.is_listed:
+                return "Sound so far; there is no list of images: run the same vbp explain command again."
             if self.left and not self.is_complete:
                 left = counted(self.left, "image is left", "images are left")
                 return f"Sound so far; {left}: run the same vbp explain command again."
             return "Sound."
         to_move = " Move the files out of index/ that are not of it." if "index stranger" in self._wrong else ""
         if self.repaired:
-            taken = counted(self.redo, "row was", "rows were")
-            return f"{taken} taken back: run the same vbp explain command again.{to_move}"
+            taken = f"{counted(self.redo, 'row was', 'rows were')} taken back" if self.redo else "Repaired"
+            return f"{taken}: run the same vbp explain command again.{to_move}"
         to_repair = self._wrong - {*_ORPHANS, *_MOVED, *_BY_HAND}
         flags = ["--repair"] * bool(to_repair) + ["--remove-orphans"] * bool(self._wrong & {*_ORPHANS})
         flags += ["--rebase"] * (bool(self._wrong & {*_MOVED}) and not to_repair)
@@ -322,6 +326,7 @@ class _Check:
             orphans_removed=False,
             rebased=False,
             is_complete=self._output.is_complete,
+            is_listed=self._output.manifest is not None,
         )
 
     def repair(self) -> None:

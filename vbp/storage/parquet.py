@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
+from shlex import quote
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -27,22 +28,27 @@ def numbered(series: str, number: int) -> str:
 
 @contextlib.contextmanager
 def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of a run, opened with random access; the checksums of its pages are verified.
+    """A Parquet file of the manifest, opened with random access; the checksums of its pages are verified.
 
     Raises:
         UsageError: the file is damaged.
+        FileNotFoundError: it is gone.
     """
-    with folder.open(path) as file:
-        try:
+    mend = (
+        f"restore it, or have INPUT listed again, which keeps all results: vbp validate {quote(folder.url)} "
+        "--repair, then the same vbp explain command."
+    )
+    try:
+        with folder.open(path) as file:
             yield pq.ParquetFile(file, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            # An error of Arrow is a bare OSError without errno; an error of the store has a subclass or an errno.
-            if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
-                raise
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"{folder.uri(path)} is damaged ({reason}); restore it, or start over with --resume-mode overwrite."
-            ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder.uri(path)} is gone; {mend}") from error
+    except (pa.ArrowException, OSError) as error:
+        # An error of Arrow is a bare OSError without errno; an error of the store has a subclass or an errno.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{folder.uri(path)} is damaged ({reason}); {mend}") from error
 
 
 class RollingParquet:
