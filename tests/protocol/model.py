@@ -457,6 +457,9 @@ def explore(place: Callable[[], str], scene: Scene, stop: Moment, until: Moment 
         on.set()
         other.join(60)
         faults += [f"at the end of both: {fault}" for fault in world.faults()]
+        for name, moment in ((FIRST, stop), (SECOND, until)):
+            if isinstance(moment, tuple):  # a number may lie behind the end; a text that never comes is a wrong test
+                assert world.turns.number(name, moment) < len(world.turns.requests[name]), f"{name} never asks {moment}"
         stop = world.turns.number(FIRST, stop)
         other_stop = 1 << 30 if until is None else world.turns.number(SECOND, until)
         taken = until is None or world.had_lease(SECOND, other_stop)

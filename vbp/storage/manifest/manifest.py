@@ -90,7 +90,7 @@ class Manifest:
     files: tuple[str, ...] | None = None
     """Names of its files, in the order of shards; None if an older vbp made it."""
     attempt: str = ""
-    """The attempt that has claimed it last."""
+    """The attempt that has claimed it last; in object stores every attempt does so."""
 
     @classmethod
     def load(cls, output: Folder) -> "Manifest | None":
