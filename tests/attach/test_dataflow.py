@@ -197,6 +197,9 @@ RESIZING = [
     ("linear", "align_corners", "floor", [1.5, 2]),
     ("linear", "asymmetric", "floor", [2, 3]),
     ("linear", "pytorch_half_pixel", "floor", [0.1, 2]),
+    ("nearest", "asymmetric", "floor", [1.7, 1.3]),
+    ("nearest", "asymmetric", "floor", [1.05, 1.05]),  # of no effect: runtimes copy
+    ("linear", "half_pixel", "floor", [1.05, 1.2]),
 ]
 
 
@@ -216,6 +219,35 @@ def test_resizing_is_led_down_by_its_own_weights(mode, coordinates, rounding, sc
         return (mask.reshape(len(mask), -1) @ weights.T).reshape(-1, *size)
 
     assert_leads(build, lead, size)
+
+
+def test_scales_of_some_axes_alone():
+    def build(net, x):
+        net.opset = 18
+        return net.node("Resize", x, "", np.float32([1.7]), axes=[-1], mode="nearest", **FLOOR)
+
+    def lead(mask, size):
+        found = np.zeros((len(mask), *size))
+        for column in range(mask.shape[2]):
+            found[..., int(column / np.float32(1.7))] += mask[..., column]
+        return found
+
+    assert_leads(build, lead, (10, 12))
+
+
+FLOOR = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "last"),
+    [({"mode": "linear", "antialias": 1}, [7, 8]), ({"keep_aspect_ratio_policy": "not_larger"}, [7, 8])],
+)
+def test_resizing_of_newer_kinds_is_refused(settings, last):
+    net = Net(opset=18)
+    first = net.node("Relu", net.convolution("image", (3, 4), **TOP))
+    resized = net.node("Resize", first, "", "", np.int64(last), axes=[2, 3], **settings)
+    with pytest.raises(ModelError, match="that resizes in a mode other than nearest and linear: Resize 'node2'"):
+        attach(net.model(net.convolution(resized, (4, 4))))
 
 
 def resizing(shape, scales, settings):

@@ -209,17 +209,23 @@ def _unless_empty(window: Window) -> Window | None:
 def _resizing(call: Call) -> Value:
     above = call.graph.shape(call.node.output[0])
     lengths = [above[axis] if above else None for axis in call.map.spatial]
-    scales = call.constant(1 if call.node.op_type == "Upsample" else 2)
+    scales = _scales(call)
     weights = []
     for axis, length, below in zip(call.map.spatial, lengths, call.below.size, strict=True):
         if not isinstance(length, int) or below is None:
             return call.unknown("that resizes to a size which the graph leaves open")
-        scale = scales[axis] if scales and len(scales) == call.map.rank else length / below
-        one = resizing_weights(below, length, call.settings, scale)
+        one = resizing_weights(below, length, call.settings, scales.get(axis, length / below))
         if one is None:
             return call.unknown("that resizes in a mode other than nearest and linear")
         weights.append(one)
-    return call.result(step=Resampling(call.below, *weights))
+    return call.result(step=Resampling(call.below, *weights) if call.below.size != tuple(lengths) else None)
+
+
+def _scales(call: Call) -> dict[int, float]:
+    """What a resize multiplies lengths with, by axis; none if it is told the lengths themselves."""
+    scales = call.constant(1 if call.node.op_type == "Upsample" else 2)
+    axes = call.settings.get("axes") or range(call.map.rank)
+    return {axis % call.map.rank: scale for axis, scale in zip(axes, scales or (), strict=False)}
 
 
 def _linear(call: Call) -> Value:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 Pair = tuple[int, int]
 """(rows, columns)."""
+TIE = 1e-6
+"""Pixels by which a place may miss the middle of two others and still count as in it, in onnxruntime."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ def same_padding(length: int | None, reach: int, stride: int, *, upper: bool) ->
 def resizing_weights(below: int, above: int, settings: dict[str, Any], scale: float) -> NDArray[np.float32] | None:
     """Weights of a Resize along one axis, (below, above); None for a mode other than nearest and linear.
 
+    All is computed in float32 and in the order in which onnxruntime does it: where a place lies on the border of two
+    pixels, the last bit decides between them.
+
     Args:
         below: length of its input.
         above: length of its output.
@@ -103,8 +108,10 @@ def resizing_weights(below: int, above: int, settings: dict[str, Any], scale: fl
         scale: what it multiplies the length with.
     """
     mode = settings.get("mode", b"nearest")
-    place = _source(np.arange(above, dtype=np.float64), below, above, settings, scale)
-    if place is None or mode not in (b"nearest", b"linear"):
+    smooth = mode == b"linear" and settings.get("antialias", 0)
+    stretched = settings.get("keep_aspect_ratio_policy", b"stretch") == b"stretch"
+    place = _source(np.arange(above, dtype=np.float32), below, above, settings, np.float32(scale))
+    if place is None or mode not in (b"nearest", b"linear") or smooth or not stretched:
         return None
     weights = np.zeros((below, above), np.float32)
     column = np.arange(above)
@@ -113,30 +120,31 @@ def resizing_weights(below: int, above: int, settings: dict[str, Any], scale: fl
         return weights
     place = place.clip(0, below - 1)
     lower = np.floor(place).astype(int)
-    np.add.at(weights, (lower, column), 1 - (place - lower))
-    np.add.at(weights, ((lower + 1).clip(max=below - 1), column), place - lower)
+    part = place - np.floor(place)
+    np.add.at(weights, (lower, column), 1 - part)
+    np.add.at(weights, ((lower + 1).clip(max=below - 1), column), part)
     return weights
 
 
 def _source(
-    above: NDArray[np.float64], length: int, count: int, settings: dict[str, Any], scale: float
-) -> NDArray[np.float64] | None:
+    above: NDArray[np.float32], length: int, count: int, settings: dict[str, Any], scale: np.float32
+) -> NDArray[np.float32] | None:
     """Where the pixels of the output lie in the input."""
     how = settings.get("coordinate_transformation_mode", b"half_pixel")
+    half = np.float32(0.5)
     if how == b"asymmetric":
         return above / scale
     if how == b"align_corners":
-        return above * ((length - 1) / (count - 1) if count > 1 else 0)
+        return above * np.float32(length - 1) / np.float32(max(count - 1, 1))
     if how in (b"half_pixel", b"pytorch_half_pixel"):
-        return (above + 0.5) / scale - 0.5 if how == b"half_pixel" or count > 1 else above * 0
+        return (above + half) / scale - half if how == b"half_pixel" or count > 1 else above * 0
     return None
 
 
-def _nearest(place: NDArray[np.float64], settings: dict[str, Any]) -> NDArray[np.float64]:
+def _nearest(place: NDArray[np.float32], settings: dict[str, Any]) -> NDArray[np.float32]:
     how = settings.get("nearest_mode", b"round_prefer_floor")
-    if how == b"round_prefer_floor":
-        return np.ceil(place - 0.5)
-    if how == b"round_prefer_ceil":
-        return np.floor(place + 0.5)
-    rounded: NDArray[np.float64] = np.ceil(place) if how == b"ceil" else np.floor(place)
-    return rounded
+    lower = np.floor(place)
+    if how in (b"ceil", b"floor"):
+        return np.ceil(place) if how == b"ceil" else lower
+    beyond = place - lower - np.float32(0.5)
+    return lower + (beyond > TIE if how == b"round_prefer_floor" else beyond > -TIE)
