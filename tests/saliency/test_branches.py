@@ -283,6 +283,25 @@ def test_written_out_swish_is_a_clamped_stage():
     assert stage.steps == (CONVOLUTION,)
 
 
+@pytest.mark.parametrize(
+    "like",
+    [
+        lambda constant, x: constant.expand_as(x),
+        lambda constant, x: constant.expand(x.shape),
+        lambda constant, x: constant.type_as(x),
+        lambda constant, x: constant.to(x),
+    ],
+)
+def test_constant_that_is_made_like_a_map_moves_no_pixel(like):
+    (stage,) = stages(lambda net, x: F.relu(net.a(x + like(net.a.weight[:, :1, :1, 0], x))), a=convolution())
+    assert stage.steps == (CONVOLUTION,)
+
+
+def test_vector_of_the_type_of_a_map_is_still_one():
+    (stage,) = stages(lambda net, x: F.relu(net.a(x * x.mean((2, 3), True).type_as(x))), a=convolution())
+    assert stage.steps == (CONVOLUTION,)
+
+
 def test_channel_shuffle_keeps_every_pixel():
     """ShuffleNet's: split, convolve one half, concatenate, shuffle by view and transpose."""
 

@@ -99,7 +99,7 @@ def _activation(call: Call) -> Value:
 
 
 def _unchanged(call: Call) -> Value:
-    return call.result()
+    return call.result() if call.first_is_map else Vector()
 
 
 def _normalisation(call: Call) -> Value:
@@ -329,14 +329,13 @@ def _squeezing(call: Call) -> Value:
 
 
 def _expansion(call: Call) -> Value:
-    """A vector that is expanded over a map's pixels is equal at all of them; only the map's shape is read."""
-    expanded: Any = call.node.args[0]
-    if isinstance(call.values.get(expanded), Vector):
+    """What is expanded has the pixels of an image only if it is a map itself; of another map only the shape is read."""
+    if not call.first_is_map:
         return Vector()
     above = call.sizes.of(call.node)
     if above is None or len(above) != call.map.rank:
         return call.unknown("that tracing does not know")
-    return replace(call.result(), sources=(expanded,))  # `_has_its_size` looks whether pixels stay
+    return replace(call.result(), sources=call.sources[:1])  # `_has_its_size` looks whether pixels stay
 
 
 def _softmax(call: Call) -> Value:

@@ -58,6 +58,11 @@ class Call:
         """The maps of `sources`."""
         return [value for node in self.sources if isinstance(value := self.values[node], Map)]
 
+    @property
+    def first_is_map(self) -> bool:
+        """Whether its first input is a map; else it makes a vector or constant like one, as in ``p.expand_as(x)``."""
+        return isinstance(self.values.get(self.node.all_input_nodes[0]), Map)
+
     def terms(self, kind: str) -> tuple[Node, ...]:
         """The maps that it reads; nested sums, or nested concatenations, are taken as one."""
         terms: list[Node] = []
