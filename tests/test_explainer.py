@@ -13,7 +13,7 @@ from tests import reference
 from tests.small_networks import small_vgg
 from vbp.errors import ImageError, UsageError
 from vbp.explainer import resolve_precision, true_float32
-from vbp.networks.models import Model
+from vbp.networks.model import Model
 from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency import Explainer, VisualBackProp
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from vbp.choices import Channels, Pooling, Preset
 from vbp.errors import ImageError, UsageError
-from vbp.networks.models import Model, check_channels, load_model
+from vbp.networks.model import Model
+from vbp.networks.models import check_channels, load_model
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency.method import Method

@@ -47,7 +47,7 @@ def test_every_command_that_contributing_names_is_in_the_makefile():
         ("vbp.images.overlay", ["overlay"]),
         ("vbp.storage.files", ["_open"]),
         ("vbp.storage.stores.store", ["Store"]),
-        ("vbp.networks.models", ["Model"]),
+        ("vbp.networks.model", ["Model"]),
         ("vbp.networks.sources.code", ["load", "check"]),
         ("vbp.storage.collections.manifestfile", ["ManifestRow"]),
         ("vbp.pipeline.prepare", ["list_input", "check_input", "contents_sha256"]),

@@ -31,7 +31,7 @@ LEAVES = {
     "vbp.storage.outline",
 }
 STORAGE = LEAVES | {f"vbp.storage{room}" for room in ("", ".collections", ".manifest", ".results", ".ledger")}
-NETWORKS = {"vbp.networks", "vbp.networks.classfile", "vbp.networks.preprocessing"}
+NETWORKS = {f"vbp.networks{room}" for room in ("", ".classfile", ".preprocessing", ".sources", ".models")}
 PIPELINE = {"vbp.pipeline", "vbp.pipeline.on_ray", "vbp.pipeline.sweep"}
 WORK = {"vbp", "vbp.columns", "vbp.explainer", "vbp.images", "vbp.saliency"} | STORAGE | NETWORKS
 ROOMS = {  # room: (what of ours it may import, which heavy third parties)
@@ -45,7 +45,15 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.networks.classfile": ({"vbp.errors"}, set()),
     "vbp.networks": (
         {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.networks.preprocessing"},
-        {"torch", "torchvision", "numpy", "safetensors", "onnx"},
+        {"torch", "torchvision", "numpy", "safetensors"},
+    ),
+    "vbp.networks.sources": (
+        {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.networks", "vbp.networks.preprocessing"},
+        {"torch", "torchvision", "onnx"},
+    ),
+    "vbp.networks.models": (
+        {"vbp.errors", "vbp.choices", "vbp.networks", "vbp.networks.preprocessing", "vbp.networks.sources"},
+        {"torch"},
     ),
     "vbp.saliency": (
         {"vbp.errors", "vbp.choices", "vbp.light_torchvision", "vbp.saliency.cuts", "vbp.saliency.pixels"},
@@ -89,7 +97,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.terminal": ({"vbp.plain", "vbp.words"} | PIPELINE, {"rich"}),
     "vbp.tables": ({"vbp.plain", "vbp.words", "vbp.review", "vbp.terminal"} | PIPELINE, {"rich"}),
     "vbp.version": ({"vbp"}, set()),
-    "vbp.flags": ({"vbp.errors", "vbp.choices", "vbp.networks"} | PIPELINE, {"click"}),
+    "vbp.flags": ({"vbp.errors", "vbp.choices"} | NETWORKS | PIPELINE, {"click"}),
     "vbp.cli": (
         {
             "vbp.flags",

@@ -28,7 +28,8 @@ from torch import Tensor
 from vbp.evidence.rivals import bare_forward
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, ratio
 from vbp.explainer import PRECISIONS, Explainer, has_bfloat16
-from vbp.networks.models import Model, load_model
+from vbp.networks.model import Model
+from vbp.networks.models import load_model
 from vbp.saliency.prepared.calibration import LEAST_IMAGES
 from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.visualbackprop import VisualBackProp

@@ -26,7 +26,8 @@ from vbp.evidence.rivals import (
 from vbp.evidence.roofline import forward_work, images_per_second, mean_work
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, over, ratio
 from vbp.explainer import PRECISIONS, Explainer, true_float32
-from vbp.networks.models import Model, load_model
+from vbp.networks.model import Model
+from vbp.networks.models import load_model
 
 LEAST = {"cpu": 0.95, "cuda": 0.90}
 """Of the bare forward pass, in masks a second."""

@@ -21,7 +21,8 @@ from vbp.evidence.page import table
 from vbp.evidence.timing import machine
 from vbp.explainer import Explainer
 from vbp.images.decode import decode
-from vbp.networks.models import Model, load_model
+from vbp.networks.model import Model
+from vbp.networks.models import load_model
 from vbp.pipeline.calibrate import Choice
 from vbp.saliency.prepared.calibration import IMAGES, LEAST_CORRELATION
 from vbp.saliency.prepared.int8 import Scales

@@ -1,10 +1,10 @@
-"""Networks by name, with their weights, normalisation and class names."""
+"""Networks by name, with their weights, normalisation and class names: ``load_model`` asks the source that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -12,40 +12,13 @@ from typing import Any
 from torch import nn
 
 from vbp.choices import DEFAULT_WEIGHTS
-from vbp.errors import ModelError, UsageError, WeightsError
-from vbp.networks.fitting import AmbiguousError, KindError, MisfitError, fit, input_channels
+from vbp.errors import ModelError, UsageError
+from vbp.networks.fitting import input_channels
+from vbp.networks.model import Model
 from vbp.networks.names import NetworkChoice, source_of, weights_of
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
-from vbp.networks.sound import check_sound
-from vbp.networks.weights import Checkpoint, tensors_sha256
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network that is ready to run."""
-
-    name: str
-    network: nn.Module
-    """float32, on the CPU, in evaluation mode."""
-    preprocessing: Preprocessing | None
-    """The preprocessing with which it was trained, as far as its source says; None if it says nothing."""
-    class_names: tuple[str, ...] | None
-    """A name for each output of the classifier; None if unknown."""
-    num_classes: int | None
-    """None: the checkpoint has no classifier, so the network can be explained but predicts nothing."""
-    weights: str
-    """The weights as `load_model` was given them."""
-    sha256: str
-    """SHA-256 of the checkpoint file; of the tensors' bytes for random weights."""
-    notes: tuple[str, ...] = ()
-    """Sentences for the user on how the checkpoint was understood."""
-    code: OwnCode | None = None
-    """The code that made it, if it is the user's own."""
-
-
-CLASSIFIERS = ("classifier", "fc", "head")
-"""Usual names of the classifier in CNNs."""
+from vbp.networks.weights import tensors_sha256
 
 
 def load_model(
@@ -124,68 +97,6 @@ def check_source(model: str, code: OwnCode | None) -> None:
     """
     if (source := source_of(model)) != "torchvision":
         import_module(f"vbp.networks.sources.{source}").check(code)
-
-
-def fill(
-    network: nn.Module,
-    head: str | None,
-    checkpoint: Checkpoint,
-    names: tuple[str, str],
-    *,
-    side: int = 224,
-    hint: Callable[[], str] = str,
-    in_order: bool = False,
-) -> tuple[bool, tuple[str, ...]]:
-    """Load a checkpoint into a network.
-
-    Args:
-        network: the network, which is changed.
-        head: name of its classifier; None without one.
-        checkpoint: the checkpoint.
-        names: the network's name, and that of the weights.
-        side: side of images that the network takes, in pixels.
-        in_order: where no names fit, take all tensors in their order, if all shapes fit.
-        hint: makes a further sentence on a checkpoint that does not fit.
-
-    Returns:
-        Whether layers were given the widths of the checkpoint's tensors, and sentences for the user.
-
-    Raises:
-        WeightsError: it does not fit, or cannot be used.
-    """
-    name, weights = names
-    try:
-        fitted = fit(network, head, checkpoint.tensors, side=side, in_order=in_order)
-    except MisfitError as error:
-        raise WeightsError(f"weights {weights!r} do not fit {name}: {error}. {hint()}".rstrip()) from error
-    except KindError as error:
-        raise WeightsError(f"weights {weights!r} cannot be used: {error}.") from error
-    except AmbiguousError as error:
-        raise WeightsError(
-            f"weights {weights!r} hold {name} more than once, under {error}: save the one that you mean in a file "
-            "of its own."
-        ) from error
-    notes = check_sound(network, weights)
-    return fitted.other_widths, tuple(f"Weights {weights}: {note}." for note in (*fitted.notes, *notes))
-
-
-def head_of(network: nn.Module) -> str | None:
-    """The name of the classifier; None if the network has none."""
-    return next((name for name, _ in network.named_children() if name in CLASSIFIERS), None)
-
-
-def named_classes(classes: int | None, checkpoint: Checkpoint, weights: str) -> tuple[str, ...] | None:
-    """The class names of a checkpoint; None if it has none, or the network has no classifier.
-
-    Raises:
-        WeightsError: there is another number of them.
-    """
-    if classes is None or checkpoint.class_names is None:
-        return None
-    if len(checkpoint.class_names) != classes:
-        count = len(checkpoint.class_names)
-        raise WeightsError(f"weights {weights!r} name {count} classes, but their classifier has {classes}.")
-    return checkpoint.class_names
 
 
 def own_model(network: nn.Module, preprocessing: Preprocessing) -> Model:

@@ -34,7 +34,7 @@ from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.ledger.lease import leased
 
 if TYPE_CHECKING:
-    from vbp.networks.models import Model
+    from vbp.networks.model import Model
     from vbp.pipeline.resources import Resources
 
 

@@ -16,7 +16,7 @@ from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.manifest.rows import table_of, with_positions
 
 if TYPE_CHECKING:
-    from vbp.networks.models import Model
+    from vbp.networks.model import Model
 
 TRIED = 160
 """The most images that are tried, if some of them cannot be read."""

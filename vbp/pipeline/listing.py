@@ -26,7 +26,7 @@ from vbp.storage.results.files import files_of
 from vbp.words import counted
 
 if TYPE_CHECKING:
-    from vbp.networks.models import Model
+    from vbp.networks.model import Model
     from vbp.pipeline.attempt import Attempt
     from vbp.pipeline.resources import Resources
 

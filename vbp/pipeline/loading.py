@@ -13,7 +13,7 @@ from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline.config import RunConfig
 
 if TYPE_CHECKING:
-    from vbp.networks.models import Model
+    from vbp.networks.model import Model
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from vbp.storage.files import Folder, open_uri, read_uri
 from vbp.storage.leftout import LeftOut, in_words
 
 if TYPE_CHECKING:
-    from vbp.networks.models import Model
+    from vbp.networks.model import Model
     from vbp.networks.preprocessing import Preprocessing
     from vbp.storage.manifest.manifest import Manifest
 

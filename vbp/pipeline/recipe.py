@@ -21,7 +21,7 @@ from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write
 from vbp.storage.outline import suffixes_of
 
 if TYPE_CHECKING:
-    from vbp.networks.models import Model
+    from vbp.networks.model import Model
 
 PASSES = 4
 """Batches for each thread of the network on a CPU that are read, explained and written together."""

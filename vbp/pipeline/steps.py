@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from vbp.explainer import ExplainedBatch
     from vbp.images.frame import Frame
-    from vbp.networks.models import Model
+    from vbp.networks.model import Model
     from vbp.pipeline.classes import ClassMap
 
 Batch = dict[str, Any]

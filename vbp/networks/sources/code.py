@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from vbp.errors import ModelError, UsageError, WeightsError
-from vbp.networks.fitting import input_channels
 from vbp.networks.foreigncode import contained
-from vbp.networks.models import Model, fill, head_of, named_classes
+from vbp.networks.model import Model, classes_of, fill, head_of, named_classes
 from vbp.networks.names import NetworkChoice
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
@@ -51,17 +49,6 @@ def check(code: OwnCode) -> None:
     """
     with contained(0), _as_model_error(code, "cannot be imported"):
         code.load()
-
-
-def classes_of(network: nn.Module, side: int) -> int | None:
-    """Number of class scores that a network gives for an image of that side; None if it gives something else."""
-    try:
-        with torch.inference_mode():
-            output = network(torch.zeros(1, input_channels(network), side, side))
-    except Exception:  # the check of the network, which comes later, says why
-        return None
-    is_row = isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point()
-    return output.shape[1] if is_row and output.shape[1] > 1 else None
 
 
 def _made(code: OwnCode, choice: NetworkChoice) -> nn.Module:

@@ -13,11 +13,10 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from vbp.errors import ModelError, WeightsError
-from vbp.networks.models import Model
+from vbp.networks.model import Model, classes_of
 from vbp.networks.names import NetworkChoice
 from vbp.networks.owncode import OwnCode
 from vbp.networks.rebuilt import Rebuilt, batch_norm, convolution, linear
-from vbp.networks.sources.code import classes_of
 from vbp.networks.weights import read_beside, read_model
 
 SIMPLE: Mapping[str, Callable[..., Any]] = {

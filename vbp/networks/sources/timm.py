@@ -13,11 +13,10 @@ from torch import nn
 from vbp.choices import Channels, Interpolation, choices_of
 from vbp.errors import ModelError, WeightsError
 from vbp.networks.foreigncode import contained
-from vbp.networks.models import Model, fill, named_classes
+from vbp.networks.model import Model, classes_of, fill, named_classes
 from vbp.networks.names import NetworkChoice
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
-from vbp.networks.sources.code import classes_of
 from vbp.networks.weights import Checkpoint, read_checkpoint, tensors_sha256
 
 PREFIX = "timm:"

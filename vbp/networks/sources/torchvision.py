@@ -18,7 +18,7 @@ from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import ModelError, WeightsError
 from vbp.light_torchvision import torchvision
 from vbp.networks.fitting import AUXILIARY, Wanted, matches
-from vbp.networks.models import Model, fill, head_of, named_classes
+from vbp.networks.model import Model, fill, head_of, named_classes
 from vbp.networks.names import NetworkChoice
 from vbp.networks.owncode import FORM
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
