@@ -37,6 +37,9 @@ Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Runner = Literal["auto", "ray", "local"]
 ResumeMode = Literal["resume", "overwrite", "fail"]
 
+METRIC_NAMES = ("pointing-game", "energy-inside", "rank-accuracy", "mass-accuracy")
+"""What `vbp.evaluation` measures, in the order of its tables."""
+
 
 class StoredMask(NamedTuple):
     """How a mask format stores a mask."""

@@ -63,6 +63,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.saliency.cuts": ({"vbp.saliency.pixels"}, set()),
     "vbp.attach": ({"vbp.errors", "vbp.saliency.cuts", "vbp.saliency.pixels"}, {"numpy", "onnx"}),
     "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
+    "vbp.evaluation": ({"vbp.errors", "vbp.choices", "vbp.words", "vbp.saliency"}, {"torch", "numpy"}),
     "vbp.images": (
         {"vbp.errors", "vbp.choices", "vbp.networks.preprocessing"},
         {"PIL", "torch", "torchvision", "numpy", "matplotlib"},
@@ -176,6 +177,7 @@ def test_imports_point_down(module):
         ("vbp.saliency.cuts", HEAVY),
         ("vbp.attach.files", HEAVY - {"onnx", "numpy"}),
         ("vbp.networks.preprocessing", HEAVY),
+        ("vbp.evaluation.metrics", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.sweep.sweepfile", HEAVY),

@@ -1,0 +1,26 @@
+"""The table of metrics and the list that users choose from say the same."""
+
+import pytest
+
+from vbp.choices import METRIC_NAMES
+from vbp.evaluation.localisation import LOCALISATION
+from vbp.evaluation.metrics import METRICS
+
+COMPUTED = {"localisation": LOCALISATION}
+
+
+def test_the_table_has_the_names_that_users_choose_from():
+    assert tuple(METRICS) == METRIC_NAMES
+
+
+def test_every_metric_is_computed_by_its_family():
+    assert {name: metric.family for name, metric in METRICS.items()} == {
+        name: family for family, names in COMPUTED.items() for name in names
+    }
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
+def test_a_line_of_the_table_is_whole(metric):
+    assert metric.lowest < metric.highest
+    assert "arXiv" in metric.paper
+    assert metric.meaning[0].islower() or metric.meaning[0].isdigit()
