@@ -37,6 +37,11 @@ Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Runner = Literal["auto", "ray", "local"]
 ResumeMode = Literal["resume", "overwrite", "fail"]
 
+METHOD_NAMES = (
+    "vbp", "vbp-reference", "vbp-last", "vbp-target", "random-twin",
+    "eigencam", "gradcam", "centre", "edge", "uniform",
+)  # fmt: skip
+"""What `vbp.evaluation` compares, in the order of its tables."""
 METRIC_NAMES = ("pointing-game", "energy-inside", "rank-accuracy", "mass-accuracy")
 """What `vbp.evaluation` measures, in the order of its tables."""
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vbp.demo.score import Score, Trial, centre_mask, edge_mask, peak_inside, score
+from vbp.demo.score import Score, Trial, peak_inside, score
 
 OBJECT = np.array([[0, 0, 0], [0, 1, 1]], bool)
 
@@ -22,24 +22,6 @@ def test_peak_inside(mask, expected):
 def test_masks_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"mask_HW \(3, 2\) and object_HW \(2, 3\)"):
         peak_inside(np.zeros((3, 2)), OBJECT)
-
-
-def test_centre_mask():
-    np.testing.assert_array_equal(centre_mask(2, 5), [[0, 0, 0, 0, 0], [0, 0, 1, 0, 0]])
-
-
-def test_edge_mask_peaks_on_the_steepest_step_of_luminance():
-    pixels = np.full((20, 40, 3), 100, np.uint8)
-    pixels[:, 12:] = 130
-    pixels[:, 30:] = (130, 240, 130)  # 110 in green is 65 in luminance
-    mask = edge_mask(pixels)
-    assert mask.shape == (20, 40)
-    assert set(mask.argmax(1)) <= {29, 30}
-    assert mask[:, 18:24].max() < 0.3 * mask[:, 12].max() < 0.3 * mask.max()
-
-
-def test_edge_mask_of_a_plain_image_has_no_peak():
-    assert not peak_inside(edge_mask(np.full((8, 9, 3), 77, np.uint8)), np.ones((8, 9), bool))
 
 
 def test_score_counts_each_rival_and_prints_the_line():

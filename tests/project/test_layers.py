@@ -88,11 +88,11 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"numpy", "pyarrow", "PIL"},
     ),
     "vbp.demo": (
-        {"vbp.light_torchvision"} | WORK | PIPELINE,
+        {"vbp.light_torchvision", "vbp.evaluation"} | WORK | PIPELINE,
         HEAVY - {"ray", "click", "rich"},
     ),
     "vbp.evidence": (
-        {"vbp.attach", "vbp.demo", "vbp.light_torchvision", "vbp.storage.stores"} | WORK | PIPELINE,
+        {"vbp.attach", "vbp.demo", "vbp.evaluation", "vbp.light_torchvision", "vbp.storage.stores"} | WORK | PIPELINE,
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
     "vbp.terminal": ({"vbp.plain", "vbp.words"} | PIPELINE, {"rich"}),
@@ -178,6 +178,7 @@ def test_imports_point_down(module):
         ("vbp.attach.files", HEAVY - {"onnx", "numpy"}),
         ("vbp.networks.preprocessing", HEAVY),
         ("vbp.evaluation.metrics", HEAVY),
+        ("vbp.evaluation.methods", HEAVY),
         ("vbp.storage", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.job", {"torch", "ray", "PIL"}),
         ("vbp.pipeline.sweep.sweepfile", HEAVY),

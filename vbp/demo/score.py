@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_LUMINANCE_RGB = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_EDGE_SIGMA = 2.0
+from vbp.evaluation.baselines import centre, edge
 
 
 def peak_inside(mask_HW: NDArray[np.floating], object_HW: NDArray[np.bool_]) -> bool:
@@ -33,25 +32,6 @@ def peak_inside(mask_HW: NDArray[np.floating], object_HW: NDArray[np.bool_]) -> 
     if mask_HW.max() == mask_HW.min():
         return False
     return bool(object_HW.flat[int(mask_HW.argmax())])
-
-
-def centre_mask(height: int, width: int) -> NDArray[np.float32]:
-    """A mask with its one peak at the centre pixel."""
-    mask_HW = np.zeros((height, width), np.float32)
-    mask_HW[height // 2, width // 2] = 1
-    return mask_HW
-
-
-def edge_mask(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The gradient of the luminance, smoothed by a Gaussian of 2 pixels; its peak is the strongest edge.
-
-    Args:
-        pixels_HWC: uint8 RGB.
-    """
-    luminance_HW = pixels_HWC.astype(np.float32) @ np.array(_LUMINANCE_RGB, np.float32)
-    slope_y_HW, slope_x_HW = np.gradient(_smooth(luminance_HW))
-    steepness_HW: NDArray[np.float32] = np.hypot(slope_y_HW, slope_x_HW)
-    return steepness_HW
 
 
 @dataclass(frozen=True)
@@ -95,21 +75,10 @@ def score(trials: Iterable[Trial]) -> Score:
         (
             peak_inside(trial.mask_HW, trial.object_HW),
             peak_inside(trial.random_mask_HW, trial.object_HW),
-            peak_inside(centre_mask(*trial.object_HW.shape), trial.object_HW),
-            peak_inside(edge_mask(trial.pixels_HWC), trial.object_HW),
+            peak_inside(centre(*trial.object_HW.shape), trial.object_HW),
+            peak_inside(edge(trial.pixels_HWC), trial.object_HW),
         )
         for trial in trials
     ]
-    trained, random_weights, centre, edge = (sum(column) for column in zip(*hits, strict=True)) if hits else [0] * 4
-    return Score(len(hits), trained, random_weights, centre, edge)
-
-
-def _smooth(values_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A Gaussian along both axes; the outermost values are repeated beyond the border."""
-    reach = int(4 * _EDGE_SIGMA)
-    kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * _EDGE_SIGMA**2))
-    kernel /= kernel.sum()
-    for _ in range(2):
-        padded = np.pad(values_HW, ((reach, reach), (0, 0)), mode="edge")
-        values_HW = np.apply_along_axis(np.convolve, 0, padded, kernel, mode="valid").T
-    return values_HW.astype(np.float32)
+    trained, random_weights, centred, edged = (sum(column) for column in zip(*hits, strict=True)) if hits else [0] * 4
+    return Score(len(hits), trained, random_weights, centred, edged)
