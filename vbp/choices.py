@@ -12,9 +12,17 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 NAMED_WEIGHTS = ("imagenet", "demo", "random", "own")
 """Names of weights that are no file."""
-DEFAULT_WEIGHTS = "imagenet"
 Source = Literal["torchvision", "timm", "code", "onnx", "exported"]
 """Where a network comes from; also the name of its module in ``vbp.networks.sources``."""
+WEIGHTS_OF: Mapping[Source, tuple[str, ...]] = {
+    "torchvision": ("imagenet", "demo", "random"),
+    "timm": ("imagenet", "random"),
+    "code": ("own",),
+    "onnx": ("own",),
+    "exported": ("own",),
+}
+"""Named weights that each source has; the first is the default. The demo's are of one network, `DEMO_NETWORK`."""
+DEMO_NETWORK = "vgg16"
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = Literal["rgb", "bgr", "grey"]

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,8 @@ def plan(
         from vbp.tables import print_plan
 
         config = config_of(ctx, input, output, directory, options)
-        found = look(config, price_per_hour=price_per_hour, images_per_second=images_per_second)
+        with _prints_aside():
+            found = look(config, price_per_hour=price_per_hour, images_per_second=images_per_second)
         if as_json:
             _print_json(found.as_json())
         else:
@@ -147,7 +148,7 @@ def _run(config: RunConfig, as_json: bool) -> int:
     from vbp.pipeline.job import run
     from vbp.terminal import print_summary, watching
 
-    with watching() as observer, redirect_stdout(sys.stderr):  # Ray prints messages about its workers
+    with watching() as observer, _prints_aside():
         summary = run(config, observer)
     if as_json:
         _print_json(summary.as_json())
@@ -183,7 +184,8 @@ def sweep(sweep_file: str, only_plan: bool, as_json: bool) -> None:
         from vbp.pipeline.sweep.dryrun import plan_sweep
         from vbp.tables import print_sweep_plan
 
-        found = plan_sweep(asked, lambda name: _say(f"Planning {name}.", err=True))
+        with _prints_aside():
+            found = plan_sweep(asked, lambda name: _say(f"Planning {name}.", err=True))
         if as_json:
             _print_json(found.as_json())
         else:
@@ -196,9 +198,9 @@ def _sweep(asked: Sweep, as_json: bool) -> int:
     from vbp.tables import print_comparison
     from vbp.terminal import print_sweep, watching
 
-    with watching() as observer:
+    found = None
+    with watching() as observer, _prints_aside():
         summary = sweep(asked, observer)
-        found = None
         if summary.is_combined:
             from vbp.review.compare import compare, save
 
@@ -437,6 +439,11 @@ def report(output: str, storage_options: dict[str, Any], as_json: bool, target: 
 
 def _print_json(value: dict[str, Any]) -> None:
     click.echo(plain(json.dumps(value, ensure_ascii=False)))
+
+
+def _prints_aside() -> AbstractContextManager[Any]:
+    """What code of the user's own prints, and Ray about its workers, goes to standard error: results stand alone."""
+    return redirect_stdout(sys.stderr)
 
 
 def _can_ask() -> bool:

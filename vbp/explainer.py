@@ -120,7 +120,7 @@ class Explainer:
     def __init__(
         self,
         model: str | Model = "vgg16",
-        weights: str = "imagenet",
+        weights: str | None = None,
         preset: Preset = "paper",
         device: str = "auto",
         precision: str = "auto",

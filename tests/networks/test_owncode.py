@@ -173,10 +173,108 @@ def test_a_module_that_does_not_exist(name):
 
 
 def test_code_at_a_url_and_compiled_modules_are_refused():
-    with pytest.raises(ModelError, match="code is run from this machine alone"):
-        OwnCode.of("https://host/mine.py:build")
+    for name in ("https://host/mine.py:build", "s3://bucket/mine.py", "s3://bucket/Mine.PY:build"):
+        with pytest.raises(ModelError, match=f"^model '{name}': code is run from this machine alone; copy the file"):
+            OwnCode.of(name)
     with pytest.raises(ModelError, match="sys is no Python file"):
         OwnCode.of("sys:exit")
+
+
+COMPUTED = "import importlib\ndef build(): return importlib.import_module({name!r}, __package__).N\n"
+
+
+def in_package(folder):
+    """A module of a package that imports its neighbour by a computed name."""
+    (folder / "pkg_computed").mkdir()
+    (folder / "pkg_computed" / "__init__.py").write_text("")
+    (folder / "pkg_computed" / "late.py").write_text("N = 1")
+    (folder / "pkg_computed" / "mine.py").write_text(COMPUTED.format(name=".late"))
+    return f"{folder}/pkg_computed/mine.py:build"
+
+
+def beside(folder):
+    (folder / "beside_mine.py").write_text("N = 1")
+    (folder / "mine.py").write_text(COMPUTED.format(name="beside_mine"))
+    return f"{folder}/mine.py:build"
+
+
+def in_folder_without_init(folder):
+    (folder / "plain").mkdir()
+    (folder / "plain" / "deep.py").write_text("N = 1")
+    (folder / "mine.py").write_text(COMPUTED.format(name="plain.deep"))
+    return f"{folder}/mine.py:build"
+
+
+def in_path_that_it_adds(folder):
+    (folder / "lib").mkdir()
+    (folder / "lib" / "added_mine.py").write_text("N = 1")
+    (folder / "code").mkdir()
+    text = f"import sys\nsys.path.append({str(folder / 'lib')!r})\nfrom added_mine import N\ndef build(): return N\n"
+    (folder / "code" / "mine.py").write_text(text)
+    return f"{folder}/code/mine.py:build"
+
+
+def in_working_folder(folder):
+    (folder / "around_mine.py").write_text("N = 1")
+    (folder / "code").mkdir()
+    (folder / "code" / "mine.py").write_text("import around_mine\ndef build(): return around_mine.N")
+    return f"{folder}/code/mine.py:build"
+
+
+TOLD = r"write `import {}` into (pkg_computed/)?mine\.py"
+
+
+@pytest.mark.parametrize(
+    ("make", "way_out"),
+    [
+        (in_package, TOLD.format(r"pkg_computed\.late")),
+        (beside, TOLD.format("beside_mine")),
+        (in_folder_without_init, TOLD.format(r"plain\.deep")),
+        (in_path_that_it_adds, r"put it beside mine\.py, or install it"),
+        (in_working_folder, r"put it beside mine\.py, or install it"),
+    ],
+)
+def test_what_was_not_read_is_not_run(make, way_out, tmp_path, monkeypatch):
+    """Else it would be in no hash, and change without a word."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path, code = list(sys.path), OwnCode.of(make(tmp_path))
+    with pytest.raises(ImportError, match=rf"\.py is no part of the code: {way_out}\.$"), code.alone():
+        code.load()()
+    assert sys.path == path
+
+
+def test_installed_packages_are_imported_while_own_code_is_at_work(tmp_path, monkeypatch):
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "package_of_others.py").write_text("N = 2")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    (tmp_path / "mine.py").write_text(COMPUTED.format(name="package_of_others"))
+    code = OwnCode.of(f"{tmp_path}/mine.py:build")
+    with code.alone():
+        assert code.load()() == 2
+
+
+def test_the_users_own_program_may_import_what_the_code_does_not(tmp_path, monkeypatch):
+    model = in_package(tmp_path)
+    (tmp_path / "pkg_computed" / "mine.py").write_text("def build(): return 5")
+    monkeypatch.syspath_prepend(tmp_path)
+    code = OwnCode.of(model)
+    with code.alone():
+        assert code.load()() == 5
+    import pkg_computed.late
+
+    assert pkg_computed.late.N == 1
+
+
+@pytest.mark.parametrize("name", ["Net.PY", "pkg_of_capitals/Net.Py"])
+def test_the_end_of_a_files_name_may_be_in_capitals(name, tmp_path):
+    place = tmp_path / name
+    place.parent.mkdir(exist_ok=True)
+    (place.parent / "__init__.py").write_text("")
+    place.write_text("def build(): return 7")
+    code = OwnCode.of(f"{place}:build")
+    with code.alone():
+        assert code.load()() == 7
 
 
 def test_names_that_the_text_does_not_show_are_left_to_the_import(tmp_path):

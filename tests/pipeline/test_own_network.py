@@ -14,6 +14,7 @@ from vbp.cli import main
 from vbp.errors import UsageError
 from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, run
+from vbp.pipeline.steps import Explain
 from vbp.saliency import Explainer, VisualBackProp
 
 pytestmark = pytest.mark.usefixtures("finders_as_before")
@@ -140,6 +141,79 @@ def test_changed_code_does_not_continue_an_output(photos, file, tmp_path):
         run(config(photos, out, model=f"{moved}/mine.py:Net"))
     with pytest.raises(UsageError, match=r"model_args was \{\}, now \{'width': 5\}"):
         run(config(photos, out, model=f"{moved}/mine.py:Net", model_args={"width": 5}))
+
+
+READS = """
+import json
+from pathlib import Path
+from torch import nn
+
+def build():
+    print("built")
+    said = json.loads((Path(__file__).parent / "said.json").read_text())
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), getattr(nn, said["act"])(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    network.preprocessing = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "size": 32}
+    return network
+"""
+
+
+@pytest.fixture
+def reads(tmp_path):
+    """A network that reads its settings from a file."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "reads.py").write_text(READS)
+    (tmp_path / "code" / "said.json").write_text('{"act": "ReLU"}')
+    return f"{tmp_path}/code/reads.py:build"
+
+
+def test_a_network_that_has_become_another_does_not_continue_an_output(photos, reads, tmp_path):
+    """Its code is the same, and so are its weights, but it has read other settings."""
+    out, said, record = tmp_path / "out", tmp_path / "code" / "said.json", tmp_path / "out" / "_run" / "run.json"
+    run(config(photos, out, model=reads, limit=2))
+    assert run(config(photos, out, model=reads, limit=2)).computed == 0
+    said.write_text('{"act": "Sigmoid"}')
+    with pytest.raises(UsageError, match=r"another configuration: --model \(=.*build\) makes another network now, of"):
+        run(config(photos, out, model=reads, limit=2))
+    facts = json.loads(record.read_text())
+    del facts["fingerprint"]["structure_sha256"]
+    record.write_text(json.dumps(facts))
+    assert run(config(photos, out, model=reads, limit=3)).computed == 1  # begun by an older vbp, which did not know
+
+
+def test_a_worker_that_makes_another_network_is_refused(photos, reads, tmp_path):
+    model = Explainer(reads, device="cpu", precision="float32").model
+    settings = {"engine": {"model": reads, "code": model.code}, "weights_sha256": model.sha256}
+    Explain(**settings, structure_sha256=model.structure_sha256)
+    (tmp_path / "code" / "said.json").write_text('{"act": "Sigmoid"}')
+    with pytest.raises(UsageError, match=r"--model \(=.*reads\.py:build\) makes another network on this worker"):
+        Explain(**settings, structure_sha256=model.structure_sha256)
+
+
+@pytest.mark.parametrize("command", ["explain", "plan", "sweep", "sweep --plan"])
+def test_what_own_code_prints_is_no_part_of_the_json(command, photos, reads, tmp_path, capfd):
+    loud = READS.replace("network.pre", "network.register_forward_hook(lambda *_: print('seen'))\n    network.pre")
+    (tmp_path / "code" / "reads.py").write_text(loud)
+    arguments = [str(photos), str(tmp_path / "out"), f"--model={reads}", "--limit=1", "--runner=local"]
+    if "sweep" in command:
+        common = {"model": reads, "limit": 1, "runner": "local"}
+        runs = {"output": str(tmp_path / "out"), "inputs": str(photos), "common": common, "grid": {"smooth": [0, 1]}}
+        (tmp_path / "sweep.yaml").write_text(json.dumps(runs))
+        arguments = [str(tmp_path / "sweep.yaml")]
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), *arguments, "--json"])
+    assert not caught.value.code
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)
+    assert "built" in printed.err
+    assert "seen" in printed.err
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "demo", "random"])
+@pytest.mark.parametrize("model", ["reads.py:build", "net.onnx", "net.pt2"])
+def test_weights_that_were_asked_for_are_never_others(weights, model, photos, reads, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "code")
+    with pytest.raises(UsageError, match=f"there are no {weights} weights|leave out --weights \\(={weights}\\)"):
+        run(config(photos, tmp_path / "out", model=model, weights=weights))
 
 
 @pytest.mark.parametrize(

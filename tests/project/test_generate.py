@@ -28,7 +28,7 @@ def test_every_option_of_a_command_stands_in_a_table(name):
 def test_tables_have_the_headings_of_the_help_the_defaults_and_the_choices():
     text = "\n".join(tables("explain"))
     assert re.findall(r"^\*\*(\w+)\*\*$", text, re.MULTILINE)[:3] == ["Input", "Network", "Method"]
-    assert "| `--weights`, `--cp`, `--checkpoint` | `imagenet` |" in text
+    assert "| `--weights`, `--cp`, `--checkpoint` | imagenet, or own where the network brings them |" in text
     assert "| `--refresh` | off |" in text
     assert "| `--mean` | the network's own |" in text
     assert "Choices: `crop`, `pad`, `stretch`, `original`, `trained`." in text

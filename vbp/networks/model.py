@@ -40,6 +40,8 @@ class Model:
     """Sentences for the user on how the checkpoint was understood."""
     code: OwnCode | None = None
     """The code that made it, if it is the user's own."""
+    structure_sha256: str | None = None
+    """See ``structure_sha256``, if it was made by code of the user's own, which may read files; else None."""
 
 
 def fill(
@@ -105,10 +107,16 @@ def named_classes(classes: int | None, checkpoint: Checkpoint, weights: str) -> 
 
 
 def classes_of(network: nn.Module, side: int) -> int | None:
-    """Number of class scores that a network gives for an image of that side; None if it gives something else."""
+    """Number of class scores that a network gives for an image of that side; None if it gives something else.
+
+    Raises:
+        ImportError: code of the user's own imports something late, which is not there.
+    """
     try:
         with torch.inference_mode():
             output = network(torch.zeros(1, input_channels(network), side, side))
+    except ImportError:
+        raise
     except Exception:  # the check of the network, which comes later, says why
         return None
     is_row = isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point()

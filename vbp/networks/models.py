@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from vbp.choices import DEFAULT_WEIGHTS
 from vbp.errors import ModelError, UsageError
 from vbp.networks.fitting import input_channels
 from vbp.networks.model import Model
@@ -23,7 +22,7 @@ from vbp.networks.weights import tensors_sha256
 
 def load_model(
     model: str,
-    weights: str = DEFAULT_WEIGHTS,
+    weights: str | None = None,
     *,
     model_args: Mapping[str, Any] | None = None,
     submodule: str | None = None,
@@ -39,7 +38,7 @@ def load_model(
             ``FILE.py:FUNCTION`` of your own, whose code is run.
         weights: `imagenet`, `demo`, `random`, or the path or fsspec URL of a ``.pth``, ``.pt`` or ``.safetensors``
             file, or of the ``.index.json`` of a sharded one; the network's tensors may be anywhere in it. Of your own
-            networks `own`, the default: as the function returns them.
+            networks `own`: as the function returns them. None: `own` where the network brings them, else `imagenet`.
         model_args: arguments of your own function, or of timm's, by name.
         submodule: the part of the network to explain, such as `backbone.body`; it predicts nothing.
         size: side of the images on which a network of your own is tried, in pixels; None: as it says itself, or 224.

@@ -2,7 +2,8 @@
 
 The file that ``--model`` names and all files that it imports from its own folder, or from beside its package, make one
 value: plain data, with one hash. Every process imports from this value, not from the disk, so all run the same code.
-An installed package is only hashed: it is imported as usual, and must be installed on the workers too.
+What else lies there is refused while the code is at work: it would be in no hash. An installed package is only hashed:
+it is imported as usual, and must be installed on the workers too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -26,8 +28,15 @@ from typing import Any
 from typing_extensions import override
 
 from vbp.errors import ModelError
+from vbp.networks.nearby import meant
 
 FORM = "PACKAGE.MODULE:FUNCTION or PATH/FILE.py:FUNCTION"
+SUFFIX = ".py"
+
+
+def is_python(place: str) -> bool:
+    """Whether a file's name is that of Python code."""
+    return place.lower().endswith(SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,10 @@ class OwnCode:
         Raises:
             ModelError: there is no such file or module, or it has nothing of that name.
         """
-        place, _, function = (model, "", "") if model.endswith(".py") else model.rpartition(":")
-        found = _file(model, place) if place.endswith(".py") else _module(model, place)
-        root, installed = _root(found), False
-        if not place.endswith(".py"):
-            installed = any(root.glob("*.dist-info"))
+        place, _, function = (model, "", "") if is_python(model) else model.rpartition(":")
+        found = _file(model, place) if is_python(place) else _module(model, place)
+        root = _root(found)
+        installed = not is_python(place) and any(root.glob("*.dist-info"))
         entry = found.relative_to(root).as_posix()
         own = None if not installed else entry.partition("/")[0]
         code = cls(model, function, entry, str(root), _with_imports(root, entry, own), installed)
@@ -94,7 +102,24 @@ class OwnCode:
 
     @property
     def _is_of_file(self) -> bool:
-        return self.model.rpartition(":")[0].endswith(".py")
+        return is_python(self.model.rpartition(":")[0])
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While it lasts, modules that lie where this code is, but were not read, are not imported.
+
+        So are those of the working folder, and of folders that the code adds to ``sys.path``, which is set back.
+        """
+        before = list(sys.path)
+        guard = _Guard(self, before)
+        if not self.is_installed:
+            sys.meta_path.insert(0, guard)
+        try:
+            yield
+        finally:
+            sys.path[:] = before
+            if guard in sys.meta_path:
+                sys.meta_path.remove(guard)
 
     def load(self) -> Any:
         """Import the code, which runs it, and give what `function` names.
@@ -129,16 +154,7 @@ def _file(model: str, place: str) -> Path:
     path = Path(os.path.abspath(os.path.expanduser(place)))
     if path.is_file():
         return path
-    raise ModelError(f"model {model!r}: there is no file {place}{_beside(path)}; give {FORM}.")
-
-
-def _beside(path: Path) -> str:
-    """A hint at files of a similar name."""
-    try:
-        close = get_close_matches(path.name, [each.name for each in path.parent.glob("*.py")], n=1)
-    except OSError:
-        close = []
-    return f" (did you mean {close[0]}?)" if close else ""
+    raise ModelError(f"model {model!r}: there is no file {place}{meant(place, (SUFFIX,))}; give {FORM}.")
 
 
 def _module(model: str, name: str) -> Path:
@@ -159,7 +175,7 @@ def _module(model: str, name: str) -> Path:
         raise ModelError(
             f"model {model!r}: there is no module {name!r} in this folder or among what is installed; give {FORM}."
         )
-    if spec.origin is None or not spec.origin.endswith(".py"):
+    if spec.origin is None or not is_python(spec.origin):
         raise ModelError(f"model {model!r}: {name} is no Python file, so there is no {FORM.partition(' ')[0]} in it.")
     return Path(os.path.abspath(spec.origin))
 
@@ -248,7 +264,45 @@ def _defined(body: Iterable[ast.AST]) -> tuple[set[str], set[str]]:
 
 def _dotted(path: str) -> str:
     """The name of the module in a file: ``nets.mine`` for ``nets/mine.py``."""
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    stem = path[: -len(SUFFIX)] if is_python(path) else path
+    return stem.removesuffix("/__init__").replace("/", ".")
+
+
+class _Guard(MetaPathFinder):
+    """Refuses modules that could be changed without changing the hash of a code.
+
+    Args:
+        code: the code, whose own finder comes before.
+        paths: ``sys.path`` before the code was run.
+    """
+
+    def __init__(self, code: OwnCode, paths: list[str]) -> None:
+        self._code, self._paths = code, {os.path.realpath(path) for path in paths}
+        here = os.path.realpath(os.getcwd())
+        first, rest = os.path.realpath(paths[0] if paths else here), {os.path.realpath(path) for path in paths[1:]}
+        self._root = os.path.realpath(code.root)
+        self._here = here if first == here and here not in rest else None  # ``python -m`` has put it there
+
+    @override
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> None:
+        """Raise an error for a module that was not read; others are for the finders behind.
+
+        Raises:
+            ImportError: names the file, and the way out.
+        """
+        if fullname.partition(".")[0] == "vbp" or (spec := PathFinder.find_spec(fullname, path)) is None:
+            return
+        if not spec.has_location or spec.origin is None:
+            return
+        above = fullname.count(".") + (spec.submodule_search_locations is not None)
+        base, entry = os.path.realpath(Path(spec.origin).parents[above]), self._code.entry
+        if base == self._root:
+            hint = f"write `import {fullname}` into {entry}"
+        elif base == self._here or base in {os.path.realpath(each) for each in sys.path} - self._paths:
+            hint = f"put it beside {entry}, or install it"
+        else:
+            return
+        raise ImportError(f"{spec.origin} is no part of the code: {hint}.")
 
 
 class _Finder(MetaPathFinder, InspectLoader):

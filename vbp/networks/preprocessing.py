@@ -8,7 +8,7 @@ Pixels are uint8 RGB everywhere before the network; only there channels are chos
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,15 +147,19 @@ def check_std(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _sides(values: Sequence[int]) -> tuple[int, int]:
-    if len(values) != 2 or any(type(value) is not int for value in values) or not values[0] >= values[1] > 0:
-        raise UsageError(
-            f"trained (={values!r}) must be two whole numbers of pixels: the short side, and the square cut out of it."
-        )
-    return values[0], values[1]
+    if isinstance(values, list | tuple) and len(values) == 2 and all(type(value) is int for value in values):
+        resized, cut = values
+        if resized >= cut > 0:
+            return resized, cut
+    raise UsageError(
+        f"trained (={values!r}) must be two whole numbers of pixels: the short side, and the square cut out of it."
+    )
 
 
 def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
     try:
+        if isinstance(values, str | bytes | Mapping | Set):  # have no numbers, or none in an order
+            raise TypeError(type(values))
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} (={values!r}) must be numbers, like 0.485,0.456,0.406.") from error

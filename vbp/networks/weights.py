@@ -17,11 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vbp.choices import NAMED_WEIGHTS
+from vbp.choices import DEMO_NETWORK
 from vbp.errors import ModelError, StorageError, WeightsError, why_unread
 from vbp.light_torchvision import torchvision
 from vbp.networks import pickled
 from vbp.networks.foreign import AGAIN, describe
+from vbp.networks.names import named_weights, weights_in_words
+from vbp.networks.nearby import meant, nearby
 from vbp.networks.statedict import flat_tensors
 from vbp.storage.files import Folder, read_uri
 
@@ -44,7 +46,7 @@ def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any]
     Args:
         weights: `imagenet` (torchvision's, for `model`), `demo` (packaged), or the path or fsspec URL of a
             ``.pth``, ``.pt`` or ``.safetensors`` file, or of the ``.index.json`` of a sharded one.
-        model: torchvision's name of the network.
+        model: the network as ``--model`` names it.
         storage_options: options as for ``vbp.storage.files.read_uri``.
 
     Raises:
@@ -57,7 +59,7 @@ def read_checkpoint(weights: str, model: str, storage_options: Mapping[str, Any]
         uri = str(_demo_file())
     else:
         uri = weights
-    data = _read(uri, storage_options)
+    data = _read(uri, model, storage_options)
     digest = hashlib.sha256(data)
     content: dict[str, Any] = {}
     metadata: dict[str, str] = {}
@@ -83,7 +85,7 @@ def read_model(place: str, storage_options: Mapping[str, Any] | None) -> bytes:
     try:
         return read_uri(place, storage_options)
     except (FileNotFoundError, PermissionError) as error:
-        raise ModelError(f"model {place!r} cannot be read: {why_unread(error)}.") from error
+        raise ModelError(f"model {place!r} cannot be read: {why_unread(error)}{meant(place)}.") from error
     except StorageError as error:
         if not isinstance(error.__cause__, (IsADirectoryError, NotADirectoryError)):
             raise
@@ -134,7 +136,7 @@ def _imagenet_file(model: str) -> Path:
             raise WeightsError(
                 f"the ImageNet weights of {model} cannot be downloaded from {url} ({error}). Without a network: "
                 f"put {file.name} in hub/checkpoints/ of a directory and set TORCH_HOME to it, "
-                f"or give --weights FILE_OR_URL, or use --weights demo."
+                f"or give --weights FILE_OR_URL{', or use --weights demo' * (model == DEMO_NETWORK)}."
             ) from error
     return file
 
@@ -146,14 +148,15 @@ def _demo_file() -> Path:
     return file
 
 
-def _read(uri: str, storage_options: Mapping[str, Any] | None) -> bytes:
-    close = get_close_matches(uri, NAMED_WEIGHTS, n=1)
-    meant = f"did you mean {close[0]}? Otherwise " if close else ""
-    hint = f"{meant}give {', '.join(NAMED_WEIGHTS)}, a file or a URL"
+def _read(uri: str, model: str, storage_options: Mapping[str, Any] | None) -> bytes:
     try:
         return read_uri(uri, storage_options)
     except (FileNotFoundError, PermissionError) as error:
-        raise WeightsError(f"weights {uri!r} cannot be read: {why_unread(error)}; {hint}.") from error
+        close = get_close_matches(uri, named_weights(model), n=1) or [nearby(uri)]
+        hint = f"did you mean {close[0]}? Otherwise give" if close[0] else "give"
+        raise WeightsError(
+            f"weights {uri!r} cannot be read: {why_unread(error)}; {hint} {weights_in_words(model)}."
+        ) from error
     except StorageError as error:
         if not isinstance(error.__cause__, (IsADirectoryError, NotADirectoryError)):
             raise

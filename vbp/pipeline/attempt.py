@@ -114,7 +114,7 @@ class Attempt:
             processors=tuple(kinds(found)),
             batch_size=prepare.choose_batch_size(config, device, facts),
             weights_sha256=network.sha256,
-            contents=prepare.contents_sha256(config, network.code),
+            contents=prepare.contents_sha256(config, network),
             code=network.code,
             preprocessing=config.preprocessing(network.preprocessing),
         )

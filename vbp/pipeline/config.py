@@ -17,7 +17,6 @@ from fractions import Fraction
 from typing import Any, get_type_hints
 
 from vbp.choices import (
-    DEFAULT_WEIGHTS,
     Channels,
     Device,
     Fit,
@@ -86,10 +85,10 @@ class RunConfig:
     submodule: str | None = option(
         None, "Explain this part of it, such as backbone.body; it predicts nothing.", fingerprint=True
     )
-    weights: str = option(
-        DEFAULT_WEIGHTS,
-        "imagenet, demo, random, own (as your function returns them), or the path or URL of a .pth or .safetensors "
-        "checkpoint.",
+    weights: str = option(  # None only until it is known what the network's source has
+        None,
+        "imagenet, random, demo (of vgg16), own (as your function returns them), or the path or URL of a .pth or "
+        ".safetensors checkpoint [default: imagenet, or own where the network brings them].",
     )
     preset: Preset = option("paper", "paper: Bojarski et al.; reference: devansh20la/VisualBackprop.", fingerprint=True)
     stages: str = option(
@@ -374,7 +373,7 @@ class RunConfig:
         """Whether a field has the value that it gets where none is given."""
         if name == "size":
             return self.size in (None, IMAGENET.size) and names.source_of(self.model) == "torchvision"
-        return name == "weights" and self.weights == names.weights_of(self.model, DEFAULT_WEIGHTS)
+        return name == "weights" and self.weights == names.weights_of(self.model, None)
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, for ``run.json``; without secrets, because none are accepted or kept."""

@@ -325,7 +325,7 @@ class _Sample:
             scales=record.facts.get("scales") if precision == "int8" else None,
             batch_size=prepare.choose_batch_size(config, device, record.facts),
             weights_sha256=self._model.sha256,
-            contents=prepare.contents_sha256(config, self._model.code),
+            contents=prepare.contents_sha256(config, self._model),
             preprocessing=config.preprocessing(self._model.preprocessing),
             network=self._model,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vbp.networks.names import source_of
@@ -25,11 +25,12 @@ class NetworkFacts:
     class_names: Sequence[str] | None
     num_classes: int | None
     code: OwnCode | None
+    structure_sha256: str | None
 
     @classmethod
     def of(cls, model: Model) -> NetworkFacts:
         """The facts of a loaded network."""
-        return cls(model.sha256, model.preprocessing, model.class_names, model.num_classes, model.code)
+        return cls(**{field.name: getattr(model, field.name) for field in fields(cls)})
 
 
 class Networks:

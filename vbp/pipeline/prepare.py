@@ -15,7 +15,6 @@ from vbp.choices import NAMED_WEIGHTS
 from vbp.errors import ImageError, StorageError, UsageError, WeightsError, why_unread
 from vbp.networks import names
 from vbp.networks.classfile import ClassNames, parse_class_file
-from vbp.networks.owncode import OwnCode
 from vbp.pipeline.classes import ClassMap, map_classes
 from vbp.pipeline.config import RunConfig
 from vbp.storage.collections.manifestfile import is_manifest, read_manifest_input
@@ -32,6 +31,7 @@ from vbp.storage.leftout import LeftOut, in_words
 if TYPE_CHECKING:
     from vbp.networks.model import Model
     from vbp.networks.preprocessing import Preprocessing
+    from vbp.pipeline.loading import NetworkFacts
     from vbp.storage.manifest.manifest import Manifest
 
 SHARD_SIZE, SMALL_SHARD_SIZE, LEAST_SHARDS = 1024, 16, 32
@@ -263,15 +263,21 @@ def weights_sha256(config: RunConfig) -> str:
         return ""
 
 
-def contents_sha256(config: RunConfig, code: OwnCode | None = None) -> dict[str, str]:
-    """SHA-256 of the class file, of a manifest as INPUT and of own code, where given, by name in the fingerprint.
+def contents_sha256(config: RunConfig, network: NetworkFacts | Model | None = None) -> dict[str, str]:
+    """SHA-256 of the class file, of a manifest as INPUT, and of own code and what it makes, by name in the fingerprint.
+
+    Only of what there is; own code is known if the network is loaded.
 
     Raises:
         UsageError: one of them cannot be read.
     """
     files = {"classes_sha256": config.class_file, "input_sha256": config.input if is_manifest(config.input) else None}
     found = {name: _sha256(place, config.storage_options) for name, place in files.items() if place is not None}
-    return found if code is None else {**found, "code_sha256": code.sha256}
+    if network is not None and network.code is not None:
+        found["code_sha256"] = network.code.sha256
+    if network is not None and network.structure_sha256 is not None:
+        found["structure_sha256"] = network.structure_sha256
+    return found
 
 
 def _sha256(place: str, options: Mapping[str, Any]) -> str:

@@ -162,6 +162,7 @@ class Recipe:
         return {
             "engine": engine,
             "weights_sha256": self.weights_sha256,
+            "structure_sha256": self.contents.get("structure_sha256"),
             "classes": self.classes,
             "select": config.select,
             "maps": "maps" in config.outputs,

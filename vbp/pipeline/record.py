@@ -23,8 +23,10 @@ from vbp.storage.manifest.manifest import MANIFEST, Manifest
 from vbp.storage.parquet import Written
 from vbp.storage.record import RUN, is_complete, load_run, mark_complete, mark_incomplete, save_record
 
-CONTENTS = ("classes_sha256", "input_sha256")
-"""Fields of the fingerprint that are hashes of files; an older vbp recorded only where the files were."""
+CONTENTS = ("classes_sha256", "input_sha256", "structure_sha256")
+"""Fields of the fingerprint that are hashes of what is named elsewhere in it; an older vbp did not record them."""
+OF_THE_NETWORK = ("code_sha256", "structure_sha256")
+"""Those of them that follow from the name of the network."""
 METHOD_VERSION = 1
 """This number is raised whenever a new version gives other masks for the same configuration."""
 
@@ -123,6 +125,10 @@ class Record:
         if "classes" in names:  # the class file may have moved while its content stayed the same
             moved = before.get("classes_sha256") is not None and "classes_sha256" not in names
             names = [name for name in names if name != ("classes" if moved else "classes_sha256")]
+        if "model" in names:
+            names = [name for name in names if name not in OF_THE_NETWORK]
+        if {"code_sha256", "model_args"} & set(names):
+            names = [name for name in names if name != "structure_sha256"]
         if "precision" in names:  # only int8 has scales
             names = [name for name in names if name != "scales_sha256"]
         return [(name, before.get(name), now.get(name)) for name in names]
@@ -258,6 +264,8 @@ def _in_words(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunC
         return f"{clause}: its content has changed since" if place == config.weights else clause
     if name == "code_sha256" and None not in (before, now):
         return f"the code of --model (={config.model}) has changed since"
+    if name == "structure_sha256":
+        return f"--model (={config.model}) makes another network now, of the same code: what it reads has changed since"
     if name == "classes_sha256" and None not in (before, now):
         return f"the content of --classes (={config.classes}) has changed since"
     if name == "scales_sha256":

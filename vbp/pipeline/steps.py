@@ -235,6 +235,7 @@ class Explain(Step):
             your own, or a function that makes it. Either may also be the argument ``model``.
         preprocessing: the preprocessing of a network of your own.
         weights_sha256: SHA-256 that the checkpoint must have; None accepts any.
+        structure_sha256: the same of the structure of what own code makes, which may read other files elsewhere.
         classes: which class each folder stands for; None without a classifier.
         select: which images get a mask: all, misclassified or correct.
         maps: keep averaged maps and intermediate masks.
@@ -253,6 +254,7 @@ class Explain(Step):
         *,
         preprocessing: Preprocessing | None = None,
         weights_sha256: str | None = None,
+        structure_sha256: str | None = None,
         classes: ClassMap | None = None,
         select: Select = "all",
         maps: bool = False,
@@ -279,6 +281,11 @@ class Explain(Step):
                 f"--weights (={engine['weights']}) is {found} on this worker, but {weights_sha256} where the run "
                 "was started; put the same file everywhere, or name it by a URL that all workers can read. A function "
                 "of your own must give the same weights each time."
+            )
+        if structure_sha256 not in (None, self._explainer.model.structure_sha256):
+            raise UsageError(
+                f"--model (={engine['model']}) makes another network on this worker than where the run was started; "
+                "files that its code reads must be the same everywhere, or their values stand in --model-args."
             )
         self._classes = classes
         self._select = select

@@ -1,5 +1,9 @@
 """A network of one's own by name: it is taken as the function returns it, and what cannot be is one sentence."""
 
+import random
+import sys
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,9 +20,10 @@ from torch import nn
 
 class Net(nn.Module):
     preprocessing = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "size": 32}
-    class_names = ["bird", "cat", "dog"]
     def __init__(self, width=4, classes=3):
         super().__init__()
+        if classes == 3:
+            self.class_names = ["bird", "cat", "dog"]
         first, second = nn.Conv2d(3, width, 3), nn.Conv2d(width, 6, 3)
         self.body = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), second, nn.ReLU())
         self.head = nn.Linear(6, classes)
@@ -56,7 +61,7 @@ def test_a_function_a_class_and_a_network(file, name):
 def test_arguments_and_the_number_of_classes(file):
     model = load_model(f"{file}:build", model_args={"width": 8, "classes": 5})
     assert model.network.body[0].out_channels == 8
-    assert (model.class_names, model.num_classes) == (None, 5)  # three names are not those of five classes
+    assert (model.class_names, model.num_classes) == (None, 5)
 
 
 def test_random_weights_are_the_same_in_every_process_and_change_nothing_here(file):
@@ -99,6 +104,82 @@ def test_preprocessing_that_is_none(tmp_path, said, message):
     text = f"from torch import nn\ndef build():\n    n = nn.Conv2d(3, 1, 1)\n    n.preprocessing = {said}\n    return n"
     with pytest.raises(ModelError, match=message):
         load_model(made(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{'mean': 0.5, 'std': 1}", "{'mean': None, 'std': None}", "{'mean': '000', 'std': '111'}",
+        "{'mean': {0: 1}, 'std': {1, 2, 3}}", "{**good, 'trained': 5}", "{**good, 'trained': {0: 1, 1: 2}}",
+        "{**good, 'trained': (9, None)}", "{**good, 'interpolation': ['a']}", "{**good, 'channels': {}}",
+        "{**good, 'size': None, 5: 6}", "{**good, 'mean': [[0.5] * 3]}", "{**good, 'size': 1.5}",
+    ],
+)  # fmt: skip
+def test_odd_values_of_preprocessing_are_a_sentence_that_names_it(tmp_path, said):
+    good = "good = {'mean': [0.5] * 3, 'std': [1] * 3}"
+    text = f"from torch import nn\n{good}\nbuild = nn.Conv2d(3, 1, 1)\nbuild.preprocessing = {said}"
+    with pytest.raises(ModelError, match=r"^model '.*net\.py:build': its `preprocessing`"):
+        load_model(made(tmp_path, text))
+
+
+NAMED = "from torch import nn\nbuild = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("['a', 'b', 'c']", r"`class_names` has 3 names, but it gives 2 scores: give as many"),
+        ("[]", r"`class_names` has 0 names"),
+        ("'a,b'", r"`class_names` is a str; it must be a list of names"),
+        ("{0: 'a', 1: 'b'}", r"`class_names` is a dict; it must be a list"),
+    ],
+)
+def test_class_names_that_are_not_those_of_its_classes(tmp_path, said, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(made(tmp_path, f"{NAMED}build.class_names = {said}"))
+
+
+def test_class_names_of_another_classifier_than_the_checkpoints_are_said_to_be_left_out(file, tmp_path):
+    _, weights = checkpoint(file, tmp_path, classes=7)
+    model = load_model(f"{file}:build", weights)
+    assert (model.num_classes, model.class_names) == (7, None)
+    assert "its `class_names` has 3 names, but it gives 7 scores; they are left out." in model.notes[-1]
+
+
+@pytest.mark.parametrize("draw", ["numpy.random.randn(3)", "[random.random() for _ in range(3)]", "torch.randn(3)"])
+def test_random_numbers_of_every_kind_depend_on_the_seed_alone(tmp_path, draw):
+    text = (
+        "import numpy, random, torch\nfrom torch import nn\ndef build():\n    net = nn.Conv2d(3, 3, 1)\n"
+        f"    net.bias.data = torch.as_tensor({draw})\n    return net"
+    )
+    model = made(tmp_path, text)
+    states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    first, again, other = (load_model(model, seed=seed).sha256 for seed in (1, 1, 2))
+    assert first == again != other
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # noqa: NPY002
+
+
+def test_what_the_network_prints_goes_to_standard_error(tmp_path, capsys):
+    text = NAMED.replace("build =", "inner =") + (
+        "class build(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.inner = inner\n"
+        "    def forward(self, x):\n        print('seen')\n        return self.inner(x)"
+    )
+    load_model(made(tmp_path, text))
+    assert capsys.readouterr() == ("", "seen\n")
+
+
+def test_what_was_not_read_is_not_run_in_its_first_pass_either(tmp_path):
+    (tmp_path / "late_of_it.py").write_text("N = 1")
+    text = (
+        "import importlib\nfrom torch import nn\nclass build(nn.Module):\n    def forward(self, x):\n"
+        "        return importlib.import_module('late_of_it')"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(ModelError, match=r"late_of_it\.py is no part of the code"):
+            load_model(made(tmp_path, text))
+    finally:
+        sys.path.remove(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -189,10 +270,8 @@ def test_a_checkpoint_of_something_else_is_refused(file, tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"do not fit .*: body\.0\.weight is missing\.$"):
         load_model(f"{file}:build", str(tmp_path / "other.pth"))
-    for weights in ("random", "demo"):
-        with pytest.raises(
-            WeightsError, match=f"there are no {weights} weights for model .*: give own, a file or a URL"
-        ):
+    for weights in ("random", "demo", "imagenet"):
+        with pytest.raises(WeightsError, match=f"there are no {weights} weights for .*: give own, a file or a URL"):
             load_model(f"{file}:build", weights)
 
 

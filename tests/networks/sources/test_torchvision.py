@@ -236,7 +236,9 @@ def test_a_network_of_ones_own_by_an_incomplete_name_is_shown_the_way(name):
 
 
 def test_own_weights_are_not_torchvisions():
-    with pytest.raises(WeightsError, match="--weights own is for networks of your own; vgg16 takes imagenet"):
+    with pytest.raises(
+        WeightsError, match="there are no own weights for vgg16: give imagenet, demo, random, a file or a URL"
+    ):
         load_model("vgg16", "own")
 
 

@@ -15,30 +15,19 @@ from torch.nn.parameter import is_lazy
 from vbp.errors import ModelError, UsageError, WeightsError
 from vbp.networks.foreigncode import contained
 from vbp.networks.model import Model, classes_of, fill, head_of, named_classes
-from vbp.networks.names import NetworkChoice
+from vbp.networks.names import NetworkChoice, refuse_named
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
-from vbp.networks.weights import read_checkpoint, tensors_sha256
+from vbp.networks.structure import structure_sha256
+from vbp.networks.weights import Checkpoint, read_checkpoint, tensors_sha256
 
 
 def load(choice: NetworkChoice) -> Model:
     """Run the user's function, and take what it returns; errors as for ``load_model``."""
+    refuse_named(choice.model, choice.weights)
     code = choice.code or OwnCode.of(choice.model)
-    network = _made(code, choice)
-    seen = _preprocessing(network, code.model)
-    names = _names(network)
-    network = network.cpu().float().eval().requires_grad_(False)
-    side = choice.size or (seen and seen.size) or 224
-    weights, notes = choice.weights, tuple[str, ...]()
-    if weights == "own":
-        sha256 = tensors_sha256(network.state_dict())
-    else:
-        sha256, notes, stored = _filled(network, choice, side)
-        names = stored or names
-    classes = classes_of(network, side)
-    if names and len(names) != classes:
-        names = None
-    return Model(choice.model, network, seen, names, classes, weights, sha256, notes, code)
+    with contained(choice.seed), code.alone():
+        return _loaded(code, choice)
 
 
 def check(code: OwnCode) -> None:
@@ -47,22 +36,44 @@ def check(code: OwnCode) -> None:
     Raises:
         ModelError: it cannot be imported here.
     """
-    with contained(0), _as_model_error(code, "cannot be imported"):
+    with contained(0), code.alone(), _as_model_error(code, "cannot be imported"):
         code.load()
 
 
+def _loaded(code: OwnCode, choice: NetworkChoice) -> Model:
+    network = _made(code, choice)
+    seen = _preprocessing(network, code.model)
+    said = _names(network, code.model)
+    for step in (network.cpu, network.float, network.eval):  # a network may forget to return itself
+        step()
+    network.requires_grad_(False)
+    structure = structure_sha256(network, code.root)
+    side = choice.size or (seen and seen.size) or 224
+    checkpoint, notes = (None, ()) if choice.weights == "own" else _filled(network, choice, side)
+    with _as_model_error(code, "raises"):
+        classes = classes_of(network, side)
+    names = named_classes(classes, checkpoint, choice.weights) if checkpoint else None
+    if names is None and said is not None and classes is not None:
+        names, more = _fitting(said, classes, code.model, own=checkpoint is None)
+        notes += more
+    return Model(
+        choice.model, network, seen, names, classes, choice.weights,
+        tensors_sha256(network.state_dict()) if checkpoint is None else checkpoint.sha256,
+        notes, code, structure,
+    )  # fmt: skip
+
+
 def _made(code: OwnCode, choice: NetworkChoice) -> nn.Module:
-    with contained(choice.seed):
-        with _as_model_error(code, "cannot be imported"):
-            maker = code.load()
-        if isinstance(maker, nn.Module):
-            made: Any = maker
-            if choice.model_args:
-                raise ModelError(f"model {code.model!r} is a network already, so it takes no --model-args.")
-        else:
-            _check_call(code, maker, choice.model_args)
-            with _as_model_error(code, "raises"):
-                made = maker(**choice.model_args)
+    with _as_model_error(code, "cannot be imported"):
+        maker = code.load()
+    if isinstance(maker, nn.Module):
+        made: Any = maker
+        if choice.model_args:
+            raise ModelError(f"model {code.model!r} is a network already, so it takes no --model-args.")
+    else:
+        _check_call(code, maker, choice.model_args)
+        with _as_model_error(code, "raises"):
+            made = maker(**choice.model_args)
     if not isinstance(made, nn.Module):
         raise ModelError(f"model {code.model!r} gives {_what(made)}, not a torch.nn.Module.")
     if any(is_lazy(each) for each in made.state_dict().values()):
@@ -130,27 +141,43 @@ def _preprocessing(network: nn.Module, model: str) -> Preprocessing | None:
         raise ModelError(f"model {model!r}: its `preprocessing` lacks {missing[0]}.")
     try:
         return Preprocessing(**{"size": None, **said})
-    except UsageError as error:
+    except (UsageError, TypeError, ValueError) as error:
         raise ModelError(f"model {model!r}: its `preprocessing`: {error}") from error
 
 
-def _names(network: nn.Module) -> tuple[str, ...] | None:
+def _names(network: nn.Module, model: str) -> tuple[str, ...] | None:
     """The names in the network's attribute `class_names`; None without it."""
     said = getattr(network, "class_names", None)
-    return tuple(map(str, said)) if isinstance(said, list | tuple) else None
+    if said is None:
+        return None
+    if not isinstance(said, list | tuple):
+        raise ModelError(f"model {model!r}: its attribute `class_names` is {_what(said)}; it must be a list of names.")
+    return tuple(map(str, said))
 
 
-def _filled(
-    network: nn.Module, choice: NetworkChoice, side: int
-) -> tuple[str, tuple[str, ...], tuple[str, ...] | None]:
-    """Load a checkpoint into the network; gives its SHA-256, notes, and class names.
+def _fitting(
+    names: tuple[str, ...], classes: int, model: str, *, own: bool
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The names that a network says, or a note that they are not those of a checkpoint's classifier.
 
     Raises:
-        WeightsError: it does not fit, or is a name that own networks do not know.
+        ModelError: they are not those of its `own` classifier.
+    """
+    if len(names) == classes:
+        return names, ()
+    told = f"model {model!r}: its `class_names` has {len(names)} names, but it gives {classes} scores"
+    if own:
+        raise ModelError(f"{told}: give as many, in the order of the scores, or none.")
+    return None, (f"{told}; they are left out.",)
+
+
+def _filled(network: nn.Module, choice: NetworkChoice, side: int) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Load a checkpoint into the network; gives it and notes.
+
+    Raises:
+        WeightsError: it does not fit.
     """
     weights, name = choice.weights, choice.model
-    if weights in ("random", "demo"):
-        raise WeightsError(f"there are no {weights} weights for model {name!r}: give own, a file or a URL.")
     checkpoint = read_checkpoint(weights, name, choice.storage_options)
     before = {key: tensor.shape for key, tensor in network.state_dict().items()}
     head = head_of(network)
@@ -163,4 +190,4 @@ def _filled(
             "--model-args may be others than those that it was trained with."
         )
     network.requires_grad_(False)
-    return checkpoint.sha256, notes, named_classes(classes_of(network, side), checkpoint, weights)
+    return checkpoint, notes

@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from vbp.choices import Channels, Interpolation, choices_of
-from vbp.errors import ModelError, WeightsError
+from vbp.errors import ModelError, UsageError, WeightsError
 from vbp.networks.foreigncode import contained
 from vbp.networks.model import Model, classes_of, fill, named_classes
-from vbp.networks.names import NetworkChoice
+from vbp.networks.names import NetworkChoice, refuse_named
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
 from vbp.networks.weights import Checkpoint, read_checkpoint, tensors_sha256
@@ -25,18 +25,20 @@ PREFIX = "timm:"
 def load(choice: NetworkChoice) -> Model:
     """Let timm make the network; errors as for ``load_model``."""
     name, weights = choice.model.removeprefix(PREFIX), choice.weights
-    if weights in ("own", "demo"):
-        raise WeightsError(
-            f"there are no {weights} weights for {choice.model}: give imagenet, random, a file or a URL."
-        )
+    refuse_named(choice.model, weights)
     network: Any = _made(name, choice).cpu().float().eval().requires_grad_(False)
     said: Mapping[str, Any] = network.pretrained_cfg
-    seen, notes = _preprocessing(said)
+    try:
+        seen, notes = _preprocessing(said)
+    except (KeyError, TypeError, ValueError, ArithmeticError, UsageError) as error:  # --model-args may change it
+        raise ModelError(
+            f"timm's configuration of {name} does not say what it wants to see: {type(error).__name__} {error}."
+        ) from error
     names: tuple[str, ...] | None = None
     if weights in ("imagenet", "random"):
         sha256 = tensors_sha256(network.state_dict())
     else:
-        checkpoint = read_checkpoint(weights, name, choice.storage_options)
+        checkpoint = read_checkpoint(weights, choice.model, choice.storage_options)
         notes += _filled(network, said, checkpoint, choice)
         sha256 = checkpoint.sha256
         names = named_classes(network.num_classes or None, checkpoint, weights)

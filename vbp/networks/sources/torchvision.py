@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from vbp.choices import NAMED_WEIGHTS
+from vbp.choices import DEMO_NETWORK, NAMED_WEIGHTS
 from vbp.errors import ModelError, WeightsError
 from vbp.light_torchvision import torchvision
 from vbp.networks.fitting import AUXILIARY, Wanted, matches
 from vbp.networks.model import Model, fill, head_of, named_classes
-from vbp.networks.names import NetworkChoice
-from vbp.networks.owncode import FORM
+from vbp.networks.names import FILES, NetworkChoice, refuse_named
+from vbp.networks.nearby import nearby
+from vbp.networks.owncode import FORM, SUFFIX
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.networks.weights import Checkpoint, read_checkpoint, tensors_sha256
 
@@ -48,17 +50,14 @@ def load(choice: NetworkChoice) -> Model:
     model, weights = choice.model, choice.weights
     if model not in _torchvision_names():
         raise ModelError(_unknown(model))
-    if weights == "own":
-        raise WeightsError(
-            f"--weights own is for networks of your own; {model} takes imagenet, random, a file or a URL."
-        )
+    if model.startswith(TRANSFORMERS) and weights != "random":
+        raise ModelError(f"model {model!r} is a transformer, and VisualBackProp explains CNNs: give one, as resnet50.")
+    refuse_named(model, weights)
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(choice.seed)
             network = _build(model)
         return _model(model, network, weights, tensors_sha256(network.state_dict()), None)
-    if model.startswith(TRANSFORMERS):
-        raise ModelError(f"model {model!r} is a transformer, and VisualBackProp explains CNNs: give one, as resnet50.")
     checkpoint = read_checkpoint(weights, model, choice.storage_options)
     network, notes = _fit(model, checkpoint, weights)
     names = _class_names(model, network, checkpoint, weights)
@@ -67,9 +66,10 @@ def load(choice: NetworkChoice) -> Model:
 
 def _unknown(model: str) -> str:
     """What to say of a name that torchvision does not have."""
-    close = get_close_matches(model, model_names(), n=1)
+    close = get_close_matches(posixpath.basename(model), model_names(), n=1)
     if any(sign in model for sign in "./"):
-        meant = f" (did you mean {close[0]}?)" if close else ""
+        near = nearby(model, (SUFFIX, *FILES)) or next(iter(close), "")
+        meant = f" (did you mean {near}?)" if near else ""
         return f"there is no model {model!r}{meant}: a network of your own is named as {FORM}, with its function."
     hint = f"did you mean {close[0]}?" if close else "docs/zoo.md lists the names, such as vgg16 and resnet50."
     return f"there is no model {model!r}: {hint}"
@@ -84,7 +84,7 @@ def fitting_model(weights: str, storage_options: Mapping[str, Any] | None = None
     """
     if weights in NAMED_WEIGHTS:
         return None
-    fitting = _most_alike(read_checkpoint(weights, "", storage_options).tensors)
+    fitting = _most_alike(read_checkpoint(weights, DEMO_NETWORK, storage_options).tensors)
     if len(fitting) > 1:
         raise WeightsError(f"weights {weights!r} fit {' and '.join(fitting)} alike: say which with --model.")
     return next(iter(fitting), None)
