@@ -50,7 +50,11 @@ METHOD_NAMES = (
     "eigencam", "gradcam", "centre", "edge", "uniform",
 )  # fmt: skip
 """What `vbp.evaluation` compares, in the order of its tables."""
-METRIC_NAMES = ("pointing-game", "energy-inside", "rank-accuracy", "mass-accuracy")
+METRIC_NAMES = (
+    "pointing-game", "energy-inside", "rank-accuracy", "mass-accuracy",
+    "insertion", "deletion", "road", "road-most", "road-least",
+    "pixel-flipping", "pixel-flipping-least", "irof", "irof-least",
+)  # fmt: skip
 """What `vbp.evaluation` measures, in the order of its tables."""
 
 

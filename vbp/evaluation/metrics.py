@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 from typing import Literal
 
-Family = Literal["localisation"]
+Family = Literal["localisation", "perturbation"]
 Need = Literal["truth", "classifier", "network"]
 """``truth``: where the object is. ``classifier``: probabilities of classes for any pixels. ``network``: a method that
 makes a map of any pixels, or of a changed network."""
@@ -42,7 +43,19 @@ def _localisation(name: str, meaning: str, paper: str) -> Metric:
     return Metric(name, "localisation", frozenset({"truth"}), True, 0.0, 1.0, meaning, paper)
 
 
+def _perturbation(
+    name: str, meaning: str, paper: str, higher_is_better: bool, lowest: float = 0.0, highest: float = 1.0
+) -> Metric:
+    return Metric(name, "perturbation", frozenset({"classifier"}), higher_is_better, lowest, highest, meaning, paper)
+
+
 _CLEVR_XAI = "Arras et al., CLEVR-XAI, Information Fusion 81, 2022 (arXiv 2003.07258)"
+_RISE = "Petsiuk et al., RISE, BMVC 2018 (arXiv 1806.07421)"
+_ROAD = (
+    "Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022 (arXiv 2202.00449)"
+)
+_AOPC = "Samek et al., Evaluating the Visualization of What a DNN Has Learned, TNNLS 2017 (arXiv 1509.06321)"
+_IROF = "Rieger and Hansen, IROF, ICLR workshops 2020 (arXiv 2003.08747)"
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -67,6 +80,65 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 "mass-accuracy",
                 "the share of the map's sum that lies inside the object",
                 f"{_CLEVR_XAI}, relevance mass accuracy",
+            ),
+            _perturbation(
+                "insertion",
+                "the mean probability of the class while pixels of a blurred image become sharp, brightest first",
+                _RISE,
+                higher_is_better=True,
+            ),
+            _perturbation(
+                "deletion",
+                "the mean probability of the class while pixels are set to 0, brightest first",
+                _RISE,
+                higher_is_better=False,
+            ),
+            _perturbation(
+                "road",
+                "road-least minus road-most",
+                f"{_ROAD}; the difference: Blücher et al., TMLR 2024 (arXiv 2401.06654)",
+                higher_is_better=True,
+                lowest=-1.0,
+            ),
+            _perturbation(
+                "road-most",
+                "the mean probability of the class while pixels are filled in from their neighbours, brightest first",
+                f"{_ROAD}, MoRF",
+                higher_is_better=False,
+            ),
+            _perturbation(
+                "road-least",
+                "the mean probability of the class while pixels are filled in from their neighbours, darkest first",
+                f"{_ROAD}, LeRF",
+                higher_is_better=True,
+            ),
+            _perturbation(
+                "pixel-flipping",
+                "the mean loss of probability of the class while squares get random colours, brightest first",
+                f"{_AOPC}, MoRF",
+                higher_is_better=True,
+                lowest=-1.0,
+            ),
+            _perturbation(
+                "pixel-flipping-least",
+                "the mean loss of probability of the class while squares get random colours, darkest first",
+                f"{_AOPC}, LeRF",
+                higher_is_better=False,
+                lowest=-1.0,
+            ),
+            _perturbation(
+                "irof",
+                "the mean lost share of the class's probability while regions get the mean colour, brightest first",
+                _IROF,
+                higher_is_better=True,
+                lowest=-inf,
+            ),
+            _perturbation(
+                "irof-least",
+                "the mean lost share of the class's probability while regions get the mean colour, darkest first",
+                f"{_IROF}, in the other order",
+                higher_is_better=False,
+                lowest=-inf,
             ),
         )
     }
