@@ -47,7 +47,8 @@ ResumeMode = Literal["resume", "overwrite", "fail"]
 
 METHOD_NAMES = (
     "vbp", "vbp-reference", "vbp-last", "vbp-target", "random-twin",
-    "eigencam", "gradcam", "centre", "edge", "uniform",
+    "eigencam", "gradcam", "layercam", "hirescam", "refinecam",
+    "input-gradient", "guided-backprop", "smoothgrad", "lrp", "centre", "edge", "uniform",
 )  # fmt: skip
 """What `vbp.evaluation` compares, in the order of its tables."""
 METRIC_NAMES = (

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.evaluation.kinds import CLASSES, KINDS, images
-from vbp.evaluation.cams import eigen_cam, grad_cam
+from vbp.evaluation.cams import eigen_cam, grad_cam, hires_cam, layer_cam, refine_cam
 from vbp.evaluation.subject import Batch, Subject
 from vbp.saliency.method import Method
 
@@ -84,3 +84,35 @@ def test_the_layer_is_the_last_stages_map(kind):
         for module in network.modules():
             getattr(module, hook).clear()
     np.testing.assert_allclose(grad_cam(subject(network))(given), stretched(enlarged), atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "clamped"), [(hires_cam, False), (layer_cam, True)])
+def test_values_are_weighted_by_their_own_gradients(method, clamped):
+    features, _ = whole_sized()
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 40, CLASSES))
+    network, given = nn.Sequential(features, head).eval(), batch()
+    maps_BCHW = features(given.images_BCHW).detach().requires_grad_()
+    score = head(maps_BCHW).gather(1, given.classes[:, None]).sum()
+    (gradient_BCHW,) = torch.autograd.grad(score, maps_BCHW)
+    weight_BCHW = gradient_BCHW.clamp(min=0) if clamped else gradient_BCHW
+    wanted_BHW = (weight_BCHW * maps_BCHW).sum(1).relu().detach().numpy()
+    assert wanted_BHW.max((1, 2)).min() > 0
+    np.testing.assert_allclose(method(subject(network))(given), stretched(wanted_BHW), atol=1e-5)
+
+
+def test_refine_cam_is_the_product_over_resolutions():
+    """For a head that averages, and one weight of one channel, Grad-CAM++ is the map itself."""
+    torch.manual_seed(0)
+    lower, upper = (nn.Sequential(nn.Conv2d(inputs, 1, 3, 1, 1), nn.ReLU()) for inputs in (3, 1))
+    upper[0].weight.data.abs_()
+    network = nn.Sequential(lower, nn.AvgPool2d(2), upper, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 5))
+    network[-1].weight.data.abs_()
+    given = batch()
+    with torch.no_grad():
+        low_B1HW = lower(given.images_BCHW)
+        high_B1hw = upper(network[1](low_B1HW))
+    enlarged_B1HW = F.interpolate(
+        torch.from_numpy(stretched(high_B1hw.numpy()[:, 0]))[:, None], (32, 40), mode="bilinear"
+    )
+    wanted_BHW = stretched(low_B1HW[:, 0].numpy()) * stretched(enlarged_B1HW[:, 0].numpy())
+    np.testing.assert_allclose(refine_cam(subject(network.eval()))(given), stretched(wanted_BHW), atol=1e-5)

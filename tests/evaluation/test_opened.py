@@ -85,6 +85,21 @@ def test_a_layer_takes_the_place_of_a_node():
     assert not torch.equal(added(images()[0]), subtracted(images()[0]))
 
 
+def test_operators_that_end_in_an_underscore_stay():
+    class Even(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images_BCHW):
+            map_BCHW = torch.relu_(self.conv(images_BCHW))
+            return map_BCHW * operator.and_(map_BCHW > 0.1, map_BCHW < 0.5)
+
+    network = Even()
+    with torch.no_grad():
+        assert torch.equal(opened(network, trace(network).graph)(images()[0]), network(images()[0]))
+
+
 def test_a_shared_copy_has_hooks_and_settings_of_its_own():
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.ReLU(inplace=True))
     copy = shared_copy(network)

@@ -43,6 +43,15 @@ class Entry:
 _VBP = "Bojarski et al., VisualBackProp, ICRA 2018 (arXiv 1611.05418)"
 _GRAD_CAM = "Selvaraju et al., Grad-CAM, ICCV 2017 (arXiv 1610.02391)"
 
+
+def _cam(name: str, title: str, meaning: str, paper: str) -> Entry:
+    return Entry(name, title, meaning, paper, "pytorch_grad_cam", needs_classifier=True)
+
+
+def _gradient(name: str, title: str, meaning: str, paper: str) -> Entry:
+    return Entry(name, title, meaning, paper, "captum", needs_classifier=True)
+
+
 METHODS: Mapping[str, Entry] = MappingProxyType(
     {
         entry.name: entry
@@ -71,12 +80,51 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
                 "Applied Sciences 15(13), 2025",
                 "pytorch_grad_cam",
             ),
+            _cam("gradcam", "Grad-CAM", "the deepest map, its channels weighted by their mean gradient", _GRAD_CAM),
+            _cam(
+                "layercam",
+                "LayerCAM",
+                "the deepest map, each value weighted by its positive gradient",
+                "Jiang et al., LayerCAM, IEEE Transactions on Image Processing 30, 2021",
+            ),
+            _cam(
+                "hirescam",
+                "HiResCAM",
+                "the deepest map, each value weighted by its gradient",
+                "Draelos and Carin, HiResCAM, 2020 (arXiv 2011.08891)",
+            ),
+            _cam(
+                "refinecam",
+                "RefineCAM",
+                "the product of the Grad-CAM++ of several resolutions",
+                "How to Evaluate and Refine your CAM, 2026 (arXiv 2605.14641); Grad-CAM++: Chattopadhyay et al., WACV "
+                "2018 (arXiv 1710.11063)",
+            ),
+            _gradient(
+                "input-gradient",
+                "input gradient",
+                "where the score changes most with the pixels",
+                "Simonyan et al., Deep Inside Convolutional Networks, 2013 (arXiv 1312.6034)",
+            ),
+            _gradient(
+                "guided-backprop",
+                "guided backpropagation",
+                "the same, with negative gradients set to 0 at each ReLU",
+                "Springenberg et al., Striving for Simplicity, 2014 (arXiv 1412.6806)",
+            ),
+            _gradient(
+                "smoothgrad",
+                "SmoothGrad",
+                "the mean of input gradients of noisy copies",
+                "Smilkov et al., SmoothGrad, 2017 (arXiv 1706.03825)",
+            ),
             Entry(
-                "gradcam",
-                "Grad-CAM",
-                "the deepest map, its channels weighted by their mean gradient",
-                _GRAD_CAM,
-                "pytorch_grad_cam",
+                "lrp",
+                "LRP",
+                "the pixels' shares in the score, by the rules EpsilonPlusFlat",
+                "Bach et al., On Pixel-Wise Explanations, PLOS ONE 10(7), 2015; rules: Kohlbrenner et al., IJCNN 2020 "
+                "(arXiv 1910.09840)",
+                "zennit",
                 needs_classifier=True,
             ),
             Entry("centre", "centre", "the centre of the image"),

@@ -94,6 +94,14 @@ def opened(
     return GraphModule(parts, copy, type(network).__name__).eval()
 
 
+def single(node: Node, network: nn.Module) -> GraphModule:
+    """One node as a module of its own, whose arguments are the node's tensors."""
+    graph, parts = Graph(), dict[str, Any]()
+    inputs = {source: graph.placeholder(source.name) for source in node.all_input_nodes}
+    graph.output(_copied(node, network, graph, inputs, parts))
+    return GraphModule(parts, graph, node.name).eval()
+
+
 def _copied(node: Node, network: nn.Module, graph: Graph, copies: dict[Node, Node], parts: dict[str, Any]) -> Node:
     """The node in another graph, computed by a module of its own, and not in place."""
     copy = graph.node_copy(node, copies.__getitem__)
@@ -120,5 +128,5 @@ def _out_of_place(function: Any) -> Any:
     """The function that gives the same result and leaves its argument as it is."""
     name = getattr(function, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
-        return getattr(F, name[:-1], None) or getattr(torch, name[:-1])
+        function = getattr(F, name[:-1], None) or getattr(torch, name[:-1], function)  # but operator.and_
     return _OUT_OF_PLACE.get(function, function)

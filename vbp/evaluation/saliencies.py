@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vbp.errors import UsageError
-from vbp.evaluation import baselines, cams, own
+from vbp.evaluation import baselines, cams, gradients, own, relevance
 from vbp.evaluation.methods import METHODS, Entry
 from vbp.evaluation.subject import Batch, Saliency, Subject
 from vbp.saliency.method import Method
@@ -34,6 +34,13 @@ MAKERS: Mapping[str, Callable[[Subject], Saliency]] = MappingProxyType(
         "random-twin": own.of_random_twin,
         "eigencam": cams.eigen_cam,
         "gradcam": cams.grad_cam,
+        "layercam": cams.layer_cam,
+        "hirescam": cams.hires_cam,
+        "refinecam": cams.refine_cam,
+        "input-gradient": gradients.input_gradient,
+        "guided-backprop": gradients.guided_backprop,
+        "smoothgrad": gradients.smooth_grad,
+        "lrp": relevance.lrp,
         "centre": lambda subject: _per_image(lambda pixels_HWC: baselines.centre(*pixels_HWC.shape[:2])),
         "edge": lambda subject: _per_image(baselines.edge),
         "uniform": lambda subject: _per_image(lambda pixels_HWC: baselines.uniform(pixels_HWC, subject.seed)),
