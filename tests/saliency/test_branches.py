@@ -302,6 +302,49 @@ def test_vector_of_the_type_of_a_map_is_still_one():
     assert stage.steps == (CONVOLUTION,)
 
 
+@pytest.mark.parametrize(
+    "like",
+    [
+        lambda x, other: x.type_as(other),
+        lambda x, other: x.to(other),
+        lambda x, other: x + torch.zeros_like(other),
+        lambda x, other: x + other.new_ones(other.shape),
+        lambda x, other: F.interpolate(x, other.shape[2:]),
+        lambda x, other: x.view_as(other),
+        lambda x, other: x * x.mean((2, 3), keepdim=True).expand_as(other),
+    ],
+)
+def test_map_of_which_only_shape_or_type_is_read_is_no_branch(like):
+    def forward(net, x):
+        side = F.relu(net.b(F.relu(net.b(x))))
+        return F.relu(net.a(like(x, side)))
+
+    (stage,) = stages(forward, a=convolution(), b=convolution(4, 4, 1))
+    assert stage.name == "relu_3"
+    resized = Resampling("nearest", (224, 224))
+    assert stage.steps in ((CONVOLUTION,), (resized, CONVOLUTION))
+
+
+def test_window_of_the_size_of_another_map_does_not_pool_everything():
+    def forward(net, x):
+        side = net.b(x)
+        return F.relu(net.a(F.avg_pool2d(x, side.shape[2:], 1)))
+
+    (stage,) = stages(forward, a=convolution(), b=convolution(padding=0))
+    assert stage.steps == (Pooling((222, 222)), CONVOLUTION)
+    gated = stages(lambda net, x: F.relu(net.a(x * F.avg_pool2d(F.relu(x), x.shape[2:]))), a=convolution())
+    assert gated[0].steps == (CONVOLUTION,)
+
+
+def test_images_may_lie_along_another_axis_for_a_while():
+    network = Net(lambda net, x: net.a(F.relu(net.a(x).transpose(0, 1)).transpose(0, 1)), a=convolution())
+    vbp = VisualBackProp(network)
+    images = torch.rand(3, 3, 7, 6, generator=torch.Generator().manual_seed(1))
+    assert [stage.name for stage in vbp.stages] == ["relu", "relu_1"]
+    mean = network.a(network.relu(network.stem(images))).relu().mean(1, keepdim=True)
+    torch.testing.assert_close(vbp.explain(images).maps[1], mean)
+
+
 def test_channel_shuffle_keeps_every_pixel():
     """ShuffleNet's: split, convolve one half, concatenate, shuffle by view and transpose."""
 
@@ -429,6 +472,23 @@ def test_branch_that_leads_nowhere_is_ignored():
         (lambda x: F.linear(x, torch.ones(5, 5)), "mixes the pixels of a row: linear"),
         (lambda x: x + torch.cumsum(x, 3), "that tracing does not know: cumsum"),
         (lambda x: x.mT, "not know: .*getattr"),
+        # of one size whatever size the images have, and still with pixels
+        (lambda x: F.adaptive_avg_pool2d(x.flip(3), 7), "not know: .*flip"),
+        (lambda x: x.flip(3)[:, :, :5, :5], "not know: .*flip"),
+        (lambda x: (x.flip(3).flatten(2) @ x.flatten(2).mT @ x.new_ones(4, 25)).view(-1, 4, 5, 5), "not know: .*flip"),
+        # laid out again
+        (lambda x: x.flatten(1).view(x.shape), "moves pixels: flatten"),
+        (lambda x: F.relu(x.view(x.size(0), -1)).reshape_as(x), "moves pixels: view"),
+        # images of the batch
+        (lambda x: x.reshape(x.shape[0] * 2, x.shape[1] // 2, *x.shape[2:]), "mixes the images .*: reshape"),
+        (lambda x: x.view(1, -1, *x.shape[2:]), "mixes the images .*: view"),
+        (lambda x: x.flatten(0, 1)[None], "mixes the images .*: flatten"),
+        (lambda x: x - x.mean(0), "mixes the images .*: mean"),
+        (lambda x: x.softmax(0), "weighs pixels against each other: softmax"),
+        (lambda x: torch.cat([x, x]), "sets maps side by side: cat"),
+        (lambda x: x.repeat(2, 1, 1, 1), "mixes the images .*: repeat"),
+        (lambda x: x[:1], "picks images: getitem"),
+        (lambda x: x.transpose(0, 1), "axes are not images, channels, rows and columns"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_a_convolution(operation, reason):

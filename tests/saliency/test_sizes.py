@@ -72,6 +72,18 @@ def padded_to_other(x, a, up):
     return (y + x) / 2
 
 
+def clamped(x, a):
+    """Large images are all resized to one size."""
+    y = F.interpolate(x, [min(length, 18) for length in x.shape[2:]])
+    return F.interpolate(a(y), y.shape[2:])
+
+
+def cropped(x, a):
+    """Large images are all cropped to one size."""
+    y = x[:, :, :20, :14]
+    return F.interpolate(a(y), y.shape[2:], mode="bilinear", align_corners=False)
+
+
 def transposed(kernel, **settings):
     layer = nn.ConvTranspose2d(1, 1, kernel, bias=False, **settings)
     nn.init.ones_(layer.weight)
@@ -99,6 +111,8 @@ NETWORKS = [
     Net(lambda x, a: F.interpolate(a(x), (x.size(2) // 2, 2 * x.size(-1)), mode="nearest"), convolution(3)),
     Net(lambda x, a: a(x[:, :, -12:, 1:11]), convolution(3)),
     Net(lambda x, a: F.interpolate(a(x), [int(n * 1.5) for n in x.shape[2:]]), convolution(3)),
+    Net(clamped, convolution(3)),
+    Net(cropped, convolution(3)),
 ]
 
 

@@ -85,7 +85,7 @@ class _Ends(Interpreter):
             self.image = result = result.detach().requires_grad_()
         elif n.name in self._found.taps:
             leaf = result.detach().requires_grad_()
-            layout = self._found.layouts.get(n.name, (2, 3))
+            layout = self._found.layouts.get(n.name, (0, 2, 3))
             self.maps.append((channels_first(result, *layout), leaf))
             result = leaf
         return result.clone() if result.is_leaf else result
@@ -107,7 +107,7 @@ def _plane(gradient: Tensor, below: Any) -> Tensor:
     if isinstance(below, Tensor):
         return gradient.abs().sum((0, 1))
     size = below[0].shape[2:]
-    order = (2, 3) if gradient.shape[2:] == size else (1, 2)
+    order = (0, 2, 3) if gradient.shape[2:] == size else (0, 1, 2)
     return channels_first(gradient, *order).abs().sum((0, 1))
 
 

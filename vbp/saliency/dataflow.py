@@ -24,6 +24,7 @@ from vbp.saliency.shapes import Sizes
 from vbp.saliency.values import Call, Map, Value, flat
 
 _ATTENTION = ", for attention in "
+_MIXING_IMAGES = "that mixes the images of a batch, or lays them into one axis with other values"
 
 
 def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map], str]:
@@ -40,14 +41,14 @@ def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map
     for node in graph.nodes:
         if node.op == "placeholder" and not values:
             values[node] = Map()
-        elif node.op.startswith("call") and not operations.asks_metadata(node):
-            inputs = [values[source] for source in node.all_input_nodes if source in values]
+        elif node.op.startswith("call"):
+            inputs = [values[source] for source in operations.data_of(node) if source in values]
             if inputs:
                 values[node] = _value(Call(node, model, values, sizes), inputs)
     lost = {node: value.reason for node, value in values.items() if isinstance(value, Unknown)}
     mixed = [reason for node, reason in lost.items() if operations.operation_of(node, model) in operations.MIXING]
     maps = {node: value for node, value in values.items() if isinstance(value, Map)}
-    above = reached([graph.output_node()], lambda node: () if node in maps else node.all_input_nodes)
+    above = reached([graph.output_node()], lambda node: () if node in maps else operations.data_of(node))
     attended = [
         reason
         for node, reason in lost.items()
@@ -62,14 +63,37 @@ def _value(call: Call, inputs: list[Value]) -> Value:
     unknown = max(unknowns, key=lambda value: _ATTENTION in value.reason, default=None)
     rule = next((rule for known, rule in _RULES if call.operation in known), None)
     if unknown:
-        value: Value = Vector() if _pools(call) else _attended(call, unknown)
+        value: Value = Vector(unknown.reason) if _pools(call) else _attended(call, unknown)
     elif not call.sources:
-        value = Vector()
+        value = _without_pixels(call, inputs)
+    elif call.operation in operations.ON_IMAGES and (odd := _odd_axes(call)):
+        value = call.unknown(odd)
     else:
         value = rule(call) if rule else call.unknown("that tracing does not know")
-    if isinstance(value, Map) and not _has_its_size(call, value):
+    if isinstance(value, Map) and not _has_its_images(call, value):
+        value = call.unknown(_MIXING_IMAGES)
+    elif isinstance(value, Map) and not _has_its_size(call, value):
         value = call.unknown("that gives another size than its settings say")
     return value
+
+
+def _without_pixels(call: Call, inputs: list[Value]) -> Value:
+    """What is computed from vectors alone: another one, unless pixels that lie in it are laid out for a convolution."""
+    lost = next((one.lost for one in inputs if isinstance(one, Vector) and one.lost), "")
+    below = call.sizes.of(call.node.all_input_nodes[0])
+    if call.operation in operations.MIXING and lost and (below is None or below[-2:] != (1, 1)):
+        return Unknown(lost)
+    sums_all_up = call.operation in operations.LINEAR and below is not None and len(below) == 2
+    return Vector("" if sums_all_up else lost)
+
+
+def _odd_axes(call: Call) -> str:
+    """Why an operation on images does not suit the axes of its map; empty: it does."""
+    if call.map.spatial != (call.map.rank - 2, call.map.rank - 1):
+        return "on an image whose last axes are not rows and columns"
+    if call.operation in operations.MIXING and (call.map.rank, call.map.images) != (4, 0):
+        return "on a tensor whose axes are not images, channels, rows and columns"
+    return ""
 
 
 def _attended(call: Call, unknown: Unknown) -> Unknown:
@@ -80,9 +104,21 @@ def _attended(call: Call, unknown: Unknown) -> Unknown:
 
 
 def _pools(call: Call) -> bool:
-    """Whether an operation on pixels that were moved leaves none of them, as a sum weighted by attention does."""
-    sizes = [call.sizes.is_fixed(node) for node in call.node.all_input_nodes if call.sizes.of(node) is not None]
-    return not all(sizes) and call.sizes.is_fixed(call.node)
+    """Whether an operation on pixels that were moved leaves none of them, as a sum weighted by attention does.
+
+    That its result has the same size for all images is not enough: a crop, or a map that is resized, has that, too.
+    """
+    sizes = [call.sizes.is_fixed(node) for node in operations.data_of(call.node) if call.sizes.of(node) is not None]
+    above = call.sizes.of(call.node)
+    if above is None or all(sizes) or not call.sizes.is_fixed(call.node):
+        return False
+    return call.operation in operations.CONTRACTIONS or all(length == 1 for length in above[2:])
+
+
+def _has_its_images(call: Call, value: Map) -> bool:
+    """Whether an operation gives as many images as it gets; true where that is not known."""
+    below, above = call.sizes.of(call.sources[0]), call.sizes.of(call.node)
+    return below is None or above is None or below[call.map.images] == above[value.images]
 
 
 def _has_its_size(call: Call, value: Map) -> bool:
@@ -99,7 +135,7 @@ def _activation(call: Call) -> Value:
 
 
 def _unchanged(call: Call) -> Value:
-    return call.result() if call.first_is_map else Vector()
+    return call.result()
 
 
 def _normalisation(call: Call) -> Value:
@@ -107,9 +143,7 @@ def _normalisation(call: Call) -> Value:
 
 
 def _window(call: Call) -> Value:
-    if call.map.spatial != (call.map.rank - 2, call.map.rank - 1):
-        return call.unknown("on an image whose last axes are not rows and columns")
-    if _is_whole_size(call.node.kwargs.get("kernel_size", (*call.node.args, None, None)[1]), call.values):
+    if _is_whole_size(call.node.kwargs.get("kernel_size", (*call.node.args, None, None)[1]), call):
         return Vector()
     window = operations.window_of(call.node, call.model, call.sizes)
     if window is None:
@@ -156,7 +190,7 @@ def _factor(call: Call, name: str) -> int:
 
 def _linear(call: Call) -> Value:
     """After a permutation that puts the channels last, a linear layer is a 1x1 convolution."""
-    if call.map.rank - 1 in call.map.spatial:
+    if call.map.rank - 1 in call.map.places:
         return call.unknown("that mixes the pixels of a row")
     return call.result(kind="convolution", signed=True)
 
@@ -165,7 +199,7 @@ def _arithmetic(call: Call) -> Value:
     if len(call.sources) == 1:
         return call.result(signed=True)
     # Tensors of unequal rank are aligned at their last axes.
-    if len({(one.rows - one.rank, one.columns - one.rank) for one in call.maps}) > 1:
+    if len({tuple(axis - one.rank for axis in one.places) for one in call.maps}) > 1:
         return call.unknown("that joins rows with other axes")
     largest = max(call.maps, key=lambda one: one.rank)
     placed = replace(largest, signed=True, several=False, step=None, statistic=None)
@@ -184,13 +218,13 @@ def _arithmetic(call: Call) -> Value:
 
 def _concatenation(call: Call) -> Value:
     axis = call.arguments("tensors", "dim").get("dim", 0)
-    if axis % call.map.rank in call.map.spatial or len({one.spatial for one in call.maps}) > 1:
+    if axis % call.map.rank in call.map.places or len({one.places for one in call.maps}) > 1:
         return call.unknown("that sets maps side by side")
     return _joined(call, call.map)
 
 
 def _stacking(call: Call) -> Value:
-    if len({(one.rank, *one.spatial) for one in call.maps}) > 1:
+    if len({(one.rank, *one.places) for one in call.maps}) > 1:
         return call.unknown("that sets maps side by side")
     return _joined(call, _with_axis(call, call.arguments("tensors", "dim").get("dim", 0)))
 
@@ -212,6 +246,8 @@ def _reduction(call: Call) -> Value:
     reduced = range(call.map.rank) if axes is None else {axis % call.map.rank for axis in flat(axes)}
     if set(call.map.spatial) <= set(reduced):
         return Vector()
+    if call.map.images in reduced:
+        return call.unknown(_MIXING_IMAGES)
     if set(call.map.spatial) & set(reduced):
         return call.unknown("that reduces rows without columns")
     kept = [axis for axis in range(call.map.rank) if axis not in reduced or settings.get("keepdim")]
@@ -222,8 +258,23 @@ def _reduction(call: Call) -> Value:
 
 
 def _flattening(call: Call) -> Value:
-    start = call.arguments("input", "start_dim").get("start_dim", 1 if call.operation is nn.Flatten else 0)
-    return Vector() if start % call.map.rank <= 1 else call.unknown("that moves pixels")
+    settings = call.arguments("input", "start_dim", "end_dim")
+    first = settings.get("start_dim", 1 if call.operation is nn.Flatten else 0) % call.map.rank
+    last = settings.get("end_dim", -1) % call.map.rank
+    merged = set(range(first, last + 1))
+    if call.map.images in merged and len(merged) > 1:
+        return call.unknown(_MIXING_IMAGES)
+    if merged >= set(range(1, call.map.rank)):
+        return _row(call)
+    if merged & set(call.map.spatial) and len(merged) > 1:
+        return call.unknown("that moves pixels")
+    order = [axis for axis in range(call.map.rank) if axis not in merged or axis == first]
+    return _rearranged(call, order)
+
+
+def _row(call: Call) -> Vector:
+    """All values of an image side by side: few layers lay them out again."""
+    return Vector(call.unknown("that moves pixels").reason)
 
 
 def _reshaping(call: Call) -> Value:
@@ -232,15 +283,28 @@ def _reshaping(call: Call) -> Value:
     below, above = call.sizes.of(call.sources[0]), call.sizes.of(call.node)
     if below is None or above is None:
         return call.unknown("that moves pixels, or whose size depends on the data")
-    place = _place_in(above, below, call.map)
+    images, place = _images_in(above, below, call.map), _place_in(above, below, call.map)
+    if place is None and len(above) > 2:
+        return call.unknown("that moves pixels")
+    if images is None:
+        return call.unknown(_MIXING_IMAGES)
     if place is None:
-        return call.unknown("that moves pixels") if len(above) > 2 else Vector()
+        return _row(call)
     sides = [_side(length, call.values) for length in lengths[place : place + 2]]
     if sides == ["columns", "rows"]:
         return call.unknown("that moves pixels")
     if sides != ["rows", "columns"]:
         call.sizes.used.add(call.node)
-    return call.result(rank=len(above), rows=place, columns=place + 1)
+    return call.result(rank=len(above), images=images, rows=place, columns=place + 1)
+
+
+def _images_in(above: tuple[int, ...], below: tuple[int, ...], one: Map) -> int | None:
+    """Where a view of shape `above` has the images of a map of shape `below`; None: in an axis with other values."""
+    fitting = (
+        axis for axis in range(len(above))
+        if above[axis] == below[one.images] and prod(above[:axis]) == prod(below[: one.images])
+    )  # fmt: skip
+    return next(fitting, None)
 
 
 def _place_in(above: tuple[int, ...], below: tuple[int, ...], one: Map) -> int | None:
@@ -270,11 +334,17 @@ def _side(length: Any, values: dict[Node, Value]) -> str | None:
     return {value.rows: "rows", value.columns: "columns"}.get(axis % value.rank)
 
 
-def _is_whole_size(size: Any, values: dict[Node, Value]) -> bool:
-    """Whether a size is the size of a whole map, as in pooling with a kernel of ``x.shape[2:]``."""
+def _is_whole_size(size: Any, call: Call) -> bool:
+    """Whether a computed size is that of the whole map, as in pooling with a kernel of ``x.shape[2:]``."""
+    if is_constant(size):
+        return False
     if isinstance(size, Node) and size.target is operator.getitem and isinstance(size.args[1], slice):
-        return operations.asks_metadata(size.args[0]) if isinstance(size.args[0], Node) else False
-    return {_side(length, values) for length in flat(size)} == {"rows", "columns"}
+        shape = size.args[0]
+        return isinstance(shape, Node) and operations.asks_metadata(shape) and shape.args[0] is call.sources[0]
+    own = {"rows", "columns"} == {_side(length, {call.sources[0]: call.map}) for length in flat(size)}
+    below = call.sizes.of(call.sources[0])
+    lengths = map_arg(flat(size), call.sizes) if not own else []
+    return own or (below is not None and tuple(lengths) == (below[call.map.rows], below[call.map.columns]))
 
 
 def _permutation(call: Call) -> Value:
@@ -291,18 +361,18 @@ def _transposition(call: Call) -> Value:
 
 def _rearranged(call: Call, order: list[int], **changes: Any) -> Map:
     """The map with its axes in this order; axes that are not named are dropped, and -1 adds an axis."""
-    rows, columns = order.index(call.map.rows), order.index(call.map.columns)
-    return call.result(rank=len(order), rows=rows, columns=columns, **changes)
+    images, rows, columns = (order.index(axis) for axis in call.map.places)
+    return call.result(rank=len(order), images=images, rows=rows, columns=columns, **changes)
 
 
 def _split(call: Call) -> Value:
     axis = call.arguments("input", "size", "dim").get("dim", 0)
-    return call.unknown("that cuts maps") if axis % call.map.rank in call.map.spatial else call.result(several=True)
+    return call.unknown("that cuts maps") if axis % call.map.rank in call.map.places else call.result(several=True)
 
 
 def _unbinding(call: Call) -> Value:
     axis = call.arguments("input", "dim").get("dim", 0) % call.map.rank
-    if axis in call.map.spatial:
+    if axis in call.map.places:
         return call.unknown("that cuts maps")
     return _rearranged(call, [other for other in range(call.map.rank) if other != axis], several=True)
 
@@ -321,7 +391,7 @@ def _with_axis(call: Call, axis: int) -> Map:
 def _squeezing(call: Call) -> Value:
     axes = call.arguments("input", "dim").get("dim")
     dropped = {axis % call.map.rank for axis in flat(axes)} if axes is not None else set(call.map.spatial)
-    if dropped & set(call.map.spatial):
+    if dropped & set(call.map.places):
         return call.unknown("that may drop rows or columns")
     size = call.sizes.of(call.sources[0])
     kept = [axis for axis in range(call.map.rank) if axis not in dropped or (size and size[axis] != 1)]
@@ -329,18 +399,15 @@ def _squeezing(call: Call) -> Value:
 
 
 def _expansion(call: Call) -> Value:
-    """What is expanded has the pixels of an image only if it is a map itself; of another map only the shape is read."""
-    if not call.first_is_map:
-        return Vector()
     above = call.sizes.of(call.node)
     if above is None or len(above) != call.map.rank:
         return call.unknown("that tracing does not know")
-    return replace(call.result(), sources=call.sources[:1])  # `_has_its_size` looks whether pixels stay
+    return call.result()  # `_has_its_size` looks whether pixels stay
 
 
 def _softmax(call: Call) -> Value:
     axis = call.arguments("input", "dim").get("dim")
-    if axis is None or axis % call.map.rank in call.map.spatial:
+    if axis is None or axis % call.map.rank in call.map.places:
         return call.unknown("that weighs pixels against each other")
     return call.result(signed=False)
 
@@ -358,6 +425,8 @@ def _indexing(call: Call) -> Value:
         if part is None:
             order.append(-1)
             continue
+        if axis == call.map.images and part != slice(None):
+            return call.unknown("that picks images")
         if axis in call.map.spatial:
             cut = _cropped(window, axis, part, call)
             if cut is None:

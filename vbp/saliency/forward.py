@@ -114,9 +114,9 @@ class ForwardPass:
         return Pass(*self._code[wanted](self.model, images_NCHW))
 
 
-def channels_first(map_: Tensor, rows: int, columns: int) -> Tensor:
-    """A map with these axes of rows and columns as (N, C, H, W); all other axes but the first count as channels."""
-    moved = map_.movedim((rows, columns), (-2, -1))
+def channels_first(map_: Tensor, images: int, rows: int, columns: int) -> Tensor:
+    """A map with these axes of images, rows and columns as (N, C, H, W); all other axes count as channels."""
+    moved = map_.movedim((images, rows, columns), (0, -2, -1))
     return moved[:, None] if moved.ndim == 3 else moved.flatten(1, -3)
 
 
@@ -124,7 +124,7 @@ def averaged(
     graph: Graph,
     signed_by_tap: Mapping[str, bool],
     poolings: Mapping[str, Pooling],
-    layouts: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    layouts: Mapping[str, tuple[int, int, int]] = MappingProxyType({}),
 ) -> Graph:
     """A copy of `graph` whose output is a `Pass`.
 
@@ -134,7 +134,7 @@ def averaged(
         graph: the forward pass of a network.
         signed_by_tap: the nodes to average, from the input upwards, and whether negative values count as 0.
         poolings: the max pooling whose switches are kept, by node.
-        layouts: the axes of rows and columns of the maps that are not (N, C, H, W), by node.
+        layouts: the axes of images, rows and columns of the maps that are not (N, C, H, W), by node.
     """
     copy = Graph()
     copies: dict[Node, Node] = {}

@@ -94,7 +94,7 @@ REDUCTIONS: Mapping[Any, tuple[str, ...]] = {
 }
 """Reductions over axes, and their arguments after the input."""
 FLATTENINGS: frozenset[Any] = frozenset((nn.Flatten, torch.flatten, "flatten"))
-RESHAPINGS: frozenset[Any] = frozenset((torch.reshape, "view", "reshape"))
+RESHAPINGS: frozenset[Any] = frozenset((torch.reshape, "view", "reshape", "view_as", "reshape_as"))
 PERMUTATIONS: frozenset[Any] = frozenset((torch.permute, "permute"))
 TRANSPOSITIONS: frozenset[Any] = frozenset((torch.transpose, "transpose"))
 PAIRS: frozenset[Any] = frozenset((torch.max, "max", torch.var_mean, torch.std_mean))
@@ -107,6 +107,10 @@ EXPANSIONS: frozenset[Any] = frozenset(("expand_as", "expand", "repeat"))
 SOFTMAXES: frozenset[Any] = frozenset((nn.Softmax, F.softmax, torch.softmax, "softmax"))
 
 ATTENTIONS: frozenset[Any] = SOFTMAXES.union((F.scaled_dot_product_attention, nn.MultiheadAttention))
+CONTRACTIONS: frozenset[Any] = frozenset(
+    (operator.matmul, torch.matmul, "matmul", torch.bmm, "bmm", torch.einsum, F.scaled_dot_product_attention)
+)
+"""Sums over an axis of two tensors."""
 MIXING: frozenset[Any] = CONVOLUTIONS | TRANSPOSED
 """Operations with weights, whose geometry counts."""
 
@@ -118,11 +122,31 @@ KNOWN: frozenset[Any] = frozenset().union(
 )
 
 
+ON_IMAGES: frozenset[Any] = frozenset().union(
+    *(MIXING, POOLINGS, PADDINGS, ADAPTIVE_POOLINGS, UPSAMPLINGS, PIXEL_SHUFFLES, PIXEL_UNSHUFFLES)
+)
+"""Operations that take the last two axes for rows and columns."""
+
+_SHAPED_LIKE: frozenset[Any] = frozenset(("expand_as", "type_as", "to", "view_as", "reshape_as"))
+"""Operations that read only the shape or type of what comes after their first tensor."""
+_MADE_LIKE: frozenset[Any] = frozenset((torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like)).union(
+    ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+)
+"""Operations that make a constant of the shape or type of a tensor."""
+
+
 def asks_metadata(node: Node) -> bool:
     """Whether a node reads a tensor's shape or type, not its values."""
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")
-    return node.target in ("size", "dim", "numel")
+    return node.target in ("size", "dim", "numel") or node.target in _MADE_LIKE
+
+
+def data_of(node: Node) -> list[Node]:
+    """The nodes whose values a node reads, not those whose shape or type it reads."""
+    if asks_metadata(node):
+        return []
+    return node.all_input_nodes[:1] if node.target in _SHAPED_LIKE else node.all_input_nodes
 
 
 def operation_of(node: Node, model: nn.Module) -> Any:

@@ -3,6 +3,8 @@
 A value that is computed from the input is one of three: a map, whose rows and columns are those of the image; a
 `Vector`, which has no pixels, as after global pooling or flattening; or `Unknown`, whose pixels were moved or mixed by
 an operation that cannot be followed.
+
+Every map has one axis along which the images of the batch lie, so that no image can have a part in another's mask.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ class MapOf(Generic[Node, Step]):
     """Number of axes of the tensor, and which of them are its rows and columns."""
     rows: int = 2
     columns: int = 3
+    images: int = 0
+    """The axis along which the images of the batch lie."""
     signed: bool = True
     """Whether values may be negative."""
     kind: Kind = "other"
@@ -43,10 +47,18 @@ class MapOf(Generic[Node, Step]):
         """The axes of rows and columns."""
         return self.rows, self.columns
 
+    @property
+    def places(self) -> tuple[int, int, int]:
+        """The axes of images, rows and columns."""
+        return self.images, self.rows, self.columns
+
 
 @dataclass(frozen=True)
 class Vector:
     """A tensor without pixels."""
+
+    lost: str = ""
+    """Why the pixels that were summed up in it could not be followed; empty if they could."""
 
 
 @dataclass(frozen=True)

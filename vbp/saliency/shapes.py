@@ -23,7 +23,7 @@ from vbp.saliency.operations import (
     operation_of,
 )
 
-_SAME_SIZE = frozenset((*SIGNED_BY_ACTIVATION, *UNCHANGED, *NORMALISATIONS, *SOFTMAXES)) - {"type_as"}
+SAME_SIZE = frozenset((*SIGNED_BY_ACTIVATION, *UNCHANGED, *NORMALISATIONS, *SOFTMAXES)) - {"type_as"}
 """Operations whose result has the size of their input: not computed, since torch does so in slow Python code."""
 
 ImageShape = tuple[int, int, int, int]
@@ -102,7 +102,7 @@ class Shapes:
             return _without_data(found) if isinstance(found, Tensor) else found
         args, settings = map_arg((node.args, node.kwargs), self._results.__getitem__)
         operation = operation_of(node, self._model)
-        if operation in _SAME_SIZE and isinstance(args[0], Tensor):
+        if operation in SAME_SIZE and isinstance(args[0], Tensor):
             return args[0]
         with torch.no_grad():
             if operation in UPSAMPLINGS:

@@ -20,7 +20,8 @@ from torch.fx import Node, Proxy, Tracer
 from torch.fx.proxy import Attribute, TraceError
 from typing_extensions import override
 
-from vbp.saliency.shapes import ImageShape, Shapes, larger
+from vbp.saliency.lengths import is_constant
+from vbp.saliency.shapes import ImageShape, Shapes
 
 Number = int | float | bool
 
@@ -46,9 +47,9 @@ class SizedTracer(Tracer):
     def __init__(self, model: nn.Module, shape: ImageShape):
         super().__init__()
         images, channels, rows, columns = shape
+        self._model = model
         self._shapes = Shapes(model, shape)
         self._of_more_images = Shapes(model, (images + 1, channels, rows, columns))
-        self._of_larger_images = Shapes(model, larger((images + 1, channels, rows, columns)))
         self.choices: list[Choice] = []
         self._thread = get_ident()
         self._measures = False
@@ -89,13 +90,14 @@ class SizedTracer(Tracer):
                 return None
 
     def fixed_sizes(self, node: Node) -> list[int | None] | None:
-        """The lengths of a tensor's axes, None for those that depend on the images; None for what is no tensor."""
+        """The lengths of a tensor's axes, None for those that may depend on the images; None for what is no tensor."""
         with self._measuring():
-            size, larger = self._shapes.size(node), self._of_larger_images.size(node)
+            size = self._shapes.size(node)
             if size is None:
                 return None
             return [
-                one if one == other else None for one, other in zip(size, larger or [None] * len(size), strict=True)
+                length if is_constant((node, axis), self._model, self._shapes) else None
+                for axis, length in enumerate(size)
             ]
 
     def decided(self, node: Node) -> Number | None:

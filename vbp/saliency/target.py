@@ -33,7 +33,7 @@ def score_of(output: Any, target: Target) -> Tensor:
     return score_B
 
 
-def weighted_mean(map_BCHW: Tensor, score_B: Tensor, layout: tuple[int, int] | None = None) -> Tensor:
+def weighted_mean(map_BCHW: Tensor, score_B: Tensor, layout: tuple[int, int, int] | None = None) -> Tensor:
     """The mean over channels, weighted by how much each raises the image's score; negative results become 0.
 
     The weight is the score's gradient, averaged over the map's pixels. If global average pooling and one linear layer
@@ -42,7 +42,7 @@ def weighted_mean(map_BCHW: Tensor, score_B: Tensor, layout: tuple[int, int] | N
     Args:
         map_BCHW: the map on which the score depends.
         score_B: the score of each image.
-        layout: the axes of rows and columns of a map that is not (B, C, H, W).
+        layout: the axes of images, rows and columns of a map that is not (B, C, H, W).
 
     Returns:
         float32 (B, 1, H, W), values >= 0.

@@ -22,7 +22,7 @@ from vbp.saliency.cuts import Strand, reached, stages_of
 from vbp.saliency.dataflow import follow
 from vbp.saliency.geometry import Branches, Geometry, Stage, map_sizes
 from vbp.saliency.graph import graph_of
-from vbp.saliency.operations import CONVOLUTIONS, module_of, name_of, operation_of
+from vbp.saliency.operations import CONVOLUTIONS, data_of, module_of, name_of, operation_of
 from vbp.saliency.shapes import ImageShape, Shapes, Sizes, larger
 from vbp.saliency.sizes import Choice
 from vbp.saliency.values import Map
@@ -38,8 +38,8 @@ class Trace:
     """Name of the graph node whose output is the stage's map, for each stage."""
     graph: Graph
     """The whole forward pass, with in-place operations as steps of the data flow."""
-    layouts: Mapping[str, tuple[int, int]]
-    """The axes of rows and columns of those maps that are not (N, C, H, W), by name of the node."""
+    layouts: Mapping[str, tuple[int, int, int]]
+    """The axes of images, rows and columns of those maps that are not (N, C, H, W), by name of the node."""
     choices: tuple[Choice, ...] = ()
     """What the network decided by the size of the images when it was traced."""
     sized: bool = False
@@ -149,7 +149,7 @@ def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: 
         has_convolution = any(operation_of(node, model) in CONVOLUTIONS for node in graph.nodes)
         missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"
         raise ModelError(f"{_name(model)} has {missing}, so VisualBackProp has no map to start from.")
-    layouts = {name: one.spatial for name, one in tapped.items() if (one.rank, *one.spatial) != (4, 2, 3)}
+    layouts = {name: one.places for name, one in tapped.items() if (one.rank, *one.places) != (4, 0, 2, 3)}
     return Trace(tuple(stages), tuple(tapped), graph, layouts, choices, bool(choices or sizes.used), partial)
 
 
@@ -195,7 +195,7 @@ def _trunk(graph: Graph, maps: Mapping[Node, Map]) -> dict[Node, Map]:
     A head is a map from which output is computed, but no map that leads to further output.
     """
     outputs = [node for node in graph.nodes if node.op == "output"]
-    behind = reached(outputs, lambda node: () if node in maps else node.all_input_nodes)
+    behind = reached(outputs, lambda node: () if node in maps else data_of(node))
     below = {end: reached([end], lambda node: maps[node].sources) for end in behind if end in maps}
     heads = [end for end in below if not any(end in nodes for other, nodes in below.items() if other is not end)]
     shared = set.intersection(*(below[head] for head in heads)) if heads else set()

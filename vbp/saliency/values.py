@@ -46,7 +46,7 @@ class Call:
     @property
     def sources(self) -> tuple[Node, ...]:
         """The maps that it reads."""
-        return tuple(node for node in self.node.all_input_nodes if isinstance(self.values.get(node), Map))
+        return tuple(node for node in operations.data_of(self.node) if isinstance(self.values.get(node), Map))
 
     @property
     def map(self) -> Map:
@@ -57,11 +57,6 @@ class Call:
     def maps(self) -> list[Map]:
         """The maps of `sources`."""
         return [value for node in self.sources if isinstance(value := self.values[node], Map)]
-
-    @property
-    def first_is_map(self) -> bool:
-        """Whether its first input is a map; else it makes a vector or constant like one, as in ``p.expand_as(x)``."""
-        return isinstance(self.values.get(self.node.all_input_nodes[0]), Map)
 
     def terms(self, kind: str) -> tuple[Node, ...]:
         """The maps that it reads; nested sums, or nested concatenations, are taken as one."""
@@ -78,7 +73,7 @@ class Call:
     def _behind_unchanged(self, node: Node) -> Node:
         """The node before operations that change no value, as dropout in evaluation, if nothing else reads theirs."""
         while len(node.users) == 1 and operations.operation_of(node, self.model) in operations.UNCHANGED:
-            (node,) = node.all_input_nodes
+            (node,) = operations.data_of(node)
         return node
 
     def arguments(self, *names: str) -> dict[str, Any]:
