@@ -16,7 +16,7 @@ from vbp.columns import (
     made_by,
 )
 
-STEPS = ("list", "source", "fetch", "decode", "explain", "encode", "write", "index")
+STEPS = ("list", "source", "fetch", "decode", "explain", "evaluate", "encode", "write", "index")
 GIVEN = {"key", "uri", "path", "mine"}
 MADE = GIVEN - {"path"} | made_by("fetch")
 
@@ -32,7 +32,7 @@ def test_a_column_is_declared_once_and_lives_from_one_step_to_a_later_one():
 
 def test_the_index_is_what_no_step_drops():
     assert INDEX_SCHEMA.names == [column.name for column in INDEX_COLUMNS]
-    assert set(PART_SCHEMA.names) - set(INDEX_SCHEMA.names) == {"shard", "position"} == dropped_by("index")
+    assert set(PART_SCHEMA.names) - set(INDEX_SCHEMA.names) == {"shard", "position", "scores"} == dropped_by("index")
     assert [field.name for field in PART_SCHEMA if not field.nullable] == [
         *("key", "uri", "status", "finished_at", "shard", "position")
     ]

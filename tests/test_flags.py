@@ -16,6 +16,8 @@ from vbp.errors import UsageError
 from vbp.flags import GROUPS, METAVARS, config_of, job_options
 from vbp.pipeline import RunConfig
 
+JOBS = ("explain", "plan", "evaluate")
+"""Commands with the options of the main job."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -44,16 +46,16 @@ def test_a_job_of_its_own_knows_the_short_help_too(job):
     assert re.search(r"-h, --help +Show this message and exit\.", done.stdout)
 
 
-@pytest.mark.parametrize("command", ["explain", "plan"])
+@pytest.mark.parametrize("command", JOBS)
 def test_every_option_stands_in_one_group(command):
     shown = help_of(command, width=200)
     titles = re.findall(r"^(\w+):", shown, re.MULTILINE)
-    own = ["Estimate"] if command == "plan" else []
+    own = {"plan": ["Estimate"], "evaluate": ["Evaluation"]}.get(command, [])
     cluster = ["Cluster"]
     assert titles == ["Usage", "Examples", *own, "Input", "Network", "Method", "Output", "Run", *cluster, "Other"]
     assert shown.partition("\nOther:\n")[2].split() == ["-h,", "--help", "Show", "this", "message", "and", "exit."]
     named = [name for names in GROUPS.values() for name in names]
-    known = {param.name for name in ("explain", "plan") for param in main.commands[name].params}
+    known = {param.name for name in JOBS for param in main.commands[name].params}
     assert sorted(named) == sorted(known)
     assert set(METAVARS) <= known
 
@@ -66,7 +68,7 @@ def test_examples_stand_a_line_each_and_are_of_options_that_exist(command):
     for name, arguments in examples:
         assert name == command
         assert {word for word in shlex.split(arguments) if word.startswith("--")} <= flags
-    assert bool(examples) == (command in ("explain", "plan", "sweep", "attach"))
+    assert bool(examples) == (command in (*JOBS, "sweep", "attach"))
 
 
 @pytest.fixture

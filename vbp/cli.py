@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vbp.errors import InterruptedRunError, LeaseLostError, UsageError, VBPError
-from vbp.flags import CONTEXT, Command, config_of, job_options, json_object
+from vbp.flags import (
+    CONTEXT,
+    Command,
+    config_of,
+    evaluation_of,
+    evaluation_options,
+    job_options,
+    json_object,
+)
 from vbp.plain import plain
 
 if TYPE_CHECKING:
@@ -40,6 +48,11 @@ vbp explain --config run.yaml --refresh
 PLAN_EXAMPLES = """
 vbp plan photos out --weights model.safetensors --price-per-hour 3
 vbp plan --config run.yaml
+"""
+EVALUATE_EXAMPLES = """
+vbp evaluate photos out --truth annotations --weights model.safetensors
+vbp evaluate photos out --truth coco.json --methods vbp,eigencam,gradcam
+vbp evaluate photos out --weights model.pth --metrics insertion,deletion
 """
 SWEEP_EXAMPLES = """
 vbp sweep sweep.yaml --plan
@@ -167,6 +180,54 @@ def _submit(config: RunConfig, address: str, as_json: bool) -> int:
         return submit(config, address, as_json=as_json, show=log.write)
     finally:
         log.end()
+
+
+@main.command(short_help="How good the masks are, beside other methods.", examples=EVALUATE_EXAMPLES)
+@job_options
+@evaluation_options
+@click.option("--address", metavar="URL", help="Run on the Ray cluster whose job API is at this URL: http://HEAD:8265.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary and the table as JSON on standard output.")
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    /,
+    input: str | None,
+    output: str | None,
+    directory: str | None,
+    address: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Explain every image below INPUT, and score the masks and those of other methods.
+
+    Writes what vbp explain does to OUTPUT, one row for each image, method and metric to OUTPUT/scores, and a page,
+    OUTPUT/evaluation.html.
+    """
+    with _translated():
+        evaluation = evaluation_of(options)
+        config = config_of(ctx, input, output, directory, options, evaluation)
+        sys.exit(_evaluate(config, as_json) if address is None else _submit(config, address, as_json))
+
+
+def _evaluate(config: RunConfig, as_json: bool) -> int:
+    """Run, then make table and page from what lies in OUTPUT."""
+    from vbp.pipeline.job import run
+    from vbp.review.evaluation import evaluation, save
+    from vbp.tables import print_evaluation
+    from vbp.terminal import print_summary, watching
+
+    with watching() as observer, redirect_stdout(sys.stderr):
+        summary = run(config, observer)
+    found = evaluation(summary.output, config.storage_options) if summary.succeeded else None
+    if found is not None:
+        save(found, config.storage_options)
+    if as_json:
+        _print_json({**summary.as_json(), "evaluation": found and found.as_json()})
+        return summary.exit_code
+    print_summary(summary)
+    if found is not None:
+        print_evaluation(found)
+    return summary.exit_code
 
 
 @main.command(short_help="Many runs as one: combinations of settings.", examples=SWEEP_EXAMPLES)

@@ -7,9 +7,10 @@ A row is one image.  Each step adds columns, and drops the bulky ones that it ha
     fetch    -> data bytes sha256, without path
     decode   -> pixels width height format frame_*, without data
     explain  -> mask flat log10_max device selected and the prediction
+    evaluate -> scores, in ``vbp evaluate``
     encode   -> file_* mask_mean mask_area peak_*, without pixels, mask and selected
     write    -> status mask_uri ... run_id, without file_*: one row of a part of the ledger
-    index    -> the same row, without shard and position
+    index    -> the same row, without shard, position and scores
 
 ``COLUMNS`` is their table.  The schemas of manifest, parts and index are made from it.  A ``Contract`` declares the
 columns of one step; a step that makes or drops another column is stopped at its first batch.  To add a
@@ -97,6 +98,7 @@ COLUMNS = (
     Column("run_id", pa.string(), "write", "The attempt at the run that made the row."),
     Column("shard", pa.int32(), "source", "The shard of the manifest that lists it.", False, "index"),
     Column("position", pa.int32(), "source", "Number of the row within the shard, from 0.", False, "index"),
+    Column("scores", pa.string(), "evaluate", "JSON: what `vbp evaluate` found, see `SCORES`.", dropped_by="index"),
     Column("path", pa.binary(), "list", "Path below INPUT, in the bytes of the file system.", dropped_by="fetch"),
     Column("size", pa.int64(), "list", "Size of the image file when it was listed, in bytes.", dropped_by="source"),
     Column("run", pa.int32(), "source", "Number of the run, among those that share the workers.", dropped_by="write"),
@@ -112,6 +114,7 @@ COLUMNS = (
     Column("file_maps", pa.binary(), "encode", "The file of all maps and intermediate masks.", dropped_by="write"),
     Column("seconds_fetch", pa.float64(), "fetch", "Its share of the step's seconds.", dropped_by="write"),
     Column("seconds_decode", pa.float64(), "decode", "Its share of the step's seconds.", dropped_by="write"),
+    Column("seconds_evaluate", pa.float64(), "evaluate", "Its share of the step's seconds.", dropped_by="write"),
     Column("seconds_explain", pa.float64(), "explain", "Its share of the step's seconds.", dropped_by="write"),
     Column("seconds_encode", pa.float64(), "encode", "Its share of the step's seconds.", dropped_by="write"),
 )
@@ -127,12 +130,14 @@ SAMPLE = (
 """What the ``.json`` of a WebDataset's sample says: nothing that changes from run to run, so that equal results are
 equal bytes; for the same reason nothing that the first version did not say."""
 ERRORS = ("error_stage", "error_type", "error_message")
+STAGES = ("fetch", "decode", "explain", "evaluate", "encode", "write")
+"""The steps, of which `evaluate` is in ``vbp evaluate`` alone."""
 REPORT: Mapping[str, str] = {
     "shard": "Number of the shard.",
     "ok": "Images with a result.",
     "error": "Images that failed.",
     "reasons": "JSON: how many failed, by `stage: type`.",
-    **{f"seconds_{stage}": "Seconds of the step." for stage in ("fetch", "decode", "explain", "encode", "write")},
+    **{f"seconds_{stage}": "Seconds of the step." for stage in STAGES},
 }
 """Columns of the last step's report, which has one row for each committed part."""
 
@@ -161,7 +166,20 @@ def schema_of(names: Iterable[str]) -> pa.Schema:
 
 
 INDEX_SCHEMA = schema_of(column.name for column in INDEX_COLUMNS)
-PART_SCHEMA = schema_of([*INDEX_SCHEMA.names, "shard", "position"])
+PART_SCHEMA = schema_of([*INDEX_SCHEMA.names, "shard", "position", "scores"])
+SCORES = pa.schema(
+    [
+        pa.field("key", pa.string(), False),
+        pa.field("label", pa.string()),
+        pa.field("method", pa.string(), False),
+        pa.field("metric", pa.string(), False),
+        pa.field("value", pa.float64()),
+        pa.field("chance", pa.float64()),
+        pa.field("settings", pa.string()),
+    ]
+)
+"""The rows of ``OUTPUT/scores``: one for each image, method and metric.  `value` is null where the metric says nothing
+about the image; `chance` is what a mask without knowledge would score on it, null where that is not known."""
 MANIFEST_SCHEMA = schema_of(["key", "uri", "path", "label", "size", "version"])
 
 

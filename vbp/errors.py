@@ -14,6 +14,7 @@
     │   ├── FileTooLargeError         more bytes than ``--max-bytes``
     │   ├── ImageTooLargeError        more pixels than the limit against decompression bombs
     │   ├── NonFiniteActivationError  the network gave infinity or NaN for this image
+    │   ├── TruthError                what is given as the image's true object cannot be
     │   └── WorkerDiedError           more than one worker was killed while it worked on this image alone
     ├── StorageError              a store refuses or does not answer, after retries
     │   └── LeaseLostError        another run has taken over the output
@@ -69,6 +70,10 @@ class ImageTooLargeError(ImageError):
 
 class NonFiniteActivationError(ImageError):
     """The network gave infinity or NaN for this image."""
+
+
+class TruthError(ImageError):
+    """What is given as the image's true object cannot be."""
 
 
 class WorkerDiedError(ImageError):

@@ -242,7 +242,7 @@ class Explainer:
                 "the .scales of an earlier Explainer."
             )
         images = [_checked(torch.as_tensor(pixels_HWC)[None]) for pixels_HWC in calibration[:IMAGES]]
-        return self._vbp.calibrate([partial(self._normalise, image_1HWC) for image_1HWC in images])
+        return self._vbp.calibrate([partial(self.normalise, image_1HWC) for image_1HWC in images])
 
     def _explain(self, pixels_BHWC: Tensor) -> ExplainedBatch:
         count = len(pixels_BHWC)
@@ -250,18 +250,19 @@ class Explainer:
             black = pixels_BHWC.new_zeros(self.batch_size - count, *pixels_BHWC.shape[1:])
             pixels_BHWC = torch.cat([pixels_BHWC, black])
         with torch.inference_mode(), true_float32(self._device):
-            images_BCHW = self._normalise(pixels_BHWC)
+            images_BCHW = self.normalise(pixels_BHWC).to(PRECISIONS[self.precision])
             explanation = self._vbp.explain(images_BCHW, target=self.method.target, classify=self._classify)
         return self._batch(explanation, count)
 
-    def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
+    def normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        """Pixels, uint8 (B, H, W, 3), as the network takes them: float32 (B, C, H, W) on its device."""
         channels_BHWC = _channels(pixels_BHWC.to(self._device), self.preprocessing.channels).float()
         # Rows of all channels side by side are long enough for vector instructions; the channels of a pixel are not.
         rows_BHX = channels_BHWC.flatten(2)
         mean_X, std_X = (values_C.repeat(pixels_BHWC.shape[2]) for values_C in (self._mean_C, self._std_C))
         rows_BHX.div_(255).sub_(mean_X).div_(std_X)
         # Permuted to (B, C, H, W), these pixels have torch's memory format channels_last.
-        return rows_BHX.view(channels_BHWC.shape).permute(0, 3, 1, 2).to(PRECISIONS[self.precision])
+        return rows_BHX.view(channels_BHWC.shape).permute(0, 3, 1, 2)
 
     def _batch(self, explanation: Explanation, count: int) -> ExplainedBatch:
         def planes(maps_B1HW: list[Tensor]) -> list[NDArray[np.float32]] | None:

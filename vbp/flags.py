@@ -12,7 +12,8 @@ from click.core import ParameterSource
 
 from vbp.choices import choices_of
 from vbp.errors import UsageError
-from vbp.pipeline.config import RunConfig
+from vbp.pipeline.config import RunConfig, option_fields
+from vbp.pipeline.evaluation import USUAL_METHODS, USUAL_METRICS, Evaluation
 
 ALIASES = {
     "weights": ("--cp", "--checkpoint"),
@@ -25,6 +26,7 @@ RESULTS = "results"
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "Estimate": ("price_per_hour", "images_per_second"),
+    "Evaluation": ("truth", "methods", "metrics"),
     "Input": ("input", "limit", "refresh", "suffixes", "max_bytes", "directory"),
     "Network": (
         "model", "model_args", "submodule", "weights", "size", "fit", "device", "precision", "batch_size", "mean",
@@ -117,7 +119,7 @@ def _record(param: click.Parameter, ctx: click.Context) -> tuple[str, str] | Non
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """INPUT, OUTPUT and all flags of the main job."""
     hints = get_type_hints(RunConfig)
-    for field in reversed(dataclasses.fields(RunConfig)):
+    for field in reversed(option_fields()):
         if field.name not in ("input", "output"):
             command = _flag(field, hints[field.name])(command)
     command = click.option(
@@ -138,8 +140,35 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("input", required=False, type=place)(command)
 
 
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags of ``vbp evaluate`` that the main job has not."""
+    for name, help_text, metavar in (
+        ("metrics", f"Comma-separated [default: of {', '.join(USUAL_METRICS)} what can be measured].", "LIST"),
+        ("methods", f"Comma-separated [default: {', '.join(USUAL_METHODS)}].", "LIST"),
+        ("truth", "True objects: a COCO file (.json), or a folder of .xml or masks named like the images.", "PLACE"),
+    ):
+        command = click.option(f"--{name}", metavar=metavar, help=help_text)(command)
+    return command
+
+
+def evaluation_of(options: dict[str, Any]) -> Evaluation:
+    """The evaluation from the arguments of `evaluation_options`, which are taken out of `options`.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    truth, *lists = (options.pop(name) for name in ("truth", "methods", "metrics"))
+    methods, metrics = (tuple((given or "").split(",")) for given in lists)
+    return Evaluation(truth=truth, methods=methods, metrics=metrics)
+
+
 def config_of(
-    ctx: click.Context, input: str | None, output: str | None, directory: str | None, options: dict[str, Any]
+    ctx: click.Context,
+    input: str | None,
+    output: str | None,
+    directory: str | None,
+    options: dict[str, Any],
+    evaluation: Evaluation | None = None,
 ) -> RunConfig:
     """The configuration from the arguments of `job_options`; ``--save-config`` also writes it to a file.
 
@@ -158,7 +187,7 @@ def config_of(
     input, output = input or places[0], output or places[1]
     if input is None or output is None:
         raise UsageError(f"Both INPUT and OUTPUT are needed: vbp {ctx.command.name} INPUT OUTPUT.")
-    config = RunConfig(input=input, output=output, **options)
+    config = RunConfig(input=input, output=output, evaluation=evaluation, **options)
     if target is not None:
         save_run(config, target)
     return config

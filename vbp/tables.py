@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vbp.pipeline.dryrun import Plan
     from vbp.pipeline.sweep.dryrun import SweepPlan
     from vbp.review.compare import Comparison
+    from vbp.review.evaluation import Evaluated
     from vbp.review.failures import Failures
     from vbp.review.status import Status
     from vbp.review.validate import Validation
@@ -103,6 +104,23 @@ def print_validation(found: Validation) -> None:
     if found.rebased:
         _print(f"\nThe index was made anew for {found.output}.")
     _print(f"\n{found.next_step}")
+
+
+def print_evaluation(found: Evaluated) -> None:
+    """Print each metric with its methods: mean, interval, chance, and how they stand beside vbp."""
+    table = Rows("metric", "method", "mean", "interval", "chance", "beside vbp", box=None, pad_edge=False)
+    for each in found.tables:
+        arrow = "" if each.higher_is_better else " (less is better)"
+        for number, line in enumerate(each.lines):
+            table.add_row(
+                "" if number else f"{each.metric}{arrow}",
+                line.method,
+                f"{line.mean:.3f}",
+                f"{line.low:.3f} to {line.high:.3f}",
+                "" if line.chance is None else f"{line.chance:.3f}",
+                line.verdict,
+            )
+    _print("", table, f"\npage: {found.output}/evaluation.html")
 
 
 def print_plan(plan: Plan) -> None:

@@ -33,7 +33,7 @@ LEAVES = {
 STORAGE = LEAVES | {f"vbp.storage{room}" for room in ("", ".collections", ".manifest", ".results", ".ledger")}
 NETWORKS = {f"vbp.networks{room}" for room in ("", ".classfile", ".preprocessing", ".sources", ".models")}
 PIPELINE = {"vbp.pipeline", "vbp.pipeline.on_ray", "vbp.pipeline.sweep"}
-WORK = {"vbp", "vbp.columns", "vbp.explainer", "vbp.images", "vbp.saliency"} | STORAGE | NETWORKS
+WORK = {"vbp", "vbp.columns", "vbp.evaluation", "vbp.explainer", "vbp.images", "vbp.saliency"} | STORAGE | NETWORKS
 ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.errors": (set(), set()),
     "vbp.choices": (set(), set()),
@@ -60,10 +60,13 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"torch", "torchvision", "numpy"},
     ),
     "vbp.saliency.pixels": (set(), set()),
-    "vbp.saliency.cuts": ({"vbp.errors", "vbp.saliency.pixels"}, set()),
+    "vbp.saliency.cuts": ({"vbp.saliency.pixels"}, set()),
     "vbp.attach": ({"vbp.errors", "vbp.saliency.cuts", "vbp.saliency.pixels"}, {"numpy", "onnx"}),
     "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
-    "vbp.evaluation": ({"vbp.errors", "vbp.choices", "vbp.words", "vbp.saliency"}, {"torch", "numpy"}),
+    "vbp.evaluation": (
+        {"vbp.errors", "vbp.choices", "vbp.words", "vbp.saliency", "vbp.images"},
+        {"torch", "numpy", "PIL"},
+    ),
     "vbp.images": (
         {"vbp.errors", "vbp.choices", "vbp.networks.preprocessing"},
         {"PIL", "torch", "torchvision", "numpy", "matplotlib"},
@@ -84,7 +87,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.pipeline.on_ray": (WORK | {"vbp.storage.stores", "vbp.pipeline"}, {"numpy", "pyarrow", "ray"}),
     "vbp.pipeline.sweep": (WORK | {"vbp.pipeline", "vbp.pipeline.on_ray"}, {"numpy", "pyarrow"}),
     "vbp.review": (
-        {"vbp", "vbp.columns", "vbp.plain", "vbp.images", "vbp.networks.preprocessing"} | STORAGE,
+        {"vbp", "vbp.columns", "vbp.evaluation", "vbp.plain", "vbp.images", "vbp.networks.preprocessing"} | STORAGE,
         {"numpy", "pyarrow", "PIL"},
     ),
     "vbp.demo": (

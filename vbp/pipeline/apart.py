@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from vbp.errors import UsageError
-from vbp.storage.outline import INDEX, OWN, RESULT_FOLDERS
+from vbp.storage.outline import INDEX, OWN, RESULT_FOLDERS, SCORES
 
 if TYPE_CHECKING:
     from vbp.storage.collections.tree import ManifestRow
 
-OWN_FOLDERS = (*RESULT_FOLDERS, INDEX, OWN)
+OWN_FOLDERS = (*RESULT_FOLDERS, INDEX, SCORES, OWN)
 """Folders that a run writes below OUTPUT."""
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "az", "abfs": "az"}
 

@@ -22,7 +22,7 @@ from vbp.storage.files import Folder
 from vbp.storage.ledger.marks import is_mark
 from vbp.storage.ledger.parts import PARTS, generation_of, parse_parts, read_parts
 from vbp.storage.manifest.manifest import MANIFEST, Manifest, files_in
-from vbp.storage.outline import FOLDERS, INDEX, RESULT_FOLDERS, TARS
+from vbp.storage.outline import FOLDERS, INDEX, RESULT_FOLDERS, SCORES, TARS
 from vbp.storage.record import RUN, load_record, mark_incomplete, save_record, withdraw
 from vbp.storage.results.places import names_of
 from vbp.storage.results.tars import shard_of
@@ -31,7 +31,8 @@ from vbp.storage.sorting import Sorter
 _EXAMPLES = 3
 _THREADS = 16
 _AT_ONCE = 4096
-_INDEX_FILE = re.compile(rf"{INDEX}/part-\d{{5,}}\.parquet", re.ASCII)
+_TABLES = (INDEX, SCORES)
+_TABLE_FILE = re.compile(rf"({'|'.join(_TABLES)})/part-\d{{5,}}\.parquet", re.ASCII)
 
 
 def refuse_others(output: Folder) -> None:
@@ -40,7 +41,7 @@ def refuse_others(output: Folder) -> None:
     Raises:
         UsageError: one of them holds files or is a file, which no run can have written.
     """
-    folders = (*RESULT_FOLDERS, INDEX)
+    folders = (*RESULT_FOLDERS, *_TABLES)
     found = [name for name in folders if output.exists(name)]
     found = found or list(islice(chain.from_iterable(_below(output, name) for name in folders), _EXAMPLES))
     if found:
@@ -67,7 +68,8 @@ def clear(output: Folder, attempt: str) -> None:
         shards = _explain(output, explained)
         # Parts go first: no part may outlive the manifest with its positions, or the results that it names.
         _delete(output, (path for path in _below(output, PARTS) if _is_of_ledger(path)))
-        _delete(output, (path for path in _below(output, INDEX) if _INDEX_FILE.fullmatch(path)))
+        tables = chain.from_iterable(_below(output, name) for name in _TABLES)
+        _delete(output, (path for path in tables if _TABLE_FILE.fullmatch(path)))
         found = chain.from_iterable(_below(output, name) for name in sorted(FOLDERS))
         _delete(output, _common(explained, found))
         _delete(output, (path for path in _below(output, TARS) if shard_of(path) in shards))

@@ -39,6 +39,7 @@ from vbp.errors import UsageError
 from vbp.networks import names
 from vbp.networks.preprocessing import IMAGENET, Preprocessing, check_mean, check_std
 from vbp.pipeline.apart import check_places
+from vbp.pipeline.evaluation import Evaluation
 from vbp.pipeline.resources import parse_labels
 from vbp.saliency.method import Method
 from vbp.storage.addresses import check_place, without_secrets
@@ -195,6 +196,8 @@ class RunConfig:
         default_factory=dict,
         metadata={"help": "JSON of non-secret options by URL prefix: endpoint_url, region, anon, requester_pays."},
     )
+    evaluation: Evaluation | None = field(default=None, metadata={"group": True})
+    """What `vbp evaluate` measures besides; None in `vbp explain`."""
 
     def __post_init__(self) -> None:
         if not self.input or not self.output:
@@ -281,6 +284,8 @@ class RunConfig:
         chosen["model"] = names.recorded(self.model)
         if self.smooth:
             chosen |= {"noise": self.noise, "noise_seed": self.seed}
+        if self.evaluation is not None:
+            chosen |= {**self.evaluation.as_json(), "evaluation_seed": self.seed}
         return {name: _recorded(value) for name, value in chosen.items()}
 
     def preprocessing(self, own: Preprocessing | None = IMAGENET) -> Preprocessing:
@@ -355,10 +360,15 @@ class RunConfig:
             seed=self.seed,
         )
 
+    @property
+    def command(self) -> str:
+        """Which command of ``vbp`` does such a run."""
+        return "explain" if self.evaluation is None else "evaluate"
+
     def arguments(self) -> list[str]:
         """The command line of this configuration: INPUT, OUTPUT, and a flag for each value that is not a default."""
         flags = []
-        for each in dataclasses.fields(self):
+        for each in option_fields():
             value = getattr(self, each.name)
             if each.name in ("input", "output") or value in (each.default, {}) or self.is_implied(each.name):
                 continue
@@ -367,6 +377,7 @@ class RunConfig:
             elif isinstance(value, Mapping):
                 value = json.dumps(value)
             flags.append(_flag(each.name) if value is True else f"{_flag(each.name)}={value}")
+        flags += self.evaluation.flags() if self.evaluation else ()
         return [*flags, "--", self.input, self.output]
 
     def is_implied(self, name: str) -> bool:
@@ -377,7 +388,13 @@ class RunConfig:
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, for ``run.json``; without secrets, because none are accepted or kept."""
-        return {f.name: _recorded(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        evaluation = {"evaluation": self.evaluation.as_json()} if self.evaluation else {}
+        return {f.name: _recorded(getattr(self, f.name)) for f in option_fields()} | evaluation
+
+
+def option_fields() -> list[dataclasses.Field[Any]]:
+    """The fields of a `RunConfig` that are options of ``vbp explain``."""
+    return [each for each in dataclasses.fields(RunConfig) if not each.metadata.get("group")]
 
 
 def _recorded(value: Any) -> Any:

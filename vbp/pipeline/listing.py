@@ -79,6 +79,8 @@ class Checked:
             if not self._choice.rows:  # an earlier attempt has made the listing
                 deque(self._choice.watch(manifest.rows()), maxlen=0)
             self._calibrate()
+        if pending and config.evaluation is not None and config.evaluation.truth is not None:
+            self._recipe = dataclasses.replace(self._recipe, truth_rule=self._truth_rule(manifest))
         return Due(self._attempt, self._recipe, manifest, pending)
 
     # The manifest
@@ -178,6 +180,16 @@ class Checked:
         self._record.refuse_other_classes(classes)
         return classes
 
+    def _truth_rule(self, manifest: Manifest) -> str:
+        """How truths are named after images; tried on the first ones.
+
+        Raises:
+            UsageError: no truth is found, or none fits its image.
+        """
+        from vbp.pipeline.truths import tried
+
+        return tried(self._recipe, manifest.rows())
+
     @property
     def _lacks_scales(self) -> bool:
         return self._recipe.precision == "int8" and self._recipe.scales is None
@@ -212,8 +224,8 @@ class Listed:
             given: resources from Ray; None for work in this process.
 
         Raises:
-            UsageError: ``select`` needs classes that are unknown, folders now stand for other classes, or int8 finds
-                too few images that can be read.
+            UsageError: ``select`` needs classes that are unknown, folders now stand for other classes, int8 finds too
+                few images that can be read, or an evaluation no truth that fits.
             ModelError: the network cannot be computed with integers.
         """
         return self._checked.due(self.manifest, given)

@@ -244,6 +244,10 @@ def check_network(config: RunConfig, model: Model) -> None:
         except (ImageError, RuntimeError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise UsageError(f"--size (={side}) does not suit --model {config.model}: {said}") from error
+    if config.evaluation is not None:
+        from vbp.pipeline.evaluate import check_evaluation
+
+        check_evaluation(config, model)
     for option, value, without in (("--select", config.select, "all"), ("--target", config.target, "none")):
         if value != without and model.num_classes is None:
             raise UsageError(

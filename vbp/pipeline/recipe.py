@@ -102,6 +102,8 @@ class Recipe:
     """Which class each folder stands for; None without a classifier."""
     generation: str = ""
     """The manifest's generation; parts of another generation do not count."""
+    truth_rule: str = ""
+    """For an evaluation: how a truth is named after its image; empty without one."""
     threads: int = 0
     """CPU threads of one worker's network; 0 leaves the default."""
     network: Model | None = field(default=None, compare=False, repr=False)
@@ -176,9 +178,13 @@ class Recipe:
 
         return {"calibration": Scales.from_json(self.scales)}
 
-    def explain(self) -> Explain:
-        """The third step."""
-        return Explain(**self.explain_arguments())
+    def explain(self) -> Callable[[Batch], Batch]:
+        """The third step; in an evaluation with the scores."""
+        if self.config.evaluation is None:
+            return Explain(**self.explain_arguments())
+        from vbp.pipeline.evaluate import evaluated
+
+        return evaluated(self, self.config.evaluation)
 
     def encode(self) -> Encode:
         """The fourth step."""

@@ -12,16 +12,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from vbp.errors import UsageError
-from vbp.pipeline.config import RunConfig
+from vbp.pipeline.config import RunConfig, option_fields
 from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
 
-_FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+_FIELDS = {field.name: field for field in option_fields()}
 
 
 def read_run(place: str) -> dict[str, Any]:

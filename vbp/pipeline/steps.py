@@ -47,7 +47,7 @@ from vbp.storage.results.layouts import make_layout
 if TYPE_CHECKING:
     from torch import nn
 
-    from vbp.explainer import ExplainedBatch
+    from vbp.explainer import ExplainedBatch, Explainer
     from vbp.images.frame import Frame
     from vbp.networks.model import Model
     from vbp.pipeline.classes import ClassMap
@@ -290,6 +290,11 @@ class Explain(Step):
         self._classes = classes
         self._select = select
 
+    @property
+    def explainer(self) -> Explainer:
+        """The network with its method."""
+        return self._explainer
+
     @override
     def run(self, batch: Batch) -> Batch:
         rows = len(batch["key"])
@@ -414,7 +419,7 @@ class Encode(Step):
     def _needs_of_pictures(self) -> set[str]:
         """Columns that are needed for pictures of the input or the overlay."""
         if self._frame == "image":
-            return {"data", *_FRAME}
+            return {"data", *FRAME}
         return {"pixels"} if {"overlay", "input"} & set(self._outputs) else set()
 
     @override
@@ -443,7 +448,7 @@ class Encode(Step):
 
         if self._frame == "image":
             return Frame(0, 0, mask_HW.shape[1], mask_HW.shape[0])
-        return _frame_of(batch, row) if "frame_left" in batch else None
+        return frame_of(batch, row) if "frame_left" in batch else None
 
     def _in_frame(self, batch: Batch, row: int) -> tuple[np.ndarray, Any]:
         """Mask and picture of one row, in the configured frame; the picture is None if no output needs it."""
@@ -454,7 +459,7 @@ class Encode(Step):
 
         pixels_HWC = decode_upright(batch["data"][row])
         height, width = pixels_HWC.shape[:2]
-        return place(batch["mask"][row], _frame_of(batch, row), width, height), pixels_HWC
+        return place(batch["mask"][row], frame_of(batch, row), width, height), pixels_HWC
 
     def _encode(self, kind: str, batch: Batch, row: int, mask_HW: np.ndarray, pixels_HWC: Any) -> bytes:
         from vbp.images import encode
@@ -488,13 +493,15 @@ def _facts_of(mask_HW: np.ndarray, covered: Frame | None) -> dict[str, Any]:
     return dict(zip(_MASK_COLUMNS, values, strict=True))
 
 
-def _frame_of(batch: Batch, row: int) -> Frame:
+def frame_of(batch: Batch, row: int) -> Frame:
+    """The place of a row's frame in its upright image."""
     from vbp.images.frame import Frame
 
-    return Frame(*(float(batch[name][row]) for name in _FRAME))
+    return Frame(*(float(batch[name][row]) for name in FRAME))
 
 
-_FRAME = ("frame_left", "frame_top", "frame_right", "frame_bottom")
+FRAME = ("frame_left", "frame_top", "frame_right", "frame_bottom")
+"""Columns with the place of the network's frame in the upright image."""
 
 
 class Write:

@@ -11,8 +11,10 @@ from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
 from vbp.storage.ledger import index
 from vbp.storage.ledger.orphans import remove_orphans
+from vbp.storage.ledger.scores import collect
 from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.outline import TARS
+from vbp.storage.parquet import Written
 from vbp.storage.results.files import files_of
 from vbp.words import counted
 
@@ -104,9 +106,14 @@ class Working:
         attempt = self._attempt
         summary = self._summary(totals, given)
         self._remove_orphans()
-        attempt.record.end(summary, totals.files)
+        attempt.record.end(summary, {**totals.files, **self._scores()})
         attempt.output.look()
         return summary
+
+    def _scores(self) -> Mapping[str, Written]:
+        """The files of an evaluation's scores; none in other runs."""
+        attempt = self._attempt
+        return {} if attempt.config.evaluation is None else collect(attempt.output, self._manifest)
 
     def _expect(self, pending: list[index.PendingShard]) -> None:
         self.pending = pending
@@ -142,7 +149,7 @@ class Working:
             computed=self._computed,
             failures_allowed=config.failures_allowed(totals.images),
             seconds=self.seconds,
-            stage_seconds={name: round(value, 3) for name, value in self._stage_seconds.items()},
+            stage_seconds={name: round(value, 3) for name, value in self._stage_seconds.items() if value},
             runner="local" if given is None else "ray",
             device=recipe.device,
             precision=recipe.precision,

@@ -8,7 +8,6 @@ import io
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,10 +16,10 @@ import pyarrow.compute as pc
 import vbp
 from vbp.errors import ImageError, StorageError
 from vbp.networks.preprocessing import IMAGENET
-from vbp.plain import plain
 from vbp.review.choice import Choice
 from vbp.review.failures import Failures, failures
 from vbp.review.output import Output
+from vbp.review.page import page
 from vbp.review.status import Status, status
 from vbp.storage.files import read_uri, write_uri
 from vbp.storage.outline import INDEXED, place_columns
@@ -118,7 +117,7 @@ def report(
     return Report(
         status=status(output.folder.url, options),
         failures=failures(output),
-        facts=_facts(output),
+        facts=facts_of(output),
         stage_seconds=(output.record.get("summary") or {}).get("stage_seconds", {}),
         classes=tuple(rows[:_CLASSES]),
         classes_left_out=max(0, len(rows) - _CLASSES),
@@ -129,18 +128,7 @@ def report(
 
 def render(found: Report) -> str:
     """The page: one HTML file without scripts, which loads nothing."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: plain(value) if type(value) is str else value,
-    )
-    environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\N{THIN SPACE}")
-    template = (resources.files("vbp.review") / "report.html.jinja").read_text("utf-8")
-    return environment.from_string(template).render(found=found, status=found.status, failures=found.failures)
+    return page("report.html.jinja", found=found, status=found.status, failures=found.failures)
 
 
 def save(found: Report, target: str, options: Mapping[str, Any] | None = None) -> None:
@@ -192,7 +180,7 @@ class _Classes:
 _SUMS = ("label_count", "failed_sum", "area_sum", "area_count", "correct_sum", "correct_count")
 
 
-def _facts(output: Output) -> dict[str, str]:
+def facts_of(output: Output) -> dict[str, str]:
     """The settings of the newest attempt that have an effect on the results."""
     config, record = output.config, output.record
     weights = (record.get("fingerprint") or {}).get("weights")

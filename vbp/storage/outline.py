@@ -4,7 +4,7 @@
 
     masks/<key>.png  overlays/<key>.jpg  inputs/<key>.png  maps/<key>.png        layout files
     shards/<shard>/<first>-<last>-<digest>.tar                                   layout webdataset
-    index/  _run/  runs/
+    index/  scores/  _run/  runs/
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ OWN = "_run"
 INDEX = "index"
 """The index: one row for every image."""
 INDEX_FILES = f"{INDEX}/part"
+"""The series of its files."""
+SCORES = "scores"
+"""What an evaluation found: one row for each image, method and metric."""
+SCORES_FILES = f"{SCORES}/part"
 """The series of its files."""
 RUNS = "runs"
 """Outputs of the runs of a sweep."""

@@ -10,6 +10,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from vbp.errors import StorageError
@@ -151,15 +153,16 @@ def broken_promise(output: Folder, path: str = RUN) -> str | None:
 def _misfit(output: Folder, promise: Mapping[str, Any], path: str) -> str | None:
     """How a promise differs from the output; None if it fits.
 
-    The record must name the same attempt, the index must have the same files by name and size (`changed_files` compares
-    the content), and the promises of a sweep's runs must be unchanged.  Otherwise another attempt has changed the
-    output in between, and the next run makes index and promise anew.
+    The record must name the same attempt, the index (and the scores) must have the same files by name and size
+    (`changed_files` compares the content), and the promises of a sweep's runs must be unchanged.  Otherwise another
+    attempt has changed the output in between, and the next run makes index and promise anew.
     """
     attempt = (load_record(output, path) or {}).get("attempt")
     if attempt != promise.get("attempt"):  # an older vbp recorded no attempt in either
         return f"{path} is of attempt {attempt}, not of {promise.get('attempt')}"
     promised = {path: file["bytes"] for path, file in promise.get("index", {}).items()}
-    sizes = _sizes(output) if promise else {}
+    folders = {INDEX, *(path.partition("/")[0] for path in promised)}
+    sizes = dict(chain.from_iterable(_sizes(output, name) for name in folders)) if promise else {}
     for name in sorted(promised.keys() | sizes):
         if promised.get(name) != sizes.get(name):
             return f"{name} has {_bytes(sizes.get(name))}, not {_bytes(promised.get(name))}"
@@ -251,9 +254,8 @@ def mark_incomplete(output: Folder) -> None:
         output.delete(SUCCESS)
 
 
-def _sizes(output: Folder) -> dict[str, int | None]:
-    index = output.child(INDEX)
-    try:
-        return {f"{INDEX}/{file.path}": file.size for file in index.walk() if file.path.endswith(".parquet")}
-    except FileNotFoundError:
-        return {}
+def _sizes(output: Folder, folder: str) -> Iterator[tuple[str, int | None]]:
+    with suppress(FileNotFoundError):
+        for file in output.child(folder).walk():
+            if file.path.endswith(".parquet"):
+                yield f"{folder}/{file.path}", file.size

@@ -69,7 +69,7 @@ def submit(config: RunConfig, address: str, *, as_json: bool, show: Callable[[st
     config, code = _with_code(config)
     api = JobAPI(address)
     api.check_versions()
-    entrypoint = shlex.join(["python", "-m", "vbp.cli", "explain", *["--json"] * as_json, *config.arguments()])
+    entrypoint = shlex.join(["python", "-m", "vbp.cli", config.command, *["--json"] * as_json, *config.arguments()])
     if code is not None:  # a job with other code is another job
         entrypoint = f"VBP_CODE={code.sha256[:16]} {entrypoint}"
     job = api.running(entrypoint)

@@ -28,7 +28,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vbp.errors import UsageError
-from vbp.pipeline.config import RunConfig
+from vbp.pipeline.config import RunConfig, option_fields
 from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
 from vbp.storage.outline import RUNS
 
@@ -38,10 +38,11 @@ ELSEWHERE = {
     "input": "inputs are named under inputs",
     "output": "each run has an output of its own, below the sweep's output",
     "resume_mode": "a sweep always resumes; to start a run over, use vbp explain, or another output",
+    "evaluation": "vbp evaluate measures one run at a time",
 }
 """Fields of ``RunConfig`` that a sweep cannot set, and why."""
 
-_SETTINGS = [field.name for field in dataclasses.fields(RunConfig) if field.name not in ELSEWHERE]
+_SETTINGS = [field.name for field in option_fields() if field.name not in ELSEWHERE]
 _PLACES = ("input", "weights", "classes")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _KEYS = ("output", "inputs", "variants", "grid", "exclude", "common", "budget")

@@ -196,7 +196,9 @@ def _conformed(table: pa.Table) -> pa.Table:
             for name in sorted(names)
         )
         raise ColumnError(f"rows cannot be committed: {odd}; the columns of the index are in vbp/columns.py")
-    return pa.table([_column(table, field) for field in PART_SCHEMA], schema=PART_SCHEMA)
+    rows = pa.table([_column(table, field) for field in PART_SCHEMA], schema=PART_SCHEMA)
+    has_scores = rows["scores"].null_count < rows.num_rows  # in an evaluation alone
+    return rows if has_scores else rows.drop_columns("scores")
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:

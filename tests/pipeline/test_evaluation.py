@@ -1,0 +1,56 @@
+"""What an evaluation measures, and what it refuses."""
+
+import pytest
+
+from vbp.errors import UsageError
+from vbp.pipeline.config import RunConfig
+from vbp.pipeline.evaluation import Evaluation
+
+
+def test_names_are_in_one_order_and_once():
+    asked = Evaluation(methods=("edge", "vbp", " edge"), metrics=("energy-inside", "pointing-game"), truth="boxes")
+    assert asked.methods == ("vbp", "edge")
+    assert asked.metrics == ("pointing-game", "energy-inside")
+
+
+@pytest.mark.parametrize("field", ["methods", "metrics"])
+def test_an_unknown_name_lists_the_known_ones(field):
+    with pytest.raises(UsageError, match=rf"--{field} \(=nothing\) must be one of .*, "):
+        Evaluation(**{field: ("nothing",)})
+
+
+def test_what_is_not_asked_for_is_what_can_be_had():
+    methods, metrics = Evaluation(truth="boxes").chosen(has_classifier=False)
+    assert "vbp" in methods
+    assert "gradcam" not in methods
+    assert "pointing-game" in metrics
+    assert "gradcam" in Evaluation(truth="boxes").chosen(has_classifier=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"methods": ("gradcam",), "truth": "boxes"}, "--methods gradcam needs a network with a classifier"),
+        ({"metrics": ("pointing-game",)}, "--metrics pointing-game needs --truth"),
+        ({}, "Nothing can be measured without --truth"),
+    ],
+    ids=["method", "metric", "nothing"],
+)
+def test_what_cannot_be_had_is_refused(asked, said):
+    with pytest.raises(UsageError, match=said):
+        Evaluation(**asked).chosen(has_classifier=False)
+
+
+def test_the_fingerprint_holds_it_and_that_of_other_runs_does_not():
+    def fingerprint(**fields):
+        return RunConfig(input="photos", output="out", **fields).fingerprint()
+
+    plain, evaluated = fingerprint(), fingerprint(evaluation=Evaluation(truth="boxes", methods=("vbp",)))
+    assert evaluated == plain | {"truth": "boxes", "methods": ["vbp"], "metrics": [], "evaluation_seed": 500}
+
+
+def test_its_flags_are_part_of_the_command_line():
+    config = RunConfig(input="photos", output="out", evaluation=Evaluation(truth="boxes", methods=("vbp", "edge")))
+    assert config.command == "evaluate"
+    assert config.arguments() == ["--truth=boxes", "--methods=vbp,edge", "--", "photos", "out"]
+    assert RunConfig(input="photos", output="out").command == "explain"

@@ -1,0 +1,98 @@
+"""Which file is the truth of which image."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vbp.errors import TruthError, UsageError
+from vbp.pipeline.truths import COCO, Truths, found_rule
+
+KEYS = ("dog/one.jpg", "dog/two.jpg", "cat.png")
+
+
+def voc(width=10) -> bytes:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>2</ymax></bndbox>"
+    return f"<annotation><size><width>{width}</width><height>6</height></size>{box}</annotation>".encode()
+
+
+def mask() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.eye(6, 10, dtype=np.uint8) * 255).save(file, "PNG")
+    return file.getvalue()
+
+
+def coco(*names) -> bytes:
+    images = [{"id": i, "file_name": name, "width": 10, "height": 6} for i, name in enumerate(names)]
+    annotations = [{"id": i, "image_id": i, "bbox": [0, 0, 3, 2]} for i in range(len(names))]
+    return json.dumps({"images": images, "annotations": annotations}).encode()
+
+
+@pytest.mark.parametrize(
+    ("names", "rule", "content"),
+    [
+        (("dog/one.xml", "dog/two.xml", "cat.xml"), "{stem}.xml", voc()),
+        (("dog/one.png", "dog/two.png", "cat.png"), "{stem}.png", mask()),
+        (("dog/one.jpg.png", "dog/two.jpg.png", "cat.png.png"), "{key}.png", mask()),
+        (("dog/one_mask.png", "cat_mask.png"), "{stem}_mask.png", mask()),
+        (("one.xml", "two.xml", "cat.xml"), "{name}.xml", voc()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_folder_s_rule_is_found(tmp_path, names, rule, content):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    if rule == "{stem}.png":  # this rule fits no image that is its own truth
+        assert found_rule(str(tmp_path), KEYS[:2]) == rule
+    else:
+        assert found_rule(str(tmp_path), KEYS) == rule
+    truths = Truths(str(tmp_path), rule)
+    assert truths.of("dog/one.jpg").size == (10, 6)
+    assert truths.of("dog/three.jpg") is None
+
+
+def test_an_image_is_not_its_own_truth(tmp_path):
+    (tmp_path / "cat.png").write_bytes(mask())
+    with pytest.raises(UsageError, match=r"has nothing about cat.png; looked for cat.xml, cat.png, cat.png.png"):
+        found_rule(str(tmp_path), ["cat.png"])
+
+
+@pytest.mark.parametrize("names", [("dog/one.jpg", "dog/two.jpg"), ("one.jpg", "two.jpg")], ids=["keys", "last parts"])
+def test_a_coco_file_names_images_by_key_or_by_the_last_part(tmp_path, names):
+    place = tmp_path / "c.json"
+    place.write_bytes(coco(*names))
+    assert found_rule(str(place), KEYS) == COCO
+    truths = Truths(str(place), COCO)
+    assert truths.of("dog/two.jpg") is not None
+    assert truths.of("cat.png") is None
+
+
+def test_two_images_with_one_last_part_are_not_confused(tmp_path):
+    place = tmp_path / "c.json"
+    place.write_bytes(coco("a/x.jpg", "b/x.jpg"))
+    assert Truths(str(place), COCO).of("c/x.jpg") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("none", "has nothing about dog/one.jpg, dog/two.jpg, cat.png; looked for dog/one.xml"),
+        ("none.json", "cannot be read"),
+        ("other.json", r"has no annotation of dog/one.jpg, .*; its images are called x.jpg, y/x.jpg"),
+        ("bad.json", "is no COCO file"),
+    ],
+)
+def test_a_truth_of_nothing_here_is_refused(tmp_path, place, said):
+    (tmp_path / "other.json").write_bytes(coco("y/x.jpg"))
+    (tmp_path / "bad.json").write_bytes(b"{}")
+    with pytest.raises(UsageError, match=said):
+        found_rule(str(tmp_path / place), KEYS)
+
+
+def test_a_damaged_truth_names_its_file(tmp_path):
+    (tmp_path / "cat.xml").write_bytes(b"<annotation>")
+    with pytest.raises(TruthError, match=r"cat.xml: the truth is no XML"):
+        Truths(str(tmp_path), "{stem}.xml").of("cat.png")

@@ -1,0 +1,85 @@
+"""Evaluation: what ``vbp evaluate`` measures of each image, besides what ``vbp explain`` leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vbp.choices import METHOD_NAMES, METRIC_NAMES
+from vbp.errors import UsageError
+from vbp.evaluation.methods import METHODS
+from vbp.evaluation.metrics import METRICS
+from vbp.storage.addresses import check_place, without_secrets
+
+USUAL_METHODS = ("vbp", "random-twin", "eigencam", "gradcam", "centre", "edge", "uniform")
+"""``--methods``, if it is not given; without a classifier those that need none."""
+USUAL_METRICS = ("pointing-game", "energy-inside", "rank-accuracy", "insertion", "deletion")
+"""``--metrics``, if it is not given; those for which truth and classifier are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Which methods are compared, by which metrics, with which truth.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+
+    methods: tuple[str, ...] = ()
+    """Empty: `USUAL_METHODS`."""
+    metrics: tuple[str, ...] = ()
+    """Empty: `USUAL_METRICS`."""
+    truth: str | None = None
+    """A COCO file, or a folder of annotations or masks; None: nobody knows where the objects are."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", _in_order("--methods", self.methods, METHOD_NAMES))
+        object.__setattr__(self, "metrics", _in_order("--metrics", self.metrics, METRIC_NAMES))
+        if self.truth is not None:
+            check_place("--truth", self.truth)
+
+    def chosen(self, has_classifier: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Methods and metrics for a network.
+
+        Raises:
+            UsageError: a method or metric that is asked for cannot be had, or no metric is left.
+        """
+        there = {"truth": self.truth is not None, "classifier": has_classifier, "network": True}
+        lacking: dict[str, str] = {
+            **{name: "classifier" for name in METHODS if METHODS[name].needs_classifier and not has_classifier},
+            **{name: need for name in METRICS for need in sorted(METRICS[name].needs) if not there[need]},
+        }
+        for flag, asked in (("--methods", self.methods), ("--metrics", self.metrics)):
+            for name in asked:
+                if name in lacking:
+                    raise UsageError(f"{flag} {name} needs {_NEEDED[lacking[name]]}.")
+        methods = self.methods or tuple(name for name in USUAL_METHODS if name not in lacking)
+        metrics = self.metrics or tuple(name for name in USUAL_METRICS if name in METRICS and name not in lacking)
+        if not metrics:
+            raise UsageError(f"Nothing can be measured without {_NEEDED['truth']}, or {_NEEDED['classifier']}.")
+        return methods, metrics
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values; the results depend on all of them."""
+        truth = None if self.truth is None else without_secrets(self.truth)
+        return {"truth": truth, "methods": list(self.methods), "metrics": list(self.metrics)}
+
+    def flags(self) -> list[str]:
+        """The flags of ``vbp evaluate`` for these values."""
+        values = (("truth", self.truth), ("methods", ",".join(self.methods)), ("metrics", ",".join(self.metrics)))
+        return [f"--{name}={value}" for name, value in values if value]
+
+
+_NEEDED = {
+    "truth": "--truth: boxes or masks of the true objects",
+    "classifier": "a network with a classifier, whose predictions can be asked for (--weights with one)",
+}
+
+
+def _in_order(flag: str, asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The names that are asked for, each once, in the order of the tables, so that equal questions are equal."""
+    names = {name.strip() for name in asked} - {""}
+    if unknown := sorted(names - set(known)):
+        raise UsageError(f"{flag} (={unknown[0]}) must be one of {', '.join(known)}.")
+    return tuple(name for name in known if name in names)
