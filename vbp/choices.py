@@ -55,6 +55,8 @@ METRIC_NAMES = (
     "pointing-game", "energy-inside", "rank-accuracy", "mass-accuracy",
     "insertion", "deletion", "road", "road-most", "road-least",
     "pixel-flipping", "pixel-flipping-least", "irof", "irof-least",
+    "mprt-ssim", "mprt-spearman", "mprt-last-ssim", "mprt-last-spearman",
+    "smooth-mprt-ssim", "smooth-mprt-spearman", "efficient-mprt",
 )  # fmt: skip
 """What `vbp.evaluation` measures, in the order of its tables."""
 

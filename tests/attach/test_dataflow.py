@@ -96,7 +96,39 @@ def halves(net, x):
     return net.node("Concat", other, one, axis=1)
 
 
-KEEPING = [shuffle, gate, layer_norm_by_hand, channels_last, group_norm, halves, flat("Mul", lambda net, _, one: one)]
+def again(net, x):
+    row = net.node("Relu", net.node("Flatten", x))
+    return net.node("Reshape", row, np.int64([0, 4, 20, 22]))
+
+
+def beside(net, x):
+    """Images and channels in one axis, normed there, and back in another order."""
+    one = net.node("Reshape", x, np.int64([0, 2, -1]))
+    return net.node("Reshape", net.node("Mul", one, np.float32(2)), np.int64([-1, 2, 20, 22]))
+
+
+def of_another_shape(net, x):
+    """A map that is read for its shape and type alone."""
+    other = net.node("Relu", net.convolution(x, (4, 4), **TOP))
+    scaled = net.node("Mul", x, net.node("Cast", net.node("Size", other), to=TensorProto.FLOAT))
+    return net.node("Reshape", net.node("CastLike", scaled, other), net.node("Shape", other))
+
+
+def shares_of_channels(net, x):
+    return net.node("Mul", net.node("Softmax", x, axis=1), x)
+
+
+KEEPING = [
+    shuffle,
+    of_another_shape,
+    shares_of_channels,
+    gate,
+    layer_norm_by_hand,
+    channels_last,
+    group_norm,
+    halves,
+    flat("Mul", lambda net, _, one: one),
+]
 
 
 @pytest.mark.parametrize("build", KEEPING)
@@ -305,7 +337,17 @@ def test_an_activation_of_several_operators_is_one(bend):
     ("build", "sentence"),
     [
         (lambda net, x: net.node("Concat", x, x, axis=2), "that sets maps side by side"),
-        (lambda net, x: net.node("Softmax", x, axis=1), "that cannot be followed: Softmax 'node2'"),
+        (lambda net, x: net.node("CumSum", x, np.int64(3)), "that cannot be followed: CumSum 'node2'"),
+        (lambda net, x: net.node("Softmax", x, axis=2), "that weighs pixels against each other: Softmax 'node2'"),
+        (again, "that moves pixels: Flatten 'node2'"),
+        (lambda net, x: net.node("Reshape", x, np.int64([-1, 2, 20, 22])), "that mixes the images of a batch, or lays"),
+        (lambda net, x: net.node("Reshape", x, np.int64([1, -1, 20, 22])), "that mixes the images of a batch, or lays"),
+        (beside, "that moves pixels: Reshape 'node2'"),
+        (lambda net, x: net.node("Concat", x, x, axis=0), "that sets maps side by side"),
+        (lambda net, x: net.node("Slice", x, np.int64([0]), np.int64([1]), np.int64([0])), "that picks images"),
+        (lambda net, x: net.node("Gather", x, np.int64([0]), axis=0), "that picks images"),
+        (lambda net, x: net.node("ReduceMax", x, axes=[0]), "that mixes the images of a batch, or lays"),
+        (lambda net, x: net.node("Transpose", x, perm=[1, 0, 2, 3]), "that moves the images to another axis"),
         (lambda net, x: net.node("DepthToSpace", x, blocksize=2), "that cannot be followed: DepthToSpace"),
         (lambda net, x: net.node("Reshape", x, np.int64([0, 4, 22, 20])), "that moves pixels: Reshape"),
         (
@@ -327,6 +369,38 @@ def test_what_cannot_be_followed_is_named(build, sentence):
     with pytest.raises(ModelError, match="the graph has an operator ") as refusal:
         attach(net.model(net.convolution(build(net, first), (4, 4))))
     assert sentence in str(refusal.value)
+
+
+def attended(net, times):
+    x = net.node("Relu", net.convolution("image", (3, 4), **TOP))
+    one = net.node("Reshape", net.node("Relu", net.convolution(x, (4, 4), **TOP)), np.int64([0, 4, -1]))
+    for _ in range(times):
+        one = net.node("Add", one, attention(net, x, one))
+    return net.model(net.node("ReduceMean", one, axes=[2]))
+
+
+def test_attention_is_refused_by_name_and_what_lies_below_is_explained_if_it_is_named():
+    model = attended(Net(), 2)
+    with pytest.raises(
+        ModelError,
+        match=r"^the graph has an operator that moves pixels: Reshape 'node4', for attention in Softmax 'node7'\. "
+        r"The stages below can be explained: name the last one, relu3, in `stages`\.$",
+    ):
+        attach(model)
+    assert attach(model, stages=["relu3"]).stages == ("relu3",)
+    assert attach(model, stages=["all", "relu3"]).stages == ("relu1", "relu3")
+    # one alone pools, as CLIP's head does
+    assert attach(attended(Net(), 1)).stages == ("relu1", "relu3")
+
+
+def test_a_map_of_which_only_the_shape_is_read_is_no_end_of_a_path():
+    net = Net()
+    first = net.node("Relu", net.convolution("image", (3, 4), **TOP))
+    side = net.node("Relu", net.convolution(first, (4, 4), **TOP))
+    top = net.node("Relu", net.convolution(first, (4, 4), **TOP))
+    pooled = net.node("ReduceMean", top, axes=[2, 3], keepdims=1)
+    model = net.model(net.node("Expand", pooled, net.node("Shape", side)))
+    assert attach(model).stages == (first, top)
 
 
 def test_behind_the_last_convolution_anything_may_come():

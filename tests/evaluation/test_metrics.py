@@ -6,8 +6,9 @@ from vbp.choices import METRIC_NAMES
 from vbp.evaluation.localisation import LOCALISATION
 from vbp.evaluation.metrics import METRICS
 from vbp.evaluation.perturbation import PERTURBATION
+from vbp.evaluation.randomisation import RANDOMISATION
 
-COMPUTED = {"localisation": LOCALISATION, "perturbation": PERTURBATION}
+COMPUTED = {"localisation": LOCALISATION, "perturbation": PERTURBATION, "randomisation": RANDOMISATION}
 
 
 def test_the_table_has_the_names_that_users_choose_from():

@@ -60,7 +60,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {"torch", "torchvision", "numpy"},
     ),
     "vbp.saliency.pixels": (set(), set()),
-    "vbp.saliency.cuts": ({"vbp.saliency.pixels"}, set()),
+    "vbp.saliency.cuts": ({"vbp.errors", "vbp.saliency.pixels"}, set()),
     "vbp.attach": ({"vbp.errors", "vbp.saliency.cuts", "vbp.saliency.pixels"}, {"numpy", "onnx"}),
     "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
     "vbp.evaluation": (

@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 from vbp.attach.descent import write_mask, write_uint8
 from vbp.attach.geometry import Place
 from vbp.attach.graph import Graph, Length
-from vbp.attach.stages import Network, chosen, find_stages
+from vbp.attach.stages import Network, find_stages, only
 from vbp.attach.writer import Writer
 from vbp.errors import UsageError
+from vbp.saliency.cuts import is_partial
 
 MASK, MASK_UINT8 = "mask", "mask_uint8"
 
@@ -44,7 +45,8 @@ def attach(
 
     Args:
         model: a network of one input: a batch of images, (N, C, H, W) or (N, H, W, C). It is not changed.
-        stages: which maps are multiplied: ``all``, or names of tensors; the geometry of the others stays.
+        stages: which maps are multiplied: ``all``, or names of tensors; the geometry of the others stays. A network
+            with attention is explained up to its last stage below it, if that is named.
         uint8: one more output, ``mask_uint8``: floor(255 mask + 0.5).
         folder: where its weights are, if they are in other files.
 
@@ -60,8 +62,8 @@ def attach(
         if name in graph.names:
             again = " (was it attached before?)" if name in graph.outputs else ""
             raise UsageError(f"the model has a tensor {name!r} already{again}, and the new output needs that name.")
-    network = find_stages(graph)
-    network = Network(network.image, chosen(network.stages, stages))
+    network = find_stages(graph, is_partial(stages))
+    network = Network(network.image, only(network.stages, stages))
     writer = Writer(graph)
     write_mask(network, writer, MASK)
     if uint8:

@@ -6,42 +6,62 @@ several operators. All that is computed from one map pixel by pixel is again one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from vbp.attach import operators
 from vbp.attach.geometry import Pair, Resampling, Transposed, Window, resizing_weights, same_padding
-from vbp.attach.graph import Graph, has_subgraphs
+from vbp.attach.graph import Graph, Length, described, has_subgraphs
 from vbp.attach.values import Call, Map, Reshaped, Value, is_of_onnx
-from vbp.errors import ModelError
-from vbp.saliency.pixels import Unknown, Vector
+from vbp.saliency.cuts import reached
+from vbp.saliency.pixels import Unknown, Vector, first_lost, refused
+
+_MIXING_IMAGES = "that mixes the images of a batch, or lays them into one axis with other values"
+Shape = tuple[Length, ...]
 
 
-def follow(graph: Graph, image: str, start: Map) -> dict[str, Map]:
+def follow(graph: Graph, image: str, start: Map) -> tuple[dict[str, Map], Unknown | None]:
     """Every map of the graph, in order of execution; the first is its input.
+
+    And why it cannot be followed further, if convolutions or attention follow on what cannot be followed; else None.
 
     Args:
         graph: of the network.
         image: name of its input.
         start: which axes of the input are rows and columns.
-
-    Raises:
-        ModelError: a convolution follows an operator that cannot be followed.
     """
     values: dict[str, Value] = {image: start}  # a result that is left out has no name, and nothing reads it
+    mixed: list[Unknown] = []
+    weighed: dict[str, Unknown] = {}
     for node in graph.nodes:
-        inputs = [values[name] for name in node.input if name in values]
-        if not (inputs or has_subgraphs(node)) or node.op_type in operators.METADATA:
+        inputs = [values[name] for name in operators.data_of(node) if name in values]
+        if not (inputs or has_subgraphs(node)):
             continue
         call = Call(node, graph, values)
         value = _value(call, inputs)
         alike = 1 if node.op_type != "Split" else len(node.output)
         values.update(dict.fromkeys(node.output[:alike], value))
         values.update(dict.fromkeys(node.output[alike:], call.unknown("whose second result is used")))
-    return {name: value for name, value in values.items() if isinstance(value, Map)}
+        if isinstance(value, Unknown) and node.op_type in operators.CONVOLUTIONS:
+            mixed.append(value)
+        elif isinstance(value, Unknown) and node.op_type in operators.ATTENTIONS:
+            weighed[node.output[0]] = value
+    maps = {name: value for name, value in values.items() if isinstance(value, Map)}
+    above = behind(graph, maps)
+    return maps, refused(mixed, [value for name, value in weighed.items() if name in above])
+
+
+def behind(graph: Graph, maps: dict[str, Map]) -> set[str]:
+    """The tensors from which the outputs are computed, down to the last maps among them."""
+
+    def below(name: str) -> Sequence[str]:
+        return () if name in maps or name not in graph.producers else operators.data_of(graph.producers[name])
+
+    return reached(graph.outputs, below)
 
 
 def _value(call: Call, inputs: list[Value]) -> Value:
@@ -49,18 +69,35 @@ def _value(call: Call, inputs: list[Value]) -> Value:
     unknowns = [value for value in inputs if isinstance(value, Unknown)]
     rule = next((rule for known, rule in _RULES if operator in known), None)
     if unknowns:
-        value: Value = _behind(call, unknowns)
+        value: Value = _lost_further(call, unknowns)
     elif has_subgraphs(call.node):
         value = call.unknown("with graphs of its own")
     elif not is_of_onnx(call.node):
         value = call.unknown("that ONNX does not define")
     elif not call.sources:
-        value = Vector()
+        value = _without_pixels(call, inputs)
     else:
         value = rule(call) if rule else call.unknown("that cannot be followed")
-    if isinstance(value, Unknown) and operator in operators.CONVOLUTIONS:
-        raise ModelError(value.reason)
+    if isinstance(value, Map) and not _has_its_images(call, value):
+        value = call.unknown(_MIXING_IMAGES)
     return value
+
+
+def _without_pixels(call: Call, inputs: list[Value]) -> Value:
+    """What is computed from vectors alone: another one, unless pixels that lie in it are laid out for a convolution."""
+    lost = next((one.lost for one in inputs if isinstance(one, Vector) and one.lost), "")
+    below = call.graph.shape(call.node.input[0]) if call.node.input else None
+    if call.node.op_type in operators.CONVOLUTIONS and lost and (below is None or below[2:] != (1, 1)):
+        return Unknown(lost)
+    sums_all_up = call.node.op_type in operators.PRODUCTS and below is not None and len(below) == 2
+    return Vector("" if sums_all_up else lost)
+
+
+def _has_its_images(call: Call, value: Map) -> bool:
+    """Whether an operator gives as many images as it gets; true where that is not known."""
+    shapes = [call.graph.shape(name) for name in (*value.sources[:1], call.node.output[0])]
+    lengths = {shape[value.images] for shape in shapes if shape is not None}
+    return sum(isinstance(length, int) for length in lengths) < 2
 
 
 def _activation(call: Call) -> Value:
@@ -119,7 +156,7 @@ def _window_of_weights(call: Call) -> Window | Unknown:
 
 
 def _window(call: Call, kernel: Any) -> Window | Unknown:
-    if len(kernel) != 2 or call.map.rank != 4 or call.map.spatial != (2, 3):
+    if len(kernel) != 2 or (call.map.rank, *call.map.places) != (4, 0, 2, 3):
         return call.unknown("on a tensor whose last two axes are not the image's rows and columns")
     stride, dilation = _pair(call, "strides"), _pair(call, "dilations")
     window = Window(call.below, (int(kernel[0]), int(kernel[1])), stride, dilation=dilation)
@@ -170,6 +207,8 @@ def _slicing(call: Call) -> Value:
         return call.unknown("that cuts computed axes")
     window = Window(call.below, (1, 1))
     for place, axis in enumerate(axis % call.map.rank for axis in axes):
+        if axis == call.map.images and not _is_whole(starts, stops, strides, place):
+            return call.unknown("that picks images")
         if axis not in call.map.spatial:
             continue
         if starts is None or stops is None:
@@ -179,6 +218,13 @@ def _slicing(call: Call) -> Value:
             return call.unknown("that picks pixels")
         window = cut
     return call.result(step=_unless_empty(window))
+
+
+def _is_whole(starts: Any, stops: Any, strides: Any, place: int) -> bool:
+    """Whether a slice takes all of an axis."""
+    if starts is None or stops is None:
+        return False
+    return (starts[place], strides[place]) == (0, 1) and int(stops[place]) >= np.iinfo(np.int32).max
 
 
 def _cropped(window: Window, axis: int, start: int, stop: int, stride: int) -> Window | None:
@@ -232,7 +278,7 @@ def _linear(call: Call) -> Value:
     """After a transposition that puts the channels last, a product of matrices is a 1x1 convolution."""
     if len(call.sources) > 1:
         return call.unknown("that multiplies maps as matrices, such as attention")
-    if call.map.rank - 1 in call.map.spatial or call.node.input[0] != call.sources[0]:
+    if call.map.rank - 1 in call.map.places or call.node.input[0] != call.sources[0]:
         return call.unknown("that mixes the pixels of a row")
     return call.result(kind="convolution", signed=True)
 
@@ -242,7 +288,7 @@ def _arithmetic(call: Call) -> Value:
     if len(call.sources) == 1:
         return call.result(**_against_constant(call))
     # Tensors of unequal rank are aligned at their last axes.
-    if len({(one.rows - one.rank, one.columns - one.rank) for one in call.maps}) > 1:
+    if len({tuple(axis - one.rank for axis in one.places) for one in call.maps}) > 1:
         return call.unknown("that joins rows with other axes")
     largest = max(call.maps, key=lambda one: one.rank)
     signed = operator not in operators.ADDITIONS or any(one.signed for one in call.maps)
@@ -291,7 +337,7 @@ def _map(name: str, values: dict[str, Value]) -> Map:
 
 def _concatenation(call: Call) -> Value:
     axis = call.settings["axis"]
-    if axis % call.map.rank in call.map.spatial or len({one.spatial for one in call.maps}) > 1:
+    if axis % call.map.rank in call.map.places or len({one.places for one in call.maps}) > 1:
         return call.unknown("that sets maps side by side")
     if len(call.sources) == 1:
         return call.result(signed=True)
@@ -313,12 +359,16 @@ def _reduction(call: Call) -> Value:
         return Vector()
     if set(call.map.spatial) & reduced:
         return call.unknown("that reduces rows without columns")
+    if call.map.images in reduced:
+        return call.unknown(_MIXING_IMAGES)
     return _rearranged(call, [axis for axis in range(call.map.rank) if axis not in reduced or kept])
 
 
-def _rearranged(call: Call, order: list[int]) -> Map:
+def _rearranged(call: Call, order: list[int]) -> Value:
     """The map with its axes in this order; axes that are not named are dropped, and -1 adds an axis."""
-    rows, columns = order.index(call.map.rows), order.index(call.map.columns)
+    images, rows, columns = (order.index(axis) for axis in call.map.places)
+    if images != 0:
+        return call.unknown("that moves the images to another axis than the first")
     return call.result(rank=len(order), rows=rows, columns=columns)
 
 
@@ -326,8 +376,27 @@ def _transposition(call: Call) -> Value:
     return _rearranged(call, list(call.settings.get("perm") or reversed(range(call.map.rank))))
 
 
-def _flattening(call: Call) -> Value:
+def _global_pooling(call: Call) -> Value:
     return Vector()
+
+
+def _flattening(call: Call) -> Value:
+    if call.settings.get("axis", 1) % call.map.rank != 1:
+        return call.unknown(_MIXING_IMAGES)
+    return _row(call)
+
+
+def _row(call: Call) -> Vector:
+    """All values of an image side by side: few operators lay them out again."""
+    return Vector(call.unknown("that moves pixels").reason)
+
+
+def _softmax(call: Call) -> Value:
+    axis = call.settings.get("axis", -1 if call.graph.opset >= 13 else 1) % call.map.rank
+    weighed = {axis} if call.graph.opset >= 13 else set(range(axis, call.map.rank))
+    if weighed & set(call.map.places):
+        return call.unknown("that weighs pixels against each other")
+    return call.result(signed=call.node.op_type == "LogSoftmax")
 
 
 def _reshaping(call: Call) -> Value:
@@ -336,23 +405,44 @@ def _reshaping(call: Call) -> Value:
     if before is None or after is None:
         return call.unknown("that reshapes in a way which the graph leaves open")
     rows, columns, rank = call.map.rows, call.map.columns, len(after)
+    if not _keep_images(before, after):
+        return call.unknown(_MIXING_IMAGES)
     if columns != rows + 1 or rank < 3:
-        return Vector() if rank < 3 else call.unknown("that moves pixels")
+        return _row(call) if rank < 3 else call.unknown("that moves pixels")
     if columns == call.map.rank - 1 and _are_equal(before[-2:], after[-2:]):
         return call.result(rank=rank, rows=rank - 2, columns=rank - 1)
     if columns < rank and _are_equal(before[: columns + 1], after[: columns + 1]):
         return call.result(rank=rank)
     if _are_one(after[2:]) and columns == call.map.rank - 1:
-        return Vector()  # (N, C H W, 1, 1)
+        return _row(call)  # (N, C H W, 1, 1)
     return Reshaped(call.unknown("that moves pixels").reason, call.sources[0])
 
 
-def _behind(call: Call, unknowns: list[Unknown]) -> Value:
+def _keep_images(before: Shape, after: Shape) -> bool:
+    """Whether the first axis of a reshape is still that of the images: it, or all the rest, is as long as before."""
+    if before[0] == after[0] is not None:
+        return True
+    rest, other = _product(before[1:]), _product(after[1:])
+    return rest == other is not None
+
+
+def _product(lengths: Shape) -> tuple[int, list[str]] | None:
+    """The product of lengths, with the names of those that are told when the graph runs; None: some have no name."""
+    if None in lengths:
+        return None
+    names = sorted(length for length in lengths if isinstance(length, str))
+    return prod(length for length in lengths if isinstance(length, int)), names
+
+
+def _lost_further(call: Call, unknowns: list[Unknown]) -> Value:
     """What is computed from one map in another shape, and no other, is followed further; all else stays unknown."""
     reshaped = [one for one in unknowns if isinstance(one, Reshaped)]
     if len(reshaped) == len(unknowns) and len({one.source for one in reshaped}) == 1 and not call.sources:
         return _reshaped(call, reshaped[0])
-    return Unknown(unknowns[0].reason)
+    lost = first_lost(unknowns)
+    if call.node.op_type in operators.ATTENTIONS:
+        return lost.attended_by(described(call.node))
+    return Unknown(lost.reason)
 
 
 def _reshaped(call: Call, found: Reshaped) -> Value:
@@ -362,8 +452,11 @@ def _reshaped(call: Call, found: Reshaped) -> Value:
     before, after = call.graph.shape(found.source), call.graph.shape(call.node.output[0])
     if call.node.op_type == "Reshape" and before and after and len(before) == len(after):
         one = _map(found.source, call.values)
-        if _are_equal(before[-2:], after[-2:]) and one.spatial == (one.rank - 2, one.rank - 1):
+        is_image = one.places == (0, one.rank - 2, one.rank - 1)
+        if is_image and _are_equal(before[-2:], after[-2:]) and _keep_images(before, after):
             return replace(one, kind="other", step=None, signed=True, sources=(found.source,))
+    if call.node.op_type in operators.ATTENTIONS:
+        return found.attended_by(described(call.node))
     return Unknown(found.reason)
 
 
@@ -383,6 +476,8 @@ def _squeezing(call: Call) -> Value:
     dropped = {axis % call.map.rank for axis in axes}
     if dropped & set(call.map.spatial):
         return Vector() if dropped >= set(call.map.spatial) else call.unknown("that drops rows or columns")
+    if call.map.images in dropped:
+        return call.unknown("that drops the axis of the images")
     return _rearranged(call, [axis for axis in range(call.map.rank) if axis not in dropped])
 
 
@@ -399,6 +494,8 @@ def _unsqueezing(call: Call) -> Value:
 def _gathering(call: Call) -> Value:
     axis = call.settings.get("axis", 0) % call.map.rank
     indices = call.graph.shape(call.node.input[1])
+    if axis == call.map.images:
+        return call.unknown("that picks images")
     if axis in call.map.spatial or call.node.input[0] != call.sources[0] or indices is None or len(indices) > 1:
         return call.unknown("that picks pixels")
     return _rearranged(call, [one for one in range(call.map.rank) if one != axis or indices])
@@ -406,7 +503,7 @@ def _gathering(call: Call) -> Value:
 
 def _split(call: Call) -> Value:
     axis = call.settings.get("axis", 0)
-    return call.unknown("that cuts maps") if axis % call.map.rank in call.map.spatial else call.result()
+    return call.unknown("that cuts maps") if axis % call.map.rank in call.map.places else call.result()
 
 
 _RULES: tuple[tuple[Any, Callable[[Call], Value]], ...] = (
@@ -422,10 +519,11 @@ _RULES: tuple[tuple[Any, Callable[[Call], Value]], ...] = (
     (("Pad",), _padding),
     (("Slice",), _slicing),
     (("Resize", "Upsample"), _resizing),
-    (("MatMul", "Gemm"), _linear),
+    (operators.PRODUCTS, _linear),
     (operators.ARITHMETIC, _arithmetic),
     (("Concat",), _concatenation),
-    (operators.GLOBAL_POOLINGS, _flattening),
+    (operators.GLOBAL_POOLINGS, _global_pooling),
+    (operators.SOFTMAXES, _softmax),
     (operators.REDUCTIONS, _reduction),
     (("Flatten",), _flattening),
     (("Reshape",), _reshaping),

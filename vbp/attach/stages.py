@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 import onnx
 
 from vbp.attach import operators
-from vbp.attach.dataflow import follow
+from vbp.attach.dataflow import behind, follow
 from vbp.attach.geometry import Geometry, Place
 from vbp.attach.graph import Graph, Length
 from vbp.attach.values import Map, place_of
-from vbp.errors import ModelError, UsageError
-from vbp.saliency.cuts import Strand, reached, stages_of
+from vbp.errors import ModelError
+from vbp.saliency.cuts import Strand, chosen, reached, stages_of
+from vbp.saliency.pixels import say_what_lies_below
 
 NCHW, NHWC = Map(), Map(rows=1, columns=2)
 CHANNELS = (1, 3, 4)
@@ -51,8 +51,12 @@ class Network:
     """From the input upwards."""
 
 
-def find_stages(graph: Graph) -> Network:
+def find_stages(graph: Graph, partial: bool = False) -> Network:
     """The image input of a graph, and its stages.
+
+    Args:
+        graph: of the network.
+        partial: accept a network of which only the first stages can be followed, as those before attention.
 
     Raises:
         ModelError: the graph cannot be explained; says why in one sentence.
@@ -64,7 +68,7 @@ def find_stages(graph: Graph) -> Network:
     refusals = []
     for layout in layouts:
         try:
-            return Network(place_of(image.name, layout, graph), _stages(graph, image.name, layout))
+            return Network(place_of(image.name, layout, graph), _stages(graph, image.name, layout, partial))
         except ModelError as error:
             refusals.append(error)
     raise refusals[0]
@@ -87,8 +91,9 @@ def _told(shape: Sequence[object] | None) -> str:
     return "unknown" if shape is None else f"({', '.join(map(str, shape))})"
 
 
-def _stages(graph: Graph, image: str, layout: Map) -> tuple[Stage, ...]:
-    maps = _trunk(graph, follow(graph, image, layout))
+def _stages(graph: Graph, image: str, layout: Map, partial: bool) -> tuple[Stage, ...]:
+    followed, refusal = follow(graph, image, layout)
+    maps = _trunk(graph, followed)
     found: Iterator[tuple[str, list[list[Strand[Geometry]]]]] = stages_of(maps)
     stages = []
     for name, segments in found:
@@ -98,6 +103,10 @@ def _stages(graph: Graph, image: str, layout: Map) -> tuple[Stage, ...]:
         shape = graph.shape(tap) or ()
         channels = shape[1] if len(shape) == 4 and value.spatial == (2, 3) else None
         stages.append(Stage(name, place, value.rank, channels, is_float32, value.signed, tuple(segments)))
+    if refusal and stages and not partial:
+        raise ModelError(say_what_lies_below(refusal, stages[-1].name))
+    if refusal and not stages and not refusal.is_attended:
+        raise ModelError(refusal.reason)
     if not stages:
         convolves = any(node.op_type in operators.CONVOLUTIONS for node in graph.nodes)
         missing = "no activation behind a 2-d convolution" if convolves else "no 2-d convolution"
@@ -105,14 +114,10 @@ def _stages(graph: Graph, image: str, layout: Map) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _trunk(graph: Graph, maps: Mapping[str, Map]) -> dict[str, Map]:
+def _trunk(graph: Graph, maps: dict[str, Map]) -> dict[str, Map]:
     """The maps on the paths from the input to the last maps from which the graph's outputs are computed."""
-
-    def below(name: str) -> Sequence[str]:
-        return () if name in maps or name not in graph.producers else graph.producers[name].input
-
-    behind = reached(graph.outputs, below)
-    trunk = reached((name for name in behind if name in maps), lambda name: maps[name].sources)
+    ends = [name for name in behind(graph, maps) if name in maps]
+    trunk = reached(ends, lambda name: maps[name].sources)
     return {name: value for name, value in maps.items() if name in trunk}
 
 
@@ -139,7 +144,7 @@ def _is_factor(node: onnx.NodeProto, name: str, graph: Graph) -> bool:
     return len(values) == 1 and values[0].size == 1 and bool((values[0] > 0).all())
 
 
-def chosen(stages: Sequence[Stage], asked: Sequence[str]) -> tuple[Stage, ...]:
+def only(stages: Sequence[Stage], asked: Sequence[str]) -> tuple[Stage, ...]:
     """The stages that are asked for; the others become part of the geometry.
 
     Args:
@@ -150,15 +155,12 @@ def chosen(stages: Sequence[Stage], asked: Sequence[str]) -> tuple[Stage, ...]:
         UsageError: there is no stage with such a name.
     """
     names = [stage.name for stage in stages]
-    if missing := [name for name in asked if name not in (*names, "all", "last")]:
-        near = get_close_matches(missing[0], names, 12, 0.4) or names[:12]
-        raise UsageError(f"stages: {missing[0]!r} is none of all, last, {', '.join(near)} ({len(names)} in all).")
-    is_last = [*(_scales(stage) != (1, 1) for stage in stages[1:]), True]
+    wanted = chosen(names, asked, lambda: [*(_scales(stage) != (1, 1) for stage in stages[1:]), True])
     kept: list[Stage] = []
     segments: tuple[Sequence[Strand[Geometry]], ...] = ()
-    for stage, last in zip(stages, is_last, strict=True):
+    for stage, keep in zip(stages, wanted, strict=True):
         segments += stage.segments
-        if "all" in asked or stage.name in asked or ("last" in asked and last):
+        if keep:
             kept.append(replace(stage, segments=segments))
             segments = ()
     return tuple(kept)

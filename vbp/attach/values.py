@@ -46,9 +46,14 @@ class Call:
         return attributes(self.node)
 
     @property
+    def data(self) -> list[str]:
+        """The tensors whose values it reads."""
+        return operators.data_of(self.node)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The maps that it reads."""
-        return tuple(name for name in dict.fromkeys(self.node.input) if isinstance(self.values.get(name), Map))
+        return tuple(name for name in dict.fromkeys(self.data) if isinstance(self.values.get(name), Map))
 
     @property
     def map(self) -> Map:

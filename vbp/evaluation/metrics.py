@@ -8,7 +8,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Literal
 
-Family = Literal["localisation", "perturbation"]
+Family = Literal["localisation", "perturbation", "randomisation"]
 Need = Literal["truth", "classifier", "network"]
 """``truth``: where the object is. ``classifier``: probabilities of classes for any pixels. ``network``: a method that
 makes a map of any pixels, or of a changed network."""
@@ -49,6 +49,14 @@ def _perturbation(
     return Metric(name, "perturbation", frozenset({"classifier"}), higher_is_better, lowest, highest, meaning, paper)
 
 
+def _randomisation(name: str, likeness: Literal["structural similarity", "rank correlation"]) -> Metric:
+    step = "once all convolutions are random" if "last" in name else "as convolutions become random from the top down"
+    maps = "the mean map of noisy copies" if "smooth" in name else "the map"
+    meaning = f"the {likeness} of {maps} to that of the trained network {step}"
+    paper = _FRESH_LOOK if "smooth" in name else _SANITY_CHECKS
+    return Metric(name, "randomisation", frozenset({"network"}), False, -1.0, 1.0, meaning, paper)
+
+
 _CLEVR_XAI = "Arras et al., CLEVR-XAI, Information Fusion 81, 2022 (arXiv 2003.07258)"
 _RISE = "Petsiuk et al., RISE, BMVC 2018 (arXiv 1806.07421)"
 _ROAD = (
@@ -56,6 +64,8 @@ _ROAD = (
 )
 _AOPC = "Samek et al., Evaluating the Visualization of What a DNN Has Learned, TNNLS 2017 (arXiv 1509.06321)"
 _IROF = "Rieger and Hansen, IROF, ICLR workshops 2020 (arXiv 2003.08747)"
+_SANITY_CHECKS = "Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018 (arXiv 1810.03292)"
+_FRESH_LOOK = "Hedström et al., A Fresh Look at Sanity Checks for Saliency Maps, 2024 (arXiv 2405.02383)"
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -139,6 +149,22 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 f"{_IROF}, in the other order",
                 higher_is_better=False,
                 lowest=-inf,
+            ),
+            _randomisation("mprt-ssim", "structural similarity"),
+            _randomisation("mprt-spearman", "rank correlation"),
+            _randomisation("mprt-last-ssim", "structural similarity"),
+            _randomisation("mprt-last-spearman", "rank correlation"),
+            _randomisation("smooth-mprt-ssim", "structural similarity"),
+            _randomisation("smooth-mprt-spearman", "rank correlation"),
+            Metric(
+                name="efficient-mprt",
+                family="randomisation",
+                needs=frozenset({"network"}),
+                higher_is_better=True,
+                lowest=-1.0,
+                highest=inf,
+                meaning="the relative rise of the entropy of the map's values once all convolutions are random",
+                paper=_FRESH_LOOK,
             ),
         )
     }

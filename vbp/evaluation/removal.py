@@ -5,7 +5,6 @@ Shapes: C, H, W channels, height and width; S images; U units.
 
 from __future__ import annotations
 
-import zlib
 from functools import cached_property
 from typing import Literal
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from vbp.evaluation.imputation import impute
+from vbp.evaluation.randomness import generator_for
 from vbp.evaluation.segments import segments, squares
 
 Removal = Literal["zeroed", "blurred", "coloured", "averaged", "imputed"]
@@ -38,7 +38,7 @@ class Losses:
 
     def __init__(self, image_CHW: NDArray[np.float32], seed: int) -> None:
         self.image_CHW = image_CHW
-        self._entropy = (seed, zlib.crc32(image_CHW.tobytes()))
+        self._seed = seed
         self._side = min(image_CHW.shape[1:])
         self._filled: dict[Removal, NDArray[np.float32]] = {}
 
@@ -68,7 +68,7 @@ class Losses:
     @cached_property
     def noise_HW(self) -> NDArray[np.float64]:
         """Smooth noise: a map that knows nothing of the image. Its negative is as likely as itself."""
-        noise_HW = self._random(0).standard_normal(self.image_CHW.shape[1:])
+        noise_HW = generator_for(self.image_CHW, self._seed, 0).standard_normal(self.image_CHW.shape[1:])
         return np.asarray(ndimage.gaussian_filter(noise_HW, self._side * _SMOOTH))
 
     def settings(self, removal: Removal) -> str:
@@ -107,7 +107,7 @@ class Losses:
     def _coloured(self) -> NDArray[np.float32]:
         """A colour for each pixel, evenly drawn from each channel's range in this image."""
         lowest_C11, highest_C11 = (limit((1, 2), keepdims=True) for limit in (self.image_CHW.min, self.image_CHW.max))
-        drawn_CHW = self._random(1).random(self.image_CHW.shape, np.float32)
+        drawn_CHW = generator_for(self.image_CHW, self._seed, 1).random(self.image_CHW.shape, np.float32)
         return np.asarray(lowest_C11 + drawn_CHW * (highest_C11 - lowest_C11))
 
     def _mean(self) -> NDArray[np.float32]:
@@ -118,10 +118,9 @@ class Losses:
 
     @cached_property
     def _road_noise_CHW(self) -> NDArray[np.float32]:
-        return self._random(2).standard_normal(self.image_CHW.shape, np.float32) * np.float32(_ROAD_NOISE)
-
-    def _random(self, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([*self._entropy, purpose])
+        return generator_for(self.image_CHW, self._seed, 2).standard_normal(
+            self.image_CHW.shape, np.float32
+        ) * np.float32(_ROAD_NOISE)
 
 
 def ranks(

@@ -8,10 +8,12 @@ other operations are geometry. An activation inside a branch is no stage and doe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Generic
 
+from vbp.errors import UsageError
 from vbp.saliency.pixels import MapOf, Node, Step
 
 
@@ -40,6 +42,38 @@ def stages_of(maps: Mapping[Node, MapOf[Node, Step]]) -> Iterator[tuple[Node, li
         if convolved and _is_stage(top, maps, readers):
             yield top, strands
             strands, convolved = [], False
+
+
+def chosen(names: Sequence[str], asked: Collection[str], is_last: Callable[[], Sequence[bool]]) -> list[bool]:
+    """Which stages are asked for.
+
+    Args:
+        names: of the stages, from the input upwards.
+        asked: `all`; `last`, the last of each resolution; or names.
+        is_last: says of each stage whether it is the last of its resolution.
+
+    Raises:
+        UsageError: nothing is asked for, or there is no stage with such a name.
+    """
+    if missing := [name for name in asked if name not in (*names, "all", "last")]:
+        raise UsageError(f"stages: {missing[0]!r} is none of all, last, {_listed(names, missing[0])}.")
+    if not asked:
+        raise UsageError(f"stages: give at least one of all, last, {_listed(names)}.")
+    resizing = is_last() if "last" in asked else [False] * len(names)
+    return ["all" in asked or name in asked or last for name, last in zip(names, resizing, strict=True)]
+
+
+def is_partial(asked: Collection[str]) -> bool:
+    """Whether a stage is named, so that a network may be explained up to it alone."""
+    return not {"all", "last"}.issuperset(asked)
+
+
+def _listed(names: Sequence[str], wanted: str = "") -> str:
+    """At most twelve of the names: those similar to `wanted`, or the first ones."""
+    if len(names) <= 12:
+        return ", ".join(names)
+    shown = get_close_matches(wanted, names, 12, 0.4) or names[:12]
+    return f"{', '.join(shown)} ({len(names)} in all)"
 
 
 def reached(starts: Iterable[Node], follow_from: Callable[[Node], Iterable[Node]]) -> set[Node]:

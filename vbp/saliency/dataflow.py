@@ -19,18 +19,17 @@ from vbp.saliency import operations
 from vbp.saliency.cuts import reached
 from vbp.saliency.geometry import Resampling, Transposed, Window
 from vbp.saliency.operations import is_constant
-from vbp.saliency.pixels import Unknown, Vector
+from vbp.saliency.pixels import Unknown, Vector, first_lost, refused
 from vbp.saliency.shapes import Sizes
 from vbp.saliency.values import Call, Map, Value, flat
 
-_ATTENTION = ", for attention in "
 _MIXING_IMAGES = "that mixes the images of a batch, or lays them into one axis with other values"
 
 
-def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map], str]:
+def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map], Unknown | None]:
     """Every map of the network, in order of execution; the first is its input.
 
-    And why it cannot be followed further, if convolutions or attention follow on what cannot be followed; else nothing.
+    And why it cannot be followed further, if convolutions or attention follow on what cannot be followed; else None.
 
     Args:
         graph: the forward pass of the network.
@@ -45,25 +44,23 @@ def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map
             inputs = [values[source] for source in operations.data_of(node) if source in values]
             if inputs:
                 values[node] = _value(Call(node, model, values, sizes), inputs)
-    lost = {node: value.reason for node, value in values.items() if isinstance(value, Unknown)}
-    mixed = [reason for node, reason in lost.items() if operations.operation_of(node, model) in operations.MIXING]
+    lost = {node: value for node, value in values.items() if isinstance(value, Unknown)}
+    mixed = [value for node, value in lost.items() if operations.operation_of(node, model) in operations.MIXING]
     maps = {node: value for node, value in values.items() if isinstance(value, Map)}
     above = reached([graph.output_node()], lambda node: () if node in maps else operations.data_of(node))
     attended = [
-        reason
-        for node, reason in lost.items()
+        value
+        for node, value in lost.items()
         if node in above and operations.operation_of(node, model) in operations.ATTENTIONS
     ]
-    # a single attention behind all convolutions pools, as CLIP's head does
-    return maps, next(iter([*mixed, *attended[1:]]), "")
+    return maps, refused(mixed, attended)
 
 
 def _value(call: Call, inputs: list[Value]) -> Value:
     unknowns = [value for value in inputs if isinstance(value, Unknown)]
-    unknown = max(unknowns, key=lambda value: _ATTENTION in value.reason, default=None)
     rule = next((rule for known, rule in _RULES if call.operation in known), None)
-    if unknown:
-        value: Value = Vector(unknown.reason) if _pools(call) else _attended(call, unknown)
+    if unknowns:
+        value: Value = _lost_further(call, first_lost(unknowns))
     elif not call.sources:
         value = _without_pixels(call, inputs)
     elif call.operation in operations.ON_IMAGES and (odd := _odd_axes(call)):
@@ -96,11 +93,11 @@ def _odd_axes(call: Call) -> str:
     return ""
 
 
-def _attended(call: Call, unknown: Unknown) -> Unknown:
-    """The same, with the attention named for which the pixels were moved."""
-    if call.operation not in operations.ATTENTIONS or _ATTENTION in unknown.reason:
-        return unknown
-    return Unknown(f"{unknown.reason[:-1]}{_ATTENTION}{operations.name_of(call.node)}.")
+def _lost_further(call: Call, unknown: Unknown) -> Value:
+    if _pools(call):
+        return Vector(unknown.reason)
+    attends = call.operation in operations.ATTENTIONS
+    return unknown.attended_by(operations.name_of(call.node)) if attends else unknown
 
 
 def _pools(call: Call) -> bool:

@@ -9,12 +9,13 @@ Every map has one axis along which the images of the batch lie, so that no image
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 Node = TypeVar("Node", bound=Hashable)
 Step = TypeVar("Step")
+_ATTENTION = ", for attention in "
 Kind = Literal["other", "convolution", "activation", "addition", "concatenation", "product"]
 
 
@@ -66,3 +67,32 @@ class Unknown:
     """A tensor with pixels that cannot be followed."""
 
     reason: str
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether it is known for which attention its pixels were moved."""
+        return _ATTENTION in self.reason
+
+    def attended_by(self, name: str) -> Unknown:
+        """The same, with the attention named for which its pixels were moved."""
+        return self if self.is_attended else Unknown(f"{self.reason[:-1]}{_ATTENTION}{name}.")
+
+
+def first_lost(unknowns: Collection[Unknown]) -> Unknown:
+    """The one whose reason says most."""
+    return max(unknowns, key=lambda one: one.is_attended)
+
+
+def refused(mixed: Sequence[Unknown], attended: Sequence[Unknown]) -> Unknown | None:
+    """Why a network cannot be explained as a whole; None: it can.
+
+    Args:
+        mixed: pixels that cannot be followed, and that a convolution mixes.
+        attended: those that attention weighs. One alone, behind all convolutions, pools, as CLIP's head does.
+    """
+    return next(iter([*mixed, *attended[1:]]), None)
+
+
+def say_what_lies_below(refusal: Unknown, last: str) -> str:
+    """A refusal, and that the stages up to `last` can be explained."""
+    return f"{refusal.reason} The stages below can be explained: name the last one, {last}, in `stages`."

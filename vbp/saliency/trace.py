@@ -11,18 +11,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from torch import nn
 from torch.fx import Graph, Node
 from torch.nn import functional as F
 
-from vbp.errors import ImageError, ModelError, UsageError
-from vbp.saliency.cuts import Strand, reached, stages_of
+from vbp.errors import ImageError, ModelError
+from vbp.saliency.cuts import Strand, chosen, reached, stages_of
 from vbp.saliency.dataflow import follow
 from vbp.saliency.geometry import Branches, Geometry, Stage, map_sizes
 from vbp.saliency.graph import graph_of
 from vbp.saliency.operations import CONVOLUTIONS, data_of, module_of, name_of, operation_of
+from vbp.saliency.pixels import say_what_lies_below
 from vbp.saliency.shapes import ImageShape, Shapes, Sizes, larger
 from vbp.saliency.sizes import Choice
 from vbp.saliency.values import Map
@@ -71,19 +71,11 @@ class Trace:
             stages: `all`; `last`, the last of each resolution; a name; or several of these.
 
         Raises:
-            UsageError: there is no stage with such a name.
+            UsageError: nothing is chosen, or there is no stage with such a name.
         """
         asked = [stages] if isinstance(stages, str) else stages
-        names = [stage.name for stage in self.stages]
-        if missing := [name for name in asked if name not in (*names, "all", "last")]:
-            raise UsageError(f"stages: {missing[0]!r} is none of all, last, {_listed(names, missing[0])}.")
-        if not asked:
-            raise UsageError(f"stages: give at least one of all, last, {_listed(names)}.")
-        kept = {name for name in asked if name in names}
-        if "last" in asked:
-            resizing = [*map(_resizes, self.stages[1:]), True]
-            kept.update(name for name, is_last in zip(names, resizing, strict=True) if is_last)
-        return self if "all" in asked else self._only([name in kept for name in names])
+        kept = chosen([one.name for one in self.stages], asked, lambda: [*map(_resizes, self.stages[1:]), True])
+        return self if all(kept) else self._only(kept)
 
     def _only(self, kept: Sequence[bool]) -> Trace:
         stages: list[Stage] = []
@@ -96,14 +88,6 @@ class Trace:
                 taps.append(tap)
                 steps = ()
         return replace(self, stages=tuple(stages), taps=tuple(taps))
-
-
-def _listed(names: list[str], wanted: str = "") -> str:
-    """At most twelve of the names: those similar to `wanted`, or the first ones."""
-    if len(names) <= 12:
-        return ", ".join(names)
-    shown = get_close_matches(wanted, names, 12, 0.4) or names[:12]
-    return f"{', '.join(shown)} (and {len(names) - len(shown)} more: see VisualBackProp(model).stages)"
 
 
 def _resizes(stage: Stage) -> bool:
@@ -140,11 +124,9 @@ def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: 
     maps, refusal = follow(graph, model, sizes)
     stages, tapped = _stages(_trunk(graph, maps))
     if refusal and stages and not partial:
-        raise ModelError(
-            f"{refusal} The stages below can be explained: name the last one, {stages[-1].name}, in `stages`."
-        )
-    if refusal and not stages and ", for attention in " not in refusal:
-        raise ModelError(refusal)
+        raise ModelError(say_what_lies_below(refusal, stages[-1].name))
+    if refusal and not stages and not refusal.is_attended:
+        raise ModelError(refusal.reason)
     if not stages:
         has_convolution = any(operation_of(node, model) in CONVOLUTIONS for node in graph.nodes)
         missing = "no activation behind a 2-d convolution" if has_convolution else "no 2-d convolution"

@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 from vbp.choices import Pooling, Preset
 from vbp.errors import ImageError, ModelError, UsageError
+from vbp.saliency.cuts import is_partial
 from vbp.saliency.forward import ForwardPass, averaged, channel_mean, evaluating
 from vbp.saliency.geometry import Size, Stage, Window, map_sizes, max_poolings, merged_pooling, unpooled
 from vbp.saliency.graph import unwrapped
@@ -274,7 +275,7 @@ class VisualBackProp:
         )
         self.model = unwrapped(model)
         asked = [self.method.stages] if isinstance(self.method.stages, str) else self.method.stages
-        self._trace = trace(self.model, partial=not {"all", "last"}.issuperset(asked))
+        self._trace = trace(self.model, partial=is_partial(asked))
         self.stages, self._forward = self._way_by(self._trace)
         self._layout = self._trace.layouts.get(self._trace.chosen(self.method.stages).taps[-1])
         self._faster: Callable[[ForwardPass], ForwardPass] = lambda forward: forward
