@@ -44,6 +44,14 @@ class Rebuilt:
         self._layers.register_buffer(name, value)
         return self._graph.get_attr(name)
 
+    def made(self, call: Node) -> nn.Module:
+        """The layer that a node calls."""
+        return self._layers.get_submodule(str(call.target))
+
+    def held(self, value: Node) -> Tensor:
+        """The tensor of the network that a node is."""
+        return self._layers.get_buffer(str(value.target))
+
     def call(self, function: Callable[..., Any], *inputs: Any, **settings: Any) -> Node:
         """A call of a function."""
         return self._graph.call_function(function, inputs, settings)
@@ -58,7 +66,7 @@ class Rebuilt:
         made = GraphModule(self._layers, self._graph, self._name)
         made.graph.eliminate_dead_code()
         made.recompile()
-        return made.eval().requires_grad_(False)
+        return made.float().eval().requires_grad_(False)
 
 
 def convolution(
@@ -84,11 +92,13 @@ def convolution(
     return _with(made, weight=weight, bias=bias)
 
 
-def batch_norm(weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float) -> nn.Module:
-    """A batch norm with these statistics."""
+def batch_norm(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float, rank: int = 4
+) -> nn.Module:
+    """A batch norm with these statistics, of maps or (of `rank` 2) of vectors."""
     scale = torch.ones_like(mean) if weight is None else weight
     shift = torch.zeros_like(mean) if bias is None else bias
-    made = nn.BatchNorm2d(len(mean), eps=epsilon)
+    made = (nn.BatchNorm1d if rank == 2 else nn.BatchNorm2d)(len(mean), eps=epsilon)
     return _with(made, weight=scale, bias=shift, running_mean=mean, running_var=variance)
 
 

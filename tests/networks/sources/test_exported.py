@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from vbp.errors import ModelError, WeightsError
 from vbp.networks.models import load_model
+from vbp.networks.sources.exported import rebuilt
 from vbp.saliency import VisualBackProp
 
 
@@ -76,6 +77,25 @@ def test_it_holds_its_own_weights(tmp_path):
         load_model(str(tmp_path / "net.pt2"), "random")
 
 
+class Mixed(nn.Module):
+    """Changes the kind of its numbers, and computes in double precision with a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3, stride=2)
+
+    def forward(self, x):
+        return self.up(F.relu(self.first(x.double().clamp(-1, 1))).double())
+
+
+def test_kinds_of_floating_point_numbers_do_not_matter():
+    network = Mixed().double().eval()
+    images_BCHW = torch.randn(2, 3, 8, 8)
+    program = torch.export.export(network, (images_BCHW,)).run_decompositions()
+    ours = rebuilt(program, "net")(images_BCHW)
+    torch.testing.assert_close(ours, network(images_BCHW).float(), atol=1e-5, rtol=1e-5)
+
+
 class Two(nn.Module):
     def forward(self, x, y):
         return x + y
@@ -86,15 +106,34 @@ class Odd(nn.Module):
         return torch.fft.fft2(x).abs()
 
 
+class Calls(nn.Module):
+    """A convolution, and a function behind it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.norm, self.function = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), function
+
+    def forward(self, x):
+        return self.function(self, self.conv(x))
+
+
+def in_training(self, x):
+    return F.batch_norm(x, self.norm.running_mean.clone(), self.norm.running_var.clone(), training=True)
+
+
 @pytest.mark.parametrize(
     ("network", "inputs", "message"),
     [
+        (Calls(lambda self, x: F.dropout(x, 0.5, training=True)), 1, r"aten\.dropout\.default as in training"),
+        (Calls(in_training), 1, r"aten\.batch_norm\.default as in training"),
+        (Calls(lambda self, x: x.int().float()), 1, r"aten\.\S+ between whole and other numbers"),
+        (Calls(lambda self, x: x.bool()), 1, r"aten\.\S+ between whole and other numbers"),
         (Two(), 2, r"takes 2 inputs \(x, y\), not images alone"),
         (Odd(), 1, r"has the operator aten\.\w*fft\w*.*, which is"),
     ],
 )
 def test_what_is_not_followed(network, inputs, message, tmp_path):
-    program = torch.export.export(network, (torch.randn(1, 3, 8, 8),) * inputs)
+    program = torch.export.export(network.eval(), (torch.randn(1, 3, 8, 8),) * inputs)
     torch.export.save(program, tmp_path / "odd.pt2")
     with pytest.raises(ModelError, match=message):
         load_model(str(tmp_path / "odd.pt2"))

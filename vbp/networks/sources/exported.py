@@ -108,7 +108,20 @@ class _Making:
         self._name, self.built, self.values = name, built, dict[Node, Any]()
 
     def add(self, node: Node) -> None:
-        """Build one call."""
+        """Build one call.
+
+        Raises:
+            ModelError: it is not followed; names it.
+        """
+        try:
+            self._add(node)
+        except ModelError:
+            raise
+        except Exception as error:  # a program of another kind than those that were thought of
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise self._unknown(node, f" ({node.name}: {said})") from error
+
+    def _add(self, node: Node) -> None:
         if node.target is operator.getitem:
             value = self._value(node.args[0])
             self.values[node] = (
@@ -117,6 +130,8 @@ class _Making:
             return
         operation = str(getattr(node.target, "_schema", node.target)).partition("(")[0].removeprefix("aten::")
         operation = operation.partition(".")[0].rstrip("_")
+        if operation.startswith("_assert"):  # has no result
+            return
         arguments = self._arguments(node)
         if operation.startswith("sym_size"):
             self.values[node] = self.built.method("size", arguments["self"], arguments["dim"])
@@ -145,15 +160,29 @@ class _Making:
         found = self.values[value]
         return self.built.constant(value.name, found) if isinstance(found, Tensor) else found
 
+    def _refuse_training(self, node: Node, given: Mapping[str, Any]) -> None:
+        """Refuse what gives other results from pass to pass, or for other neighbours."""
+        if given.get("train") or given.get("training"):
+            raise self._unknown(node, " as in training (export it after .eval())")
+
+    def _passed(self, node: Node, given: Mapping[str, Any]) -> Any:
+        source, dtype = given.get("self", given.get("input")), given.get("dtype")
+        if dtype is not None and not dtype.is_floating_point:
+            raise self._unknown(node, " between whole and other numbers")
+        return source
+
     @staticmethod
     def _is_norm(value: Any) -> bool:
         return isinstance(value, Node) and "native_batch_norm" in str(value.target)
 
     def _made(self, operation: str, node: Node, given: dict[str, Any]) -> Any:
         built, name = self.built, node.name
+        self._refuse_training(node, given)
         if operation in PASSED:
-            return given.get("self", given.get("input"))
+            return self._passed(node, given)
         if operation in ("conv2d", "convolution") and isinstance(given["weight"], Tensor) and given["weight"].ndim == 4:
+            if any(given.get("output_padding", ())):
+                raise self._unknown(node, " with output padding")
             settings = (given["stride"], given["padding"], given["dilation"], given["groups"])
             padding = settings[1] if isinstance(settings[1], str) else tuple(settings[1])
             made = convolution(
@@ -217,8 +246,8 @@ class _Making:
             return self.built.call(F.interpolate, given["input"], scale_factor=tuple(factors), **settings)
         return self.built.call(F.interpolate, given.get("input", given.get("self")), size=size, **settings)
 
-    def _unknown(self, node: Node) -> ModelError:
+    def _unknown(self, node: Node, what: str = "") -> ModelError:
         return ModelError(
-            f"model {self._name!r} has the operator {node.target}, which is not followed; explain the network itself: "
-            "--model FILE.py:FUNCTION."
+            f"model {self._name!r} has the operator {node.target}{what}, which is not followed; explain the network "
+            "itself: --model FILE.py:FUNCTION."
         )
