@@ -57,6 +57,7 @@ METRIC_NAMES = (
     "pixel-flipping", "pixel-flipping-least", "irof", "irof-least",
     "mprt-ssim", "mprt-spearman", "mprt-last-ssim", "mprt-last-spearman",
     "smooth-mprt-ssim", "smooth-mprt-spearman", "efficient-mprt",
+    "noise-ssim", "avg-sensitivity", "max-sensitivity", "shift", "sparseness", "complexity",
 )  # fmt: skip
 """What `vbp.evaluation` measures, in the order of its tables."""
 

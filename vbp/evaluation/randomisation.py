@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from vbp.errors import ModelError
-from vbp.evaluation.randomness import generator_for
+from vbp.evaluation.randomness import noisy
 from vbp.evaluation.scores import Score
 from vbp.evaluation.similarity import moved, spearman, ssim, stretched
 
@@ -174,17 +174,6 @@ def randomisation(
             curves[metric] = curve
         found.append(Randomised(scores, layers, curves))
     return found
-
-
-def noisy(images_BCHW: Tensor, copies: int, noise: float, seed: int) -> list[Tensor]:
-    """The images with Gaussian noise, `copies` times; of a standard deviation relative to each image's range."""
-    images = images_BCHW.detach().cpu().numpy()
-    drawn = [np.empty_like(images) for _ in range(copies)]
-    for place, image_CHW in enumerate(images):
-        generator = generator_for(image_CHW, seed)
-        for copy in drawn:
-            copy[place] = image_CHW + noise * np.ptp(image_CHW) * generator.standard_normal(image_CHW.shape)
-    return [torch.from_numpy(copy).to(images_BCHW) for copy in drawn]
 
 
 def _entropy(saliency_HW: NDArray[np.floating]) -> float:

@@ -6,6 +6,7 @@ Shapes: H, W the height and width of both maps.
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
 Map = NDArray[np.floating]
+Value = TypeVar("Value", bound=np.generic)
 _SIGMA, _REACH = 1.5, 5
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -58,7 +60,7 @@ def stretched(saliency_HW: Map) -> NDArray[np.float64]:
     return (values_HW - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values_HW)
 
 
-def moved(saliency_HW: Map) -> Map:
+def moved(saliency_HW: NDArray[Value]) -> NDArray[Value]:
     """The map, moved round by half its height and width.
 
     It has the same values and the same structure, and no longer anything to do with the image: the level of chance for
