@@ -1,17 +1,23 @@
-"""Which of timm's networks are explained, and why others are not: one of each name, with random weights.
+"""Which of timm's networks are explained, and why others are not: with random weights, one of each architecture.
 
 ``python -m vbp.evidence.zootimm docs/zoo-timm.md`` writes the page; it may be stopped, and goes on where it was.
+
+An architecture is a file of timm and the set of its classes of layers that a network is made of. Of each, the smallest
+network stands for those that are only wider or deeper. All are traced, then the explained ones are checked, then the
+other names are traced.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import timm
@@ -21,6 +27,8 @@ from torch import nn
 from vbp.errors import VBPError
 from vbp.evidence.page import table
 from vbp.evidence.receptive import enliven, problems
+from vbp.saliency.graph import graph_of
+from vbp.saliency.operations import ATTENTIONS, operation_of
 from vbp.saliency.trace import trace
 from vbp.saliency.visualbackprop import VisualBackProp
 
@@ -29,26 +37,54 @@ SIZE = (96, 128)
 """Rows and columns of the images of the check: a multiple of 32, which some networks need."""
 
 Row = dict[str, Any]
+"""What is known of a name so far: its network, what tracing found, and what the check found."""
 
 
-def look(name: str, check: bool) -> Row | None:
-    """Trace a network without weights; with `check` also explain two images. None: it has too many parameters."""
+def survey(name: str) -> Row:
+    """The network of a name: its file, its parameters, and a text that is the same for all of its architecture."""
+    model = _made(name)
+    family = type(model).__module__.rpartition(".")[2]
+    layers = sorted({type(layer).__name__ for layer in model.modules()})
+    return {
+        "parameters": sum(one.numel() for one in model.parameters()),
+        "family": family,
+        "architecture": hashlib.sha1(" ".join([family, *layers]).encode()).hexdigest()[:12],
+    }
+
+
+def look(name: str) -> Row:
+    """Trace a network without weights: its stages, or why it is refused, and whether it has attention then."""
+    model = _made(name)
+    try:
+        return {"stages": len(trace(model).stages), "reason": ""}
+    except VBPError as error:
+        return {"stages": 0, "reason": str(error), "attends": attends(model)}
+
+
+def attends(model: nn.Module) -> bool:
+    """Whether a network weighs pixels against each other: by its operations, or by its layers' names."""
+    if any("Attention" in type(layer).__name__ for layer in model.modules()):
+        return True
+    try:
+        graph, _ = graph_of(model, (2, 3, 224, 224))
+    except VBPError:
+        return False
+    return any(operation_of(node, model) in ATTENTIONS for node in graph.nodes if node.op.startswith("call"))
+
+
+def check(name: str) -> Row:
+    """Explain two images, and hold the geometry against autograd."""
+    torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False).eval()
-        parameters = sum(one.numel() for one in model.parameters())
-        if parameters > LARGEST:
-            return None
-        row = {"name": name, "family": type(model).__module__.rpartition(".")[2], "parameters": parameters}
-        try:
-            row["stages"], row["reason"] = len(trace(model).stages), ""
-        except VBPError as error:
-            row["stages"], row["reason"] = 0, str(error)
-        if check and row["stages"]:
-            torch.manual_seed(0)
-            row["problem"] = found_wrong(timm.create_model(name, pretrained=False).eval())
-    return row
+        return {"problem": found_wrong(timm.create_model(name, pretrained=False).eval())}
+
+
+def _made(name: str) -> nn.Module:
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        model: nn.Module = timm.create_model(name, pretrained=False).eval()
+        return model
 
 
 def found_wrong(model: nn.Module) -> str:
@@ -77,21 +113,60 @@ def _pairs(one: Any, other: Any) -> Iterable[tuple[Any, Any]]:
     return zip(one, other, strict=True) if isinstance(one, tuple | list) else [(one, other)]
 
 
-def in_turn(names: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """The names by family of names, the first of each first and to be checked, so that a part stands for the whole."""
-    families: dict[str, list[str]] = {}
-    for name in names:
-        families.setdefault(re.split(r"[\d_]", name.removeprefix("test_"))[0], []).append(name)
-    for place in range(max(map(len, families.values()))):
-        for members in families.values():
-            if place < len(members):
-                yield members[place], place == 0
+def representatives(rows: dict[str, Row]) -> list[str]:
+    """The smallest network of each architecture."""
+    smallest: dict[str, str] = {}
+    for name in sorted(rows, key=lambda name: (rows[name]["parameters"], name)):
+        if rows[name]["parameters"] <= LARGEST:
+            smallest.setdefault(rows[name]["architecture"], name)
+    return list(smallest.values())
 
 
-def page(rows: list[Row], names: int) -> str:
-    """The page: counts, a table by family, and the reasons by family."""
+def page(rows: dict[str, Row]) -> str:
+    """The page: counts, a table of families, and the reasons."""
+    first = representatives(rows)
+    looked = [rows[name] for name in first if "stages" in rows[name]]
+    checked = [name for name in first if "problem" in rows[name]]
+    wrong = [(name, rows[name]["problem"]) for name in checked if rows[name]["problem"]]
+    small = [row for row in rows.values() if row["parameters"] <= LARGEST]
+    traced = [row for row in small if "stages" in row]
+    paragraphs = (
+        f"Made by `python -m vbp.evidence.zootimm docs/zoo-timm.md`, with random weights. timm has {len(rows)} names, "
+        f"{len(small)} of them with at most {LARGEST // 1_000_000} million parameters. An architecture is a file of "
+        "timm and the set of classes of layers that a network is made of; its smallest network stands for those that "
+        "are only wider or deeper.",
+        f"{len(looked)} of {len(first)} architectures were looked at: {_share(looked)}.",
+        f"{len(traced)} of the {len(small)} names were looked at: {_share(traced)}.",
+        "Convolutional is a network that is explained, or one that is refused, has a convolution with an activation, "
+        "and no attention: neither a softmax nor a layer of that name.",
+        f"Of {len(checked)} architectures, two images of {SIZE[0]}x{SIZE[1]} pixels were explained, too. The mask has "
+        "the input's size, is finite, in [0, 1] and not flat; it is the same alone as in the batch; the network's "
+        "output is bit-equal. In every stage, a pixel depends by autograd on the pixels of its window, and on those "
+        f"alone. {len(checked) - len(wrong)} of these have no fault.",
+        f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()} CPU.",
+    )
+    introduction = "\n\n".join(fill(text, 120, break_on_hyphens=False) for text in paragraphs)
+    tables = [
+        _families(looked),
+        *([table(("network", "fault"), wrong)] if wrong else []),
+        *([table(("convolutional and refused", "why"), refused)] if (refused := _refusals(rows)) else []),
+    ]
+    return "\n\n".join(["# The networks of timm", introduction, *tables]) + "\n"
+
+
+def _share(rows: list[Row]) -> str:
     explained = sum(row["stages"] > 0 for row in rows)
-    checked = [row for row in rows if "problem" in row]
+    convolutional = sum(_is_convolutional(row) for row in rows)
+    share = f", {explained / convolutional:.0%} of the {convolutional} convolutional ones" if convolutional else ""
+    return f"{explained} are explained{share}"
+
+
+def _is_convolutional(row: Row) -> bool:
+    without = ("no 2-d convolution", "no activation behind")
+    return row["stages"] > 0 or not (row["attends"] or any(text in row["reason"] for text in without))
+
+
+def _families(rows: list[Row]) -> str:
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row["family"], []).append(row)
@@ -99,62 +174,69 @@ def page(rows: list[Row], names: int) -> str:
         (
             family,
             f"{sum(row['stages'] > 0 for row in members)} of {len(members)}",
-            "; ".join(sorted({_kind(row["reason"]) for row in members if row["reason"]})),
+            "; ".join(sorted({_kind(row) for row in members if row["reason"]})),
         )
         for family, members in sorted(families.items())
     ]
-    wrong = [(row["name"], row["problem"]) for row in checked if row["problem"]]
-    looked, right = len(rows), len(checked) - len(wrong)
-    height, width = SIZE
-    introduction = f"""# The networks of timm
-
-Made by `python -m vbp.evidence.zootimm docs/zoo-timm.md`, with random weights. timm has {names} names. Looked at were
-{looked} networks of at most {LARGEST // 1_000_000} million parameters; {explained} of them are explained.
-
-Of {len(checked)}, two images of {height}x{width} pixels were explained, too. The mask has the input's size, is
-finite, in [0, 1] and not flat; it is the same alone as in the batch; the network's output is bit-equal. In every
-stage, a pixel depends by autograd on the pixels of its window, and on those alone. {right} of these have no fault.
-
-torch {torch.__version__}, timm {timm.__version__}, {platform.machine()} CPU.
-
-"""
-    faults = f"\n{table(('network', 'fault'), wrong)}\n" if wrong else ""
-    return f"{introduction}{table(('family', 'explained', 'why the others are not'), lines)}\n{faults}"
+    return table(("family", "explained", "why the others are not"), lines)
 
 
-def _kind(reason: str) -> str:
+def _refusals(rows: dict[str, Row]) -> list[tuple[str, str]]:
+    return [
+        (name, row["reason"].partition(". The stages")[0].replace("|", "/"))
+        for name, row in sorted(rows.items())
+        if row.get("reason") and _is_convolutional(row)
+    ]
+
+
+def _kind(row: Row) -> str:
     """A reason without the network's name and its layers' numbers."""
     for pattern, kind in (
-        (", for attention in ", "attention over pixels"),
         ("no activation behind", "no convolution with an activation"),
         ("no 2-d convolution", "no convolution"),
-        ("moves pixels", "pixels are moved between windows or into a row"),
-        ("cannot be traced", "cannot be traced"),
-        ("something else each time", "keeps results of an earlier pass"),
     ):
-        if pattern in reason:
+        if pattern in row["reason"]:
             return kind
-    return re.sub(r"^\w+ has ", "", reason.partition(":")[0])
+    if row["attends"]:
+        return "attention"
+    return re.sub(r"^\w+ has an ", "", row["reason"].partition(":")[0])
+
+
+def steps(names: Iterable[str], rows: dict[str, Row]) -> Iterator[tuple[str, Row]]:
+    """What is to be found of each name, in turn; `rows` grows between two steps."""
+    for name in names:
+        if name not in rows:
+            yield name, survey(name)
+    first = representatives(rows)
+    for name in first:
+        if "stages" not in rows[name]:
+            yield name, look(name)
+    for name in first:
+        if rows[name]["stages"] and "problem" not in rows[name]:
+            yield name, check(name)
+    for name, row in sorted(rows.items()):
+        if "stages" not in row and row["parameters"] <= LARGEST:
+            yield name, look(name)
 
 
 def main() -> None:
-    """Look at what was not looked at yet, and write the page after every network."""
+    """Find what is not known yet, and write the page after every step."""
     parser = argparse.ArgumentParser(prog="python -m vbp.evidence.zootimm", description=__doc__)
     parser.add_argument("file", type=Path, help="the page to write")
     parser.add_argument("--rows", type=Path, default=Path("zoo-timm.jsonl"), help="what was found so far")
     parser.add_argument("--models", nargs="+", default=timm.list_models(), help="default: all of timm")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    known = options.rows.read_text().splitlines() if options.rows.exists() else []
-    rows: list[Row] = [json.loads(line) for line in known]
-    done = {row["name"] for row in rows}
-    for name, check in in_turn(options.models):
-        if name not in done:
-            row = look(name, check) or {"name": name}
-            rows.append(row)
-            with options.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        options.file.write_text(page([row for row in rows if "family" in row], len(options.models)))
+    rows: dict[str, Row] = {}
+    for line in options.rows.read_text().splitlines() if options.rows.exists() else []:
+        known = json.loads(line)
+        rows.setdefault(known.pop("name"), {}).update(known)
+    for name, found in steps(options.models, rows):
+        rows.setdefault(name, {}).update(found)
+        with options.rows.open("a") as file:
+            file.write(json.dumps({"name": name, **found}) + "\n")
+        options.file.write_text(page(rows))
+    options.file.write_text(page(rows))
 
 
 if __name__ == "__main__":
