@@ -456,6 +456,13 @@ def test_branch_that_leads_nowhere_is_ignored():
     assert len(stages(forward, a=convolution(), b=convolution())) == 1
 
 
+def in_windows(x):
+    """Pixels stay in their places, as no layer stands between; a layer there would spread them over their windows."""
+    images, channels, rows, columns = x.shape
+    windows = x.view(images, channels, rows // 7, 7, columns // 7, 7).permute(0, 2, 4, 1, 3, 5)
+    return F.relu(windows).permute(0, 3, 1, 4, 2, 5).reshape(images, channels, rows, columns)
+
+
 @pytest.mark.parametrize(
     ("operation", "reason"),
     [
@@ -476,6 +483,7 @@ def test_branch_that_leads_nowhere_is_ignored():
         (lambda x: F.adaptive_avg_pool2d(x.flip(3), 7), "not know: .*flip"),
         (lambda x: x.flip(3)[:, :, :5, :5], "not know: .*flip"),
         (lambda x: (x.flip(3).flatten(2) @ x.flatten(2).mT @ x.new_ones(4, 25)).view(-1, 4, 5, 5), "not know: .*flip"),
+        (in_windows, "moves pixels: .*reshape"),
         # laid out again
         (lambda x: x.flatten(1).view(x.shape), "moves pixels: flatten"),
         (lambda x: F.relu(x.view(x.size(0), -1)).reshape_as(x), "moves pixels: view"),

@@ -90,6 +90,22 @@ def transposed(kernel, **settings):
     return layer
 
 
+def apart(x, a):
+    """Squares of 2x3 pixels become channels, as TResNet's first layer does."""
+    images, channels, rows, columns = x[:, :, :12, :12].shape
+    x = x[:, :, :rows, :columns].view(images, channels, rows // 2, 2, columns // 3, 3)
+    x = x.permute(0, 3, 5, 1, 2, 4).reshape(images, channels * 6, rows // 2, columns // 3)
+    return a(x.sum(1, keepdim=True))
+
+
+def together(x, a):
+    """Channels become squares of 2x3 pixels."""
+    x = a(x).expand(-1, 6, -1, -1)
+    images, _, rows, columns = x.shape
+    x = x.reshape(images, 1, 2, 3, rows, columns).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(images, 1, rows * 2, columns * 3)
+
+
 NETWORKS = [
     Net(lambda x, a, b: b(a(x)), convolution(3, 2), transposed(3, stride=2)),
     Net(
@@ -112,6 +128,8 @@ NETWORKS = [
     Net(lambda x, a: a(x[:, :, -12:, 1:11]), convolution(3)),
     Net(lambda x, a: F.interpolate(a(x), [int(n * 1.5) for n in x.shape[2:]]), convolution(3)),
     Net(clamped, convolution(3)),
+    Net(apart, convolution((2, 3))),
+    Net(together, convolution(3)),
     Net(cropped, convolution(3)),
 ]
 

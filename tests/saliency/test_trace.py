@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vbp.errors import ModelError
+from vbp.saliency import VisualBackProp
 from vbp.saliency.geometry import Pooling, Window
 from vbp.saliency.trace import trace
 
@@ -121,6 +122,24 @@ def test_several_layers_may_lie_between_two_maps():
         CONVOLUTION,
         Window((3, 3), before=(2, 2), after=(2, 2), dilation=(2, 2)),
     )
+
+
+def test_squares_of_pixels_are_channels_of_the_first_convolution():
+    """TResNet's first layer: the network takes 3 channels, its first convolution 12."""
+
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(12, 4, 3, padding=1)
+
+        def forward(self, x):
+            images, channels, rows, columns = x.size()
+            x = x.view(images, channels, rows // 2, 2, columns // 2, 2).permute(0, 3, 5, 1, 2, 4).contiguous()
+            return self.convolution(x.view(images, channels * 4, rows // 2, columns // 2)).relu()
+
+    vbp = VisualBackProp(Apart())
+    assert vbp.stages[0].steps == (Window((2, 2), (2, 2)), Window((3, 3), before=(1, 1), after=(1, 1)))
+    assert vbp(torch.rand(2, 3, 8, 10)).shape == (2, 1, 8, 10)
 
 
 def test_same_padding_of_an_even_kernel_lies_on_the_far_side():

@@ -17,7 +17,7 @@ from vbp.saliency.dataflow import follow
 from vbp.saliency.forward import channels_first
 from vbp.saliency.operations import operation_of
 from vbp.saliency.shapes import Shapes, Sizes, larger
-from vbp.saliency.trace import Trace, trace
+from vbp.saliency.trace import Trace, channels_of, trace
 from vbp.saliency.values import Map
 
 WHOLE_MAP_NORMS = frozenset((nn.GroupNorm, nn.InstanceNorm2d, nn.functional.group_norm, nn.functional.instance_norm))
@@ -36,7 +36,7 @@ def problems(model: nn.Module, size: tuple[int, int] = (96, 112), seed: int = 0)
 
     Of every stage two pixels are looked at: one in the middle, and one at a corner.
     """
-    channels = next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    channels = channels_of(model)
     found = trace(model, (2, channels, *size))
     generator = torch.Generator().manual_seed(seed)
     seen: dict[tuple[int, str], Tensor] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 from torch import nn
@@ -22,6 +21,7 @@ from vbp.saliency.operations import is_constant
 from vbp.saliency.pixels import Unknown, Vector, first_lost, refused
 from vbp.saliency.shapes import Sizes
 from vbp.saliency.values import Call, Map, Value, flat
+from vbp.saliency.views import cut_in, images_in, laid_in, rows_in
 
 _MIXING_IMAGES = "that mixes the images of a batch, or lays them into one axis with other values"
 
@@ -280,9 +280,9 @@ def _reshaping(call: Call) -> Value:
     below, above = call.sizes.of(call.sources[0]), call.sizes.of(call.node)
     if below is None or above is None:
         return call.unknown("that moves pixels, or whose size depends on the data")
-    images, place = _images_in(above, below, call.map), _place_in(above, below, call.map)
+    images, place = images_in(above, below, call.map), rows_in(above, below, call.map)
     if place is None and len(above) > 2:
-        return call.unknown("that moves pixels")
+        return _in_squares(call, above, below, images)
     if images is None:
         return call.unknown(_MIXING_IMAGES)
     if place is None:
@@ -295,25 +295,17 @@ def _reshaping(call: Call) -> Value:
     return call.result(rank=len(above), images=images, rows=place, columns=place + 1)
 
 
-def _images_in(above: tuple[int, ...], below: tuple[int, ...], one: Map) -> int | None:
-    """Where a view of shape `above` has the images of a map of shape `below`; None: in an axis with other values."""
-    fitting = (
-        axis for axis in range(len(above))
-        if above[axis] == below[one.images] and prod(above[:axis]) == prod(below[: one.images])
-    )  # fmt: skip
-    return next(fitting, None)
-
-
-def _place_in(above: tuple[int, ...], below: tuple[int, ...], one: Map) -> int | None:
-    """Where a view of shape `above` has the rows of a map of shape `below`; None if its pixels are elsewhere."""
-    if one.columns != one.rows + 1:
-        return None
-    fitting = [
-        place for place in range(len(above) - 1)
-        if above[place : place + 2] == below[one.rows : one.rows + 2]
-        and prod(above[:place]) == prod(below[: one.rows])
-    ]  # fmt: skip
-    return fitting[-1] if fitting else None
+def _in_squares(call: Call, above: tuple[int, ...], below: tuple[int, ...], images: int | None) -> Value:
+    """A view that takes squares of pixels apart, or puts them together, as `pixel_unshuffle` and `pixel_shuffle` do."""
+    if images is not None and (cut := cut_in(above, below, call.map)):
+        rows, window = cut
+        call.sizes.used.add(call.node)
+        return call.result(rank=len(above), images=images, rows=rows, columns=rows + 2, step=window, is_cut=True)
+    if images is not None and (laid := laid_in(above, below, call.map)):
+        rows, resampling = laid
+        call.sizes.used.add(call.node)
+        return call.result(rank=len(above), images=images, rows=rows, columns=rows + 1, step=resampling)
+    return call.unknown("that moves pixels")
 
 
 def _side(length: Any, values: dict[Node, Value]) -> str | None:

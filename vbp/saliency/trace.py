@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from torch import nn
 from torch.fx import Graph, Node
@@ -21,11 +22,14 @@ from vbp.saliency.cuts import Strand, chosen, reached, stages_of
 from vbp.saliency.dataflow import follow
 from vbp.saliency.geometry import Branches, Geometry, Stage, map_sizes
 from vbp.saliency.graph import graph_of
-from vbp.saliency.operations import CONVOLUTIONS, data_of, module_of, name_of, operation_of
+from vbp.saliency.operations import CONVOLUTIONS, MIXING, data_of, module_of, name_of, operation_of
 from vbp.saliency.pixels import say_what_lies_below
 from vbp.saliency.shapes import ImageShape, Shapes, Sizes, larger
 from vbp.saliency.sizes import Choice
 from vbp.saliency.values import Map
+
+COMMON = (3, 1, 4)
+"""Channels of most images."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +111,31 @@ def trace(model: nn.Module, shape: ImageShape | None = None, partial: bool = Fal
     Raises:
         ModelError: the network cannot be explained; says why in one sentence.
     """
-    shape = shape or (2, _channels(model), 224, 224)
+    shape = shape or (2, channels_of(model), 224, 224)
     graph, choices = graph_of(model, shape)
     _untangle_in_place(graph, model)
     return _traced(model, graph, choices, shape, partial)
 
 
-def _channels(model: nn.Module) -> int:
-    """How many channels the network wants, by its first convolution."""
+def channels_of(model: nn.Module) -> int:
+    """How many channels the network wants: as many as its first convolution, if that takes the images themselves.
+
+    Raises:
+        ModelError: the network cannot be traced.
+    """
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    return next((layer.in_channels for layer in modules if isinstance(layer, nn.Conv2d)), 3)
+    first = next((layer.in_channels for layer in modules if isinstance(layer, nn.Conv2d)), 3)
+    if first in COMMON:
+        return first
+    return next((channels for channels in (first, *COMMON) if _takes(model, (2, channels, 224, 224))), first)
+
+
+def _takes(model: nn.Module, shape: ImageShape) -> bool:
+    """Whether the shapes of a network's first convolution fit for images of this shape."""
+    graph, _ = graph_of(model, shape)
+    shapes = Shapes(model, shape)
+    convolutions = (node for node in graph.nodes if node.op.startswith("call") and operation_of(node, model) in MIXING)
+    return any(shapes.size(node) is not None for node in islice(convolutions, 1))
 
 
 def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: ImageShape, partial: bool) -> Trace:

@@ -20,6 +20,8 @@ class Map(MapOf[Node, Geometry]):
 
     several: bool = False
     """Whether it is a tuple of such tensors."""
+    is_cut: bool = False
+    """Whether places within a square of pixels lie among its channels, where no layer has mixed them yet."""
     statistic: Node | None = None
     """The map whose mean, norm or variance over the channels it is, or is computed from; None: it is none."""
 
@@ -88,6 +90,7 @@ class Call:
     def result(self, **changes: Any) -> Map:
         """The first map with these changes, made by this call."""
         made: dict[str, Any] = {"kind": "other", "step": None, **changes, "sources": self.sources}
+        made.setdefault("is_cut", self.map.is_cut and made["kind"] != "convolution")
         pixel_by_pixel = made["kind"] == "other" and made["step"] is None
         return replace(self.map, **{"statistic": self.map.statistic if pixel_by_pixel else None, **made})
 
