@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torchvision
@@ -113,6 +115,23 @@ def test_an_operation_without_a_rule_is_named():
 
     with pytest.raises(ModelError, match="there is no rule for .*fft2"):
         lrp(subject(randomise(Fourier())))(batch())
+
+
+def test_arithmetic_with_sizes_needs_no_rule():
+    """As TensorFlow's "same" padding has it."""
+
+    class Padded(nn.Module):
+        def __init__(self, side):
+            super().__init__()
+            self.conv, self.head, self.side = nn.Conv2d(3, 4, 3, 2), Head(4), side
+
+        def forward(self, images_BCHW):
+            rows = images_BCHW.shape[-2] if self.side is None else self.side
+            needed = (math.ceil(rows / 2) - 1) * 2 + 3 - rows
+            return self.head(F.relu(self.conv(F.pad(images_BCHW, (0, 1, needed // 2, needed - needed // 2)))))
+
+    computed, fixed = (randomise(Padded(side)) for side in (None, 32))
+    assert torch.equal(lrp(subject(computed))(batch()), lrp(subject(fixed))(batch()))
 
 
 def test_a_product_of_maps_has_no_rule():

@@ -18,11 +18,12 @@ Shapes: B images, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from typing_extensions import override
@@ -32,6 +33,7 @@ from vbp.evaluation.opened import opened, shared_copy, single
 from vbp.evaluation.subject import Batch, Saliency, Subject
 from vbp.saliency import operations
 from vbp.saliency.operations import asks_metadata, module_of, name_of, operation_of
+from vbp.saliency.trace import Trace
 
 _PASSED: frozenset[Any] = (
     operations.NORMALISATIONS | (operations.ARITHMETIC - operations.ADDITIONS) | set(operations.SIGNED_BY_ACTIVATION)
@@ -44,7 +46,7 @@ _AS_THEY_ARE: frozenset[Any] = frozenset().union(
     *(operations.PADDINGS, operations.PIXEL_SHUFFLES, operations.PIXEL_UNSHUFFLES),
     *(operations.CONCATENATIONS, operations.STACKINGS, operations.SPLITS, operations.UNBINDINGS, {operator.getitem}),
     *(operations.FLATTENINGS, operations.RESHAPINGS, operations.PERMUTATIONS, operations.TRANSPOSITIONS),
-    *(operations.UNSQUEEZINGS, operations.SQUEEZINGS, operations.EXPANSIONS, {operator.floordiv}),
+    *(operations.UNSQUEEZINGS, operations.SQUEEZINGS, operations.EXPANSIONS),
 )
 """Layers that zennit has rules for, and operations that only move values: their gradient is right."""
 
@@ -55,7 +57,11 @@ def lrp(subject: Subject) -> Saliency:
     from zennit.composites import EpsilonPlusFlat
     from zennit.rules import Norm
 
-    network_at = subject.at_size(lambda found: opened(subject.network, found.graph, layer=_canonical))
+    def network_of(found: Trace) -> nn.Module:
+        layer = partial(_canonical, numbers=_numbers(found.graph))
+        return opened(subject.network, found.graph, layer=layer)
+
+    network_at = subject.at_size(network_of)
 
     def saliency(batch: Batch) -> Tensor:
         def score(output_BK: Tensor) -> Tensor:
@@ -70,13 +76,22 @@ def lrp(subject: Subject) -> Saliency:
     return saliency
 
 
-def _canonical(node: Node, network: nn.Module) -> nn.Module | None:
+def _numbers(graph: Graph) -> set[Node]:
+    """The nodes that are computed from the sizes of tensors, not from their values."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if asks_metadata(node) or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _canonical(node: Node, network: nn.Module, numbers: set[Node]) -> nn.Module | None:
     """The node's module in canonical form; None: as it is.
 
     Raises:
         ModelError: there is no rule for it.
     """
-    if node.op in ("placeholder", "get_attr") or asks_metadata(node):
+    if node.op in ("placeholder", "get_attr") or node in numbers:
         return None
     if (norm := _norm_after(node, network)) is not None:
         convolution = cast("nn.Conv2d", shared_copy(module_of(node, network)).eval())
@@ -133,11 +148,9 @@ class _Passed(_Hidden):
 
     @override
     def forward(self, *values: Any) -> Any:
-        step, tensors = self._step[0], [value for value in values if isinstance(value, Tensor)]
-        if not tensors:
-            return step(*values)
+        tensors = [value for value in values if isinstance(value, Tensor)]
         with torch.no_grad():
-            result = step(*values)
+            result = self._step[0](*values)
         signal = max(tensors, key=Tensor.numel)
         if signal.shape != result.shape or sum(value.numel() == signal.numel() for value in tensors) > 1:
             raise ModelError("two maps of one size meet in another way than by addition")
@@ -166,6 +179,4 @@ class _Added(nn.Module):
         tensors = [value for value in (left, right) if isinstance(value, Tensor)]
         if len(tensors) == 2 and left.shape == right.shape:
             return self.sum(torch.stack(tensors, -1))
-        if not tensors:
-            return left + right
         return _Straight.apply(max(tensors, key=Tensor.numel), (left + right).detach())
