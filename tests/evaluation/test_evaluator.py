@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from vbp.choices import METRIC_NAMES
 from vbp.evaluation.evaluator import Evaluator
 
 METRICS = ("pointing-game", "energy-inside")
@@ -72,3 +73,42 @@ def test_the_cost_of_each_method_is_there(maps):
     [(method, metric, value, chance, _)] = evaluator(pixels, pixels[..., 0] / 1.0, None, [None])[0]
     assert (method, metric, chance) == ("channel", "seconds", None)
     assert value > 0
+
+
+@pytest.mark.parametrize("metric", METRIC_NAMES)
+def test_every_metric_is_measured(maps, metric):
+    """Of a method, an image with an object, a classifier, and a copy of the network."""
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
+    inside = np.zeros((20, 24), bool)
+    inside[:9] = True
+    evaluator = Evaluator(
+        maps,
+        lambda pixels_BHWC: torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).float() / 255,
+        ["channel"],
+        [metric],
+        random=[("stem", lambda method, images_BCHW, *_: images_BCHW[:, 2].numpy())],
+        classify=lambda images_BCHW: images_BCHW.mean((2, 3)).softmax(1),
+        batch_size=2,
+    )
+    found = evaluator(pixels, pixels[..., 0] / 255.0, np.array([0, 1]), [inside] * 2)
+    for scores in found:
+        (score,) = [score for score in scores if score[1] != "seconds"]
+        assert score[:2] == ("channel", metric)
+        assert score[2] is not None
+
+
+def test_changed_networks_and_images_are_explained_for_the_same_class(maps):
+    random = Maps()
+    pixels = np.random.default_rng(4).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
+    evaluator = Evaluator(
+        maps,
+        lambda pixels_BHWC: torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).float(),
+        ["vbp"],
+        ["mprt-ssim", "noise-ssim"],
+        random=[("stem", random)],
+        batch_size=2,
+    )
+    evaluator(pixels, pixels[..., 0] / 255.0, np.array([3, 8]), [None] * 2)
+    assert all(asked == ("vbp", 2, [3, 8]) for asked in (*random.asked, *maps.asked))
+    assert len(random.asked) == 1

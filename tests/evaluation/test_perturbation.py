@@ -196,6 +196,10 @@ def test_chance_and_ends_are_found_once_for_all_maps():
     assert sum(passes) == 15 + 2 * 5
 
 
+def test_no_metric_is_no_score():
+    assert Perturbation(image(), 0, flickering).scores(saliency(), []) == []
+
+
 def test_settings_say_what_a_number_depends_on():
     scores = Perturbation(image(), 0, flickering, steps=4, seed=9).scores(saliency(), ["deletion", "road"])
     assert [score.settings for score in scores] == [

@@ -49,20 +49,27 @@ def network():
 
 
 @pytest.fixture
-def images():
-    return torch.from_numpy(np.random.default_rng(SEED).standard_normal((2, 3, 14, 16)).astype(np.float32))
+def pixels():
+    return np.random.default_rng(SEED).integers(0, 256, (2, 14, 16, 3), dtype=np.uint8)
 
 
-def of_layer(name):
+def of_layer(network, name):
     """A method whose map is the first channel of a convolution, applied to the pixels or their mean."""
+    layer = getattr(network, name)
 
-    def explain(network, images):
-        layer = getattr(network, name)
-        pixels = images if layer.in_channels == 3 else images.mean(1, keepdim=True).expand(-1, 4, -1, -1)
+    def explain(pixels):
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        if layer.in_channels == 4:
+            images = images.mean(1, keepdim=True).expand(-1, 4, -1, -1)
         with torch.inference_mode():
-            return layer(pixels)[:, 0].abs().numpy()
+            return layer(images)[:, 0].abs().numpy()
 
     return explain
+
+
+def scored(network, pixels, layer, metrics=tuple(RANDOMISATION), *, steps=8, **settings):
+    random = [(name, of_layer(twin, layer)) for name, twin in cascade(network, steps=steps)]
+    return randomisation(pixels, of_layer(network, layer), random, metrics, **settings)
 
 
 def changed(network, twin):
@@ -110,11 +117,10 @@ def test_no_convolution_is_said():
 
 @pytest.mark.parametrize(("layer", "untouched"), [("top", 0), ("middle", 1), ("stem", 2)])
 @pytest.mark.parametrize(("metric", "measure"), [("mprt-ssim", ssim), ("mprt-spearman", spearman)])
-def test_a_map_of_one_layer_changes_at_its_step(network, images, layer, untouched, metric, measure):
-    explain = of_layer(layer)
-    before = explain(network, images)
-    after = [explain(twin, images) for _, twin in cascade(network)]
-    for image, found in enumerate(randomisation(network, images, explain, [metric])):
+def test_a_map_of_one_layer_changes_at_its_step(network, pixels, layer, untouched, metric, measure):
+    before = of_layer(network, layer)(pixels)
+    after = [of_layer(twin, layer)(pixels) for _, twin in cascade(network)]
+    for image, found in enumerate(scored(network, pixels, layer, [metric])):
         curve = found.curves[metric]
         assert curve == [measure(before[image], step[image]) for step in after]
         assert curve[:untouched] == pytest.approx([1] * untouched)
@@ -125,29 +131,31 @@ def test_a_map_of_one_layer_changes_at_its_step(network, images, layer, untouche
         assert score.chance == measure(before[image], moved(before[image]))
 
 
-def test_a_map_of_the_pixels_alone_stays(network, images):
+def test_a_map_of_the_pixels_alone_stays(pixels):
     """As an edge detector would."""
-    (first, _) = randomisation(network, images, lambda _, images: images[:, 0].abs().numpy())
+
+    def explain(pixels):
+        return pixels[..., 0].astype(float)
+
+    (first, _) = randomisation(pixels, explain, [("top", explain), ("stem", explain)])
     values = {score.metric: score.value for score in first.scores}
     assert values == pytest.approx({name: 0 if name == "efficient-mprt" else 1 for name in RANDOMISATION})
 
 
-def test_the_last_step_alone(network, images):
-    found = randomisation(network, images, of_layer("middle"), ["mprt-last-ssim", "mprt-ssim"])[0]
+def test_the_last_step_alone(network, pixels):
+    found = scored(network, pixels, "middle", ["mprt-last-ssim", "mprt-ssim"])[0]
     assert found.scores[0].value == found.curves["mprt-ssim"][-1]
 
 
-def test_smooth_mprt_compares_means_over_noisy_copies(network, images):
-    explain = of_layer("stem")
-    copies = noisy(images, 3, 0.2, 500)
-    before = np.mean([explain(network, copy) for copy in copies], 0)
-    *_, (_, twin) = cascade(network, steps=1)
-    after = np.mean([explain(twin, copy) for copy in copies], 0)
-    for image, found in enumerate(
-        randomisation(network, images, explain, ["smooth-mprt-ssim"], steps=1, copies=3, noise=0.2)
-    ):
-        assert found.scores[0].value == pytest.approx(ssim(before[image], after[image]))
-        assert found.scores[0].settings == "steps 1, 3 copies with noise 0.2, seed 500"
+def test_smooth_mprt_compares_means_over_noisy_copies(network, pixels):
+    copies = noisy(pixels, 3, 0.2, 500)
+    before = np.mean([of_layer(network, "stem")(copy) for copy in copies], 0)
+    ((_, twin),) = cascade(network, steps=1)
+    after = np.mean([of_layer(twin, "stem")(copy) for copy in copies], 0)
+    found = scored(network, pixels, "stem", ["smooth-mprt-ssim"], steps=1, copies=3, noise=0.2)
+    for image, each in enumerate(found):
+        assert each.scores[0].value == pytest.approx(ssim(before[image], after[image]))
+        assert each.scores[0].settings == "steps 1, 3 copies with noise 0.2, seed 500"
 
 
 def test_the_rise_of_entropy_by_hand():
@@ -159,8 +167,16 @@ def test_the_rise_of_entropy_by_hand():
     assert np.isnan(rise_of_entropy(two, four * np.nan))
 
 
-def test_an_image_is_scored_as_it_would_be_alone(network, images):
-    alone = randomisation(network, images[1:], of_layer("top"))[0]
-    together = randomisation(network, images, of_layer("top"))[1]
+def test_an_image_is_scored_as_it_would_be_alone(network, pixels):
+    (alone,) = scored(network, pixels[1:], "top")
+    together = scored(network, pixels, "top")[1]
     expected = {score.metric: pytest.approx(score.value, abs=1e-5) for score in alone.scores}
     assert {score.metric: score.value for score in together.scores} == expected
+
+
+def test_copies_share_what_is_equal(network):
+    (_, first), (_, second), (_, third) = cascade(network)
+    for twin in (first, second, third):
+        assert twin.head.weight.data_ptr() == network.head.weight.data_ptr()
+    assert third.top.weight.data_ptr() == second.top.weight.data_ptr() == first.top.weight.data_ptr()
+    assert first.stem.weight.data_ptr() == network.stem.weight.data_ptr() != third.stem.weight.data_ptr()

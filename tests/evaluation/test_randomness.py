@@ -1,5 +1,4 @@
 import numpy as np
-import torch
 
 from vbp.evaluation.randomness import generator_for, noisy
 
@@ -13,11 +12,20 @@ def test_numbers_depend_on_image_seed_and_purpose_alone():
         assert not np.isin(other.random(3), first).any()
 
 
-def test_noise_is_relative_to_each_image_and_its_own():
-    images = torch.from_numpy(np.random.default_rng(9).standard_normal((2, 3, 14, 16)).astype(np.float32))
-    images[1] *= 10
-    copies = torch.stack(noisy(images, 40, 0.1, 7)) - images
-    spread = copies.std((0, 2, 3, 4)) / (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
-    np.testing.assert_allclose(spread, 0.1, rtol=0.02)
-    np.testing.assert_array_equal(noisy(images[1:], 2, 0.1, 7)[1], noisy(images, 2, 0.1, 7)[1][1:])
-    assert abs(np.corrcoef(copies[0].flatten(1))[0, 1]) < 0.1
+def test_noise_is_as_wide_as_asked_and_each_images_own():
+    pixels = np.random.default_rng(9).integers(100, 156, (2, 14, 16, 3), dtype=np.uint8)
+    copies = noisy(pixels, 40, 0.1, 7)
+    added = np.stack(copies).astype(float) - pixels
+    np.testing.assert_allclose(added.std((0, 2, 3, 4)), 25.5, rtol=0.02)
+    assert abs(added.mean()) < 0.3
+    assert abs(np.corrcoef(added[0].reshape(2, -1))[0, 1]) < 0.1
+    np.testing.assert_array_equal(noisy(pixels[1:], 2, 0.1, 7)[1], copies[1][1:])
+
+
+def test_noise_stops_at_black_and_white():
+    pixels = np.zeros((1, 9, 9, 3), np.uint8)
+    pixels[:, 4:] = 255
+    (copy,) = noisy(pixels, 1, 0.1, 7)
+    assert copy.dtype == np.uint8
+    assert copy[0, :4].max() < 128 < copy[0, 4:].min()
+    assert 0.4 < (copy == pixels).mean() < 0.6

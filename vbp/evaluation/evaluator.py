@@ -8,17 +8,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vbp.evaluation.localisation import localisation
-from vbp.evaluation.metrics import METRICS
+from vbp.evaluation.metrics import METRICS, Family
 from vbp.evaluation.perturbation import Classify, Perturbation
+from vbp.evaluation.randomisation import randomisation
 from vbp.evaluation.scores import Score
+from vbp.evaluation.shift import shift
+from vbp.evaluation.sparseness import sparseness
+from vbp.evaluation.stability import Explain, stability
 
+Maps = Callable[..., NDArray[np.float32]]
+"""Name of a method, images (B, C, H, W) as the network takes them, pixels (B, H, W, 3) uint8 and classes (B,) or None
+-> maps (B, H, W) float32, >= 0."""
 Found = tuple[str, str, float | None, float | None, str]
 """Method, metric, value, chance and settings."""
 SECONDS = "seconds"
@@ -29,11 +36,12 @@ class Evaluator:
     """Scores the maps of several methods.
 
     Args:
-        maps: name of a method, images (B, C, H, W) as the network takes them, pixels (B, H, W, 3) uint8 and classes
-            (B,) or None -> maps (B, H, W) float32, >= 0.
+        maps: of the network.
         normalise: pixels -> images, on the network's device.
         methods: names of the methods; ``vbp`` stands for the masks that the evaluator is given.
         metrics: names of the metrics.
+        random: of copies of the network in which ever more convolutions are random, with the name of the lowest; for
+            the metrics of randomisation.
         classify: images -> probabilities (B, classes); None without a classifier.
         seed: of what is random in the metrics.
         batch_size: images that a method gets at a time, always as many: smaller batches are filled with black images,
@@ -42,20 +50,21 @@ class Evaluator:
 
     def __init__(
         self,
-        maps: Callable[..., NDArray[np.float32]],
+        maps: Maps,
         normalise: Callable[[NDArray[np.uint8]], Tensor],
         methods: Sequence[str],
         metrics: Sequence[str],
         *,
+        random: Sequence[tuple[str, Maps]] = (),
         classify: Classify | None = None,
         seed: int = 500,
         batch_size: int = 1,
     ) -> None:
-        self._maps, self._normalise, self._batch_size = maps, normalise, batch_size
+        self._maps, self._random, self._normalise, self._batch_size = maps, random, normalise, batch_size
         self._methods, self._classify, self._seed = methods, classify, seed
-        self._located, self._perturbed = (
-            [name for name in metrics if METRICS[name].family == family] for family in ("localisation", "perturbation")
-        )
+        self._asked: dict[Family, list[str]] = {family: [] for family in get_args(Family)}
+        for name in metrics:
+            self._asked[METRICS[name].family].append(name)
 
     def __call__(
         self,
@@ -76,31 +85,53 @@ class Evaluator:
         perturbations = self._perturbations(pixels_BHWC, classes_B)
         for method in self._methods:
             started = time.perf_counter()
-            maps_BHW = masks_BHW if method == "vbp" else self._made(method, pixels_BHWC, classes_B)
+            maps_BHW = masks_BHW if method == "vbp" else self._explain(self._maps, method, classes_B)(pixels_BHWC)
             seconds = (time.perf_counter() - started) / len(maps_BHW)
+            changed = self._of_changes(method, pixels_BHWC, classes_B)
             for i, map_HW in enumerate(maps_BHW):
-                found[i] += _named(method, self._of_one(map_HW, regions[i], perturbations[i]))
+                found[i] += _named(method, [*self._of_one(map_HW, regions[i], perturbations[i]), *changed[i]])
                 if method != "vbp":
                     found[i].append((method, SECONDS, seconds, None, ""))
         return found
 
-    def _made(
+    def _explain(self, maps: Maps, method: str, classes_B: NDArray[np.int64] | None) -> Explain:
+        """The method for one network; it works in batches of one size."""
+
+        def explain(pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+            made = []
+            for first in range(0, len(pixels_BHWC), self._batch_size):
+                own = slice(first, first + self._batch_size)
+                pixels, count = _filled(pixels_BHWC[own], self._batch_size), len(pixels_BHWC[own])
+                classes = None if classes_B is None else _filled(classes_B[own], self._batch_size)
+                made.append(maps(method, self._normalise(pixels), pixels, classes)[:count])
+            return np.concatenate(made)
+
+        return explain
+
+    def _of_changes(
         self, method: str, pixels_BHWC: NDArray[np.uint8], classes_B: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
-        """The maps of a method, made in batches of one size."""
-        made = []
-        for first in range(0, len(pixels_BHWC), self._batch_size):
-            own = slice(first, first + self._batch_size)
-            pixels, count = _filled(pixels_BHWC[own], self._batch_size), len(pixels_BHWC[own])
-            classes = None if classes_B is None else _filled(classes_B[own], self._batch_size)
-            made.append(self._maps(method, self._normalise(pixels), pixels, classes)[:count])
-        return np.concatenate(made)
+    ) -> list[list[Score]]:
+        """The scores of each image for which a method explains changed images, or changed networks."""
+        scores: list[list[Score]] = [[] for _ in pixels_BHWC]
+        explain = self._explain(self._maps, method, classes_B)
+        if self._asked["stability"]:
+            for own, found in zip(
+                scores, stability(pixels_BHWC, explain, self._asked["stability"], seed=self._seed), strict=True
+            ):
+                own += found
+        if self._asked["randomisation"]:
+            random = [(layer, self._explain(maps, method, classes_B)) for layer, maps in self._random]
+            told = randomisation(pixels_BHWC, explain, random, self._asked["randomisation"], seed=self._seed)
+            for own, each in zip(scores, told, strict=True):
+                own += each.scores
+        return scores
 
     def _perturbations(
         self, pixels_BHWC: NDArray[np.uint8], classes_B: NDArray[np.int64] | None
     ) -> Sequence[Perturbation | None]:
-        """Each image, ready to lose its pixels; None where no metric asks for it."""
-        if not self._perturbed or self._classify is None or classes_B is None:
+        """Each image, ready to be changed; None where no metric asks for it."""
+        asked = self._asked["perturbation"] or self._asked["shift"]
+        if not asked or self._classify is None or classes_B is None:
             return [None] * len(pixels_BHWC)
         images_BCHW = self._normalise(pixels_BHWC)
         return [
@@ -114,8 +145,14 @@ class Evaluator:
         """The scores of one map; none of a map that is not finite, nor of an object that is unknown or out of sight."""
         if not np.isfinite(map_HW).all():
             return []
-        located = [] if region_HW is None or not region_HW.any() else localisation(map_HW, region_HW, self._located)
-        return located + ([] if perturbation is None else perturbation.scores(map_HW, self._perturbed))
+        scores = sparseness(map_HW, self._asked["sparseness"])
+        if region_HW is not None and region_HW.any():
+            scores += localisation(map_HW, region_HW, self._asked["localisation"])
+        if perturbation is not None:
+            scores += perturbation.scores(map_HW, self._asked["perturbation"])
+            about = perturbation.pixels_CHW, perturbation.target, perturbation.classify
+            scores += [shift(map_HW, *about, seed=self._seed) for _ in self._asked["shift"]]
+        return scores
 
 
 def _named(method: str, scores: Sequence[Score]) -> list[Found]:

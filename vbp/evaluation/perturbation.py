@@ -94,7 +94,7 @@ class Perturbation:
         seed: int = 500,
         batch: int = 32,
     ) -> None:
-        self._pixels_CHW, self._target, self._classify = pixels_CHW, target, classify
+        self.pixels_CHW, self.target, self.classify = pixels_CHW, target, classify
         self._steps, self._removed, self._seed, self._batch = steps, tuple(removed), seed, batch
         self._losses = Losses(pixels_CHW.detach().cpu().numpy().astype(np.float32), seed)
         self._known: dict[tuple[Removal, str], float] = {}
@@ -158,6 +158,8 @@ class Perturbation:
         self, saliency_HW: NDArray[np.floating], runs: Collection[tuple[Removal, Order]]
     ) -> dict[tuple[Removal, Order], float]:
         """The mean probability on each way; their images go through the classifier together."""
+        if not runs:
+            return {}
         stacks = {run: self._stack(saliency_HW, *run) for run in sorted(runs)}
         found = iter(self._probabilities(np.concatenate(list(stacks.values()))))
         return {run: self._mean(*run, [next(found) for _ in images_SCHW]) for run, images_SCHW in stacks.items()}
@@ -191,7 +193,7 @@ class Perturbation:
         """Of the target, for each image."""
         starts = range(0, len(images_SCHW), self._batch)
         batches = (torch.from_numpy(images_SCHW[start : start + self._batch]) for start in starts)
-        found = [self._classify(batch_BCHW.to(self._pixels_CHW))[:, self._target] for batch_BCHW in batches]
+        found = [self.classify(batch_BCHW.to(self.pixels_CHW))[:, self.target] for batch_BCHW in batches]
         return np.concatenate([np.zeros(0), *(found_B.double().cpu().numpy() for found_B in found)])
 
 

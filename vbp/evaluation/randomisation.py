@@ -15,12 +15,12 @@ Two variants of Hedström et al., A Fresh Look at Sanity Checks for Saliency Map
 Smooth MPRT compares means over noisy copies of the image. Efficient MPRT compares no maps at all, but tells how much
 more entropy the histogram of the random network's map has.
 
-Shapes: B images, C channels, H, W height and width; S steps.
+Shapes: B images, H, W height and width, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -36,9 +36,7 @@ from vbp.errors import ModelError
 from vbp.evaluation.randomness import noisy
 from vbp.evaluation.scores import Score
 from vbp.evaluation.similarity import moved, spearman, ssim, stretched
-
-Explain = Callable[[nn.Module, Tensor], NDArray[np.floating]]
-"""A network and normalised pixels (B, C, H, W) -> maps (B, H, W). It must not keep anything of a network."""
+from vbp.evaluation.stability import Explain
 
 STEPS, COPIES, NOISE = 8, 8, 0.1
 _BINS = 100
@@ -90,44 +88,44 @@ class Randomised:
     curves: dict[str, list[float]]
 
 
-def cascade(network: nn.Module, *, steps: int = STEPS, seed: int = 500) -> Iterator[tuple[str, nn.Module]]:
+def cascade(network: nn.Module, *, steps: int = STEPS, seed: int = 500) -> list[tuple[str, nn.Module]]:
     """Copies of the network, in which ever more convolutions are random, from the last to the first.
 
     A layer is randomised by its own ``reset_parameters``, and the norms behind a convolution together with it: their
-    statistics would not fit. Its new weights depend on the seed and its place alone, so all copies share them.
-    Parameters of a module without ``reset_parameters`` stay.
+    statistics would not fit. Its new weights depend on the seed and its place alone. Parameters of a module without
+    ``reset_parameters`` stay. The copies share all tensors that are equal, with each other and with the network, so
+    together they need little more memory than one.
 
     Args:
         network: stays as it is.
         steps: how many copies at most; the layers are spread evenly over them.
         seed: of the weights; they are the same on every device.
 
-    Yields:
-        The name of the lowest convolution that is random, and the copy, in evaluation mode. In the last one all are.
+    Returns:
+        For each step the name of the lowest convolution that is random, and the copy, in evaluation mode. In the last
+        one all are.
 
     Raises:
         ModelError: there is no convolution to randomise.
     """
-    twin = deepcopy(network).requires_grad_(False).eval()
-    layers = _layers(twin)
+    layers = len(_layers(network))
     if not layers:
         raise ModelError(
             "the network has no convolution whose weights can be drawn anew: leave out the metrics of randomisation."
         )
-    for run in np.array_split(np.arange(len(layers))[::-1], min(steps, len(layers))):
-        for place in run:
-            for module in layers[place][1]:
-                _reset(module, seed + int(place))
-        yield layers[run[-1]][0], deepcopy(twin)
+    copies = []
+    for run in np.array_split(np.arange(layers)[::-1], min(steps, layers)):
+        network = _with_random(network, run.tolist(), seed)
+        copies.append((_layers(network)[run[-1]][0], network))
+    return copies
 
 
 def randomisation(
-    network: nn.Module,
-    images_BCHW: Tensor,
-    explain: Explain,
+    pixels_BHWC: NDArray[np.uint8],
+    trained: Explain,
+    random: Sequence[tuple[str, Explain]],
     metrics: Collection[str] = tuple(RANDOMISATION),
     *,
-    steps: int = STEPS,
     copies: int = COPIES,
     noise: float = NOISE,
     seed: int = 500,
@@ -135,39 +133,32 @@ def randomisation(
     """One method, for each of the images.
 
     Args:
-        network: the trained one; it is never changed.
-        images_BCHW: normalised pixels.
-        explain: the method.
+        pixels_BHWC: uint8.
+        trained: the method for the trained network.
+        random: the method for each copy of `cascade`, with the name of its lowest random layer.
         metrics: names in `RANDOMISATION`.
-        steps: of the cascade.
         copies: noisy copies of each image for smooth MPRT; each costs as much as MPRT itself.
-        noise: standard deviation of that noise, as a share of the range of the image's values.
-        seed: of weights and noise.
-
-    Raises:
-        ModelError: there is no convolution to randomise.
+        noise: standard deviation of that noise, as a share of 255.
+        seed: of that noise, together with the image.
     """
     ways = {metric: RANDOMISATION[metric] for metric in metrics}
     views = {
-        smooth: noisy(images_BCHW, copies, noise, seed) if smooth else [images_BCHW]
+        smooth: noisy(pixels_BHWC, copies, noise, seed) if smooth else [pixels_BHWC]
         for smooth in {way.smooth for way in ways.values()}
     }
 
-    def maps(of: nn.Module) -> dict[bool, NDArray[np.floating]]:
-        return {smooth: np.mean([explain(of, view) for view in some], axis=0) for smooth, some in views.items()}
+    def maps(explain: Explain) -> dict[bool, NDArray[np.floating]]:
+        return {smooth: np.mean([explain(view) for view in some], axis=0) for smooth, some in views.items()}
 
-    trained = maps(network)
-    layers, random = [], []
-    for layer, twin in cascade(network, steps=steps, seed=seed):
-        layers.append(layer)
-        random.append(maps(twin))
+    before, steps = maps(trained), [maps(explain) for _, explain in random]
+    layers = [layer for layer, _ in random]
     told = {True: f", {copies} copies with noise {noise}", False: ""}
     found = []
-    for image in range(len(images_BCHW)):
+    for image in range(len(pixels_BHWC)):
         scores, curves = [], {}
         for metric, way in ways.items():
-            before_HW = trained[way.smooth][image]
-            curve = [way.compare(before_HW, step[way.smooth][image]) for step in random]
+            before_HW = before[way.smooth][image]
+            curve = [way.compare(before_HW, step[way.smooth][image]) for step in steps]
             settings = f"steps {len(layers)}{told[way.smooth]}, seed {seed}"
             value = float(np.mean(curve)) if way.steps == "all" else curve[-1]
             scores.append(Score(metric, value, way.compare(before_HW, moved(before_HW)), settings))
@@ -201,9 +192,25 @@ def _layers(network: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     ]
 
 
+def _with_random(network: nn.Module, places: Sequence[int], seed: int) -> nn.Module:
+    """A copy in which some layers are random, and everything else is shared."""
+    layers = _layers(network)
+    drawn = {id(tensor) for place in places for module in layers[place][1] for tensor in _tensors(module)}
+    twin = deepcopy(network, {id(tensor): tensor for tensor in _tensors(network) if id(tensor) not in drawn}).eval()
+    for place in places:
+        for module in _layers(twin)[place][1]:
+            _reset(module, seed + place)
+    return twin
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
 def _reset(module: nn.Module, seed: int) -> None:
-    place = next(module.parameters(), torch.zeros(0)).device
-    with torch.random.fork_rng(devices=[]):
+    """On the CPU, so that the numbers are the same on every device; in place."""
+    device = next((tensor.device for tensor in _tensors(module)), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         module.cpu().reset_parameters()  # type: ignore[operator]  # what drawn modules have
-    module.to(place)
+    module.to(device)

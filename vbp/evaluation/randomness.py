@@ -1,6 +1,6 @@
 """Random numbers that depend on a seed and an image, never on the images beside it or on earlier calls.
 
-Shapes: B images, C channels, H, W height and width.
+Shapes: B images, H, W height and width, C channels.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 
 def generator_for(image: NDArray[Any], seed: int, purpose: int = 0) -> np.random.Generator:
@@ -22,12 +20,19 @@ def generator_for(image: NDArray[Any], seed: int, purpose: int = 0) -> np.random
     return np.random.default_rng([seed, crc32(np.ascontiguousarray(image).tobytes()), purpose])
 
 
-def noisy(images_BCHW: Tensor, copies: int, noise: float, seed: int) -> list[Tensor]:
-    """The images with Gaussian noise, `copies` times; of a standard deviation relative to each image's range."""
-    images = images_BCHW.detach().cpu().numpy()
-    drawn = [np.empty_like(images) for _ in range(copies)]
-    for place, image_CHW in enumerate(images):
-        generator = generator_for(image_CHW, seed)
-        for copy in drawn:
-            copy[place] = image_CHW + noise * np.ptp(image_CHW) * generator.standard_normal(image_CHW.shape)
-    return [torch.from_numpy(copy).to(images_BCHW) for copy in drawn]
+def noisy(pixels_BHWC: NDArray[np.uint8], copies: int, noise: float, seed: int) -> list[NDArray[np.uint8]]:
+    """The images with Gaussian noise, `copies` times, as a camera would give them: rounded, and cut at black and white.
+
+    Args:
+        pixels_BHWC: uint8.
+        copies: how many.
+        noise: standard deviation, as a share of 255.
+        seed: together with each image it chooses the noise.
+    """
+    drawn = [np.empty_like(pixels_BHWC) for _ in range(copies)]
+    for place, pixels_HWC in enumerate(pixels_BHWC):
+        generator = generator_for(pixels_HWC, seed)
+        for copy_BHWC in drawn:
+            noise_HWC = generator.standard_normal(pixels_HWC.shape, np.float32) * (255 * noise)
+            copy_BHWC[place] = (pixels_HWC + noise_HWC).round().clip(0, 255)
+    return drawn

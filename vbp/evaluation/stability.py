@@ -6,7 +6,7 @@ perturbation. The level of chance is the map against itself, moved (`vbp.evaluat
 Maps are compared after they are stretched to [0, 1], as they are shown. A raw map's scale may change by orders of
 magnitude, above all if it is a product of many layers.
 
-Shapes: B images, C channels, H, W height and width; N noisy copies.
+Shapes: B images, H, W height and width, C channels; N noisy copies.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vbp.evaluation.randomness import noisy
 from vbp.evaluation.scores import Score
 from vbp.evaluation.similarity import moved, ssim, stretched
 
-Explain = Callable[[Tensor], NDArray[np.floating]]
-"""Normalised pixels (B, C, H, W) -> maps (B, H, W)."""
+Explain = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
+"""A method for one network: pixels (B, H, W, C) -> maps (B, H, W)."""
 COPIES, NOISE = 8, 0.05
 
 
@@ -55,7 +54,7 @@ the habit of the driving field."""
 
 
 def stability(
-    images_BCHW: Tensor,
+    pixels_BHWC: NDArray[np.uint8],
     explain: Explain,
     metrics: Collection[str] = tuple(STABILITY),
     *,
@@ -66,15 +65,15 @@ def stability(
     """The scores of one method, for each image in the order of `metrics`.
 
     Args:
-        images_BCHW: normalised pixels.
+        pixels_BHWC: uint8.
         explain: the method.
         metrics: names in `STABILITY`.
         copies: noisy copies of each image.
-        noise: standard deviation of the noise, as a share of the range of the image's values.
+        noise: standard deviation of the noise, as a share of 255.
         seed: of the noise, together with the image.
     """
-    before_BHW = explain(images_BCHW)
-    after_NBHW = [explain(copy_BCHW) for copy_BCHW in noisy(images_BCHW, copies, noise, seed)]
+    before_BHW = explain(pixels_BHWC)
+    after_NBHW = [explain(copy_BCHW) for copy_BCHW in noisy(pixels_BHWC, copies, noise, seed)]
     settings = f"{copies} copies with noise {noise}, seed {seed}"
 
     def score(name: str, image: int) -> Score:
@@ -83,4 +82,4 @@ def stability(
         values = [compare(before_HW, after_BHW[image]) for after_BHW in after_NBHW]
         return Score(name, float(over_copies(values)), compare(before_HW, moved(before_HW)), settings)
 
-    return [[score(name, image) for name in metrics] for image in range(len(images_BCHW))]
+    return [[score(name, image) for name in metrics] for image in range(len(pixels_BHWC))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from vbp.columns import Contract
 from vbp.errors import ImageError, UsageError
+from vbp.evaluation.metrics import METRICS
 from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline.steps import FRAME, Batch, Explain, Step, frame_of, good_rows, is_missing, objects
 from vbp.storage.ledger.scores import packed
@@ -105,6 +106,7 @@ def evaluated(recipe: Recipe, evaluation: Evaluation) -> Callable[[Batch], Batch
     import torch
 
     from vbp.evaluation.evaluator import Evaluator
+    from vbp.evaluation.randomisation import cascade
     from vbp.evaluation.saliencies import Saliencies
     from vbp.networks.models import load_model
     from vbp.pipeline.truths import Truths
@@ -126,10 +128,17 @@ def evaluated(recipe: Recipe, evaluation: Evaluation) -> Callable[[Batch], Batch
         return probabilities_BK
 
     has_classifier = model.num_classes is not None
+    methods, metrics = evaluation.chosen(has_classifier)
+    random = [
+        (layer, Saliencies(twin, config.method, seed=config.seed, has_classifier=has_classifier))
+        for layer, twin in (cascade(network, seed=config.seed) if _changes_networks(metrics) else ())
+    ]
     evaluator = Evaluator(
         maps,
         normalise,
-        *evaluation.chosen(has_classifier),
+        methods,
+        metrics,
+        random=random,
         classify=classify if has_classifier else None,
         seed=config.seed,
         batch_size=recipe.batch_size if config.fit != "original" else 1,
@@ -150,14 +159,22 @@ def check_evaluation(config: RunConfig, model: Model) -> None:
     assert config.evaluation is not None
     if find_spec("scipy") is None:
         raise UsageError("vbp evaluate needs more packages: pip install 'visualbackprop[eval]'.")
+    from vbp.evaluation.randomisation import cascade
+
     has_classifier = model.num_classes is not None
-    methods, _ = config.evaluation.chosen(has_classifier)
+    methods, metrics = config.evaluation.chosen(has_classifier)
+    if _changes_networks(metrics):
+        cascade(model.network, steps=1)
     preprocessing = config.preprocessing(model.preprocessing)
     side = preprocessing.size or IMAGENET.size or 1
     saliencies = Saliencies(model.network, config.method, seed=config.seed, has_classifier=has_classifier)
     for method in methods:
         if refusal := saliencies.refusal(method, (2, preprocessing.depth, side, side)):
             raise UsageError(f"--methods {method}: {refusal}")
+
+
+def _changes_networks(metrics: Sequence[str]) -> bool:
+    return any(METRICS[name].family == "randomisation" for name in metrics)
 
 
 def _answered(
