@@ -178,6 +178,24 @@ def test_padding_cropping_and_pooling():
     assert_leads(build, lead)
 
 
+def test_padding_that_is_computed_in_floats_and_then_again_from_the_size_that_it_gave():
+    """As torch's older exporter writes TensorFlow's padding: ONNX itself infers no size behind it."""
+
+    def padded(net, x):
+        lengths = net.node("Cast", net.node("Slice", net.node("Shape", x), np.int64([2]), np.int64([4])), to=1)
+        half = net.node("Ceil", net.node("Div", lengths, np.float32(2)))
+        missing = net.node("Sub", net.node("Mul", half, np.float32(2)), lengths)
+        pads = net.node("Concat", np.int64([0] * 6), net.node("Cast", missing, to=TensorProto.INT64), axis=0)
+        return net.node("MaxPool", net.node("Pad", x, pads), kernel_shape=[2, 2], strides=[2, 2])
+
+    def lead(mask, size):
+        # 13 x 22 to 7 x 11, and 4 x 6
+        assert mask.shape[1:] == (4, 6)
+        return down(down(mask, (8, 12), (2, 2), (2, 2))[:, :7, :11], (14, 22), (2, 2), (2, 2))[:, :13]
+
+    assert_leads(lambda net, x: padded(net, padded(net, x)), lead, (13, 22))
+
+
 @pytest.mark.parametrize("size", [(20, 22), (9, 8)])
 def test_a_transposed_convolution_is_led_down_by_a_convolution(size):
     settings = {"strides": [2, 3], "pads": [1, 0, 0, 2], "output_padding": [1, 2], "dilations": [1, 2]}

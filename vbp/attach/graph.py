@@ -19,6 +19,9 @@ OLDEST_OPSET = 11
 SMALL = 1024
 """Most elements of a constant whose value may decide a shape; larger ones are weights."""
 
+SHAPING = frozenset(("Pad", "Slice", "Reshape", "Resize", "Expand"))
+"""Operators whose inputs after the first decide the shape of what they give."""
+
 Length = int | str | None
 """Of an axis: a number, or the name of one that is told when the graph runs, or nothing."""
 
@@ -44,6 +47,8 @@ class Graph:
         self.producers = {name: node for node in self.nodes for name in node.output if name}
         self._folder = folder
         self._constants: dict[str, NDArray[Any] | None] = {}
+        self._types: dict[str, onnx.TypeProto.Tensor] = {}
+        self._computed: dict[str, TensorProto] = {}
         self._check()
 
     def _check(self) -> None:
@@ -85,28 +90,65 @@ class Graph:
         kind = self._kinds.get(name)
         return kind.elem_type if kind else TensorProto.UNDEFINED
 
-    @cached_property
+    @property
     def _kinds(self) -> dict[str, onnx.TypeProto.Tensor]:
+        """What ONNX infers of all tensors, repeated while lengths that the graph computes tell it more."""
+        if not self._types:
+            self._types = self._inferred()
+            while computed := self._newly_computed():
+                self._computed |= computed
+                self._constants = {name: value for name, value in self._constants.items() if value is not None}
+                self._types = self._inferred()
+        return self._types
+
+    def _inferred(self) -> dict[str, onnx.TypeProto.Tensor]:
         inferred = onnx.shape_inference.infer_shapes(self._skeleton(), data_prop=True).graph
         values = [*inferred.input, *inferred.value_info, *inferred.output]
         return {value.name: value.type.tensor_type for value in values}
+
+    def _newly_computed(self) -> dict[str, TensorProto]:
+        """Values that decide shapes which are not known yet, by float arithmetic, say, which ONNX does not follow."""
+        found: dict[str, TensorProto] = {}
+        for node in self.nodes:
+            lengths = self.shape(node.output[0]) or (None,)
+            if node.op_type not in SHAPING or all(isinstance(length, int) for length in lengths):
+                continue
+            for name in set(node.input[1:]) & self.producers.keys() - self._computed.keys():
+                if self.producers[name].op_type != "Constant" and (value := self.constant(name)) is not None:
+                    found[name] = numpy_helper.from_array(value, f"vbp/computed/{name}")
+        return found
 
     def _skeleton(self) -> onnx.ModelProto:
         """The model without its weights: large ones make the inference of shapes slow, and it does not need them."""
         whole = self.model
         weights = {name for name, tensor in self.initializers.items() if np.prod(tensor.dims) > SMALL}
         small = [self._loaded(tensor) for name, tensor in self.initializers.items() if name not in weights]
+        small += self._computed.values()
         stand_ins = [
             helper.make_tensor_value_info(name, self.initializers[name].data_type, list(self.initializers[name].dims))
             for name in sorted(weights)
         ]
         inputs = [value for value in whole.graph.input if value.name not in weights]
         graph = helper.make_graph(
-            self.nodes, "skeleton", [*inputs, *stand_ins], whole.graph.output, small, value_info=whole.graph.value_info
+            [self._told(node) for node in self.nodes],
+            "skeleton",
+            [*inputs, *stand_ins],
+            whole.graph.output,
+            small,
+            value_info=whole.graph.value_info,
         )
         return helper.make_model(
             graph, opset_imports=whole.opset_import, ir_version=whole.ir_version, functions=whole.functions
         )
+
+    def _told(self, node: NodeProto) -> NodeProto:
+        """The node, with values that were computed in place of those that the graph computes."""
+        if node.op_type not in SHAPING or not self._computed.keys() & set(node.input):
+            return node
+        told = NodeProto()
+        told.CopyFrom(node)
+        told.input[1:] = [self._computed[name].name if name in self._computed else name for name in node.input[1:]]
+        return told
 
     def _loaded(self, tensor: TensorProto) -> TensorProto:
         if not external_data_helper.uses_external_data(tensor):
