@@ -16,8 +16,8 @@ demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
 test: .venv/ready .venv/azurite/ready ## the tests; needs no network, no GPU
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadgroup $(if $(TESTS),$(TESTS),--cov=vbp)
 
-quick: .venv/ready ## the tests that need no Ray, no server and no whole run
-	$(BIN)/python -m pytest -q --quick -m "not slow" --numprocesses 2 --dist loadgroup $(TESTS)
+quick: .venv/ready ## the short tests that need no Ray, no server and no whole run; two minutes
+	$(BIN)/python -m pytest -q --quick --numprocesses 2 --dist loadgroup $(TESTS)
 
 slow: .venv/ready .venv/azurite/ready ## tests of over a minute whose ground a shorter one covers too
 	$(BIN)/python -m pytest -q -m slow $(TESTS)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+# Before anything imports torchvision: else each process waits for the compiler.
+import vbp.light_torchvision  # noqa: F401
 from tests.servers import (
     ENVIRONMENT,
     any_store,
@@ -75,7 +77,7 @@ CLUSTERS = ("tests/jobs/", "tests/cluster/test_rehearsal.py", "tests/pipeline/te
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="leave out what needs Ray, a server or whole runs")
+    parser.addoption("--quick", action="store_true", help="only short tests without Ray, servers and whole runs")
 
 
 def pytest_configure(config):
@@ -84,7 +86,7 @@ def pytest_configure(config):
 
 
 class Quick:
-    """Leaves out tests by the fixtures that they use."""
+    """Leaves out tests by their marks and by the fixtures that they use."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config, items):
@@ -95,11 +97,16 @@ class Quick:
     @pytest.hookimpl(tryfirst=True)
     def pytest_fixture_setup(self, fixturedef):
         if self._is_heavy(fixturedef):  # a test may also ask for one while it runs
-            pytest.skip(f"{fixturedef.argname} is not for quick tests")
+            fixturedef.func, fixturedef.argnames = self._skip, ()
+
+    @staticmethod
+    def _skip():
+        pytest.skip("it needs a server, a Ray or a whole run")
 
     def _needs_much(self, item):
         definitions = item._fixtureinfo.name2fixturedefs.values()
-        return item.nodeid.startswith(CLUSTERS) or any(self._is_heavy(definition[-1]) for definition in definitions)
+        marked = any(item.get_closest_marker(name) for name in ("slow", "long"))
+        return marked or item.nodeid.startswith(CLUSTERS) or any(self._is_heavy(found[-1]) for found in definitions)
 
     def _is_heavy(self, definition):
         """Whether it brings a Ray, a server, or the weights of a network for whole runs."""

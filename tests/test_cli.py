@@ -124,6 +124,7 @@ def test_flags_of_the_reference_project(photos, network_file, tmp_path, monkeypa
     assert (config["batch_size"], config["seed"], config["model"]) == (64, 7, "vgg16")
 
 
+@pytest.mark.long
 def test_a_reference_checkpoint_with_batch_norm_finds_its_network(photos, tmp_path, monkeypatch):
     import torchvision
 

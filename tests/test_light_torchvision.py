@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 import numpy as np
@@ -34,9 +36,11 @@ assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() =
 """
 
 
+@pytest.mark.long
 def test_the_compiler_comes_when_it_is_wanted():
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=300)
 
 
+@pytest.mark.long
 def test_another_wish_brings_it_at_once():
     subprocess.run([sys.executable, "-c", SOMETHING_ELSE], check=True, timeout=300)

@@ -37,6 +37,7 @@ def gelu_and_silu():
     return randomise(nn.Sequential(*layers, nn.AvgPool2d(3, 2, 1), nn.Conv2d(8, 4, 1), nn.Mish(), nn.Flatten()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "settings", "opset"),
     [

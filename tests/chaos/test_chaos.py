@@ -1,5 +1,7 @@
 """One seed of each chaos; `make chaos` runs all, and prints the tables of docs/chaos.md."""
 
+import pytest
+
 from tests.chaos.suite import chaos, hostility, recovery
 
 
@@ -12,12 +14,14 @@ def test_one_seed_of_chaos(s3_server, capsys):
     assert sum(outcome.faults.values()) > 0
 
 
+@pytest.mark.long
 def test_a_killed_run_computes_no_more_again_than_it_had_in_hand(tmp_path):
     outcome = recovery(50, tmp_path, images=24)
     assert (outcome.rows, outcome.committed >= 16) == (24, True)
     assert outcome.again <= outcome.in_hand
 
 
+@pytest.mark.long
 def test_hostile_images_among_good_ones(tmp_path):
     outcome = hostility(tmp_path, good=40)
     assert outcome.ok == 40

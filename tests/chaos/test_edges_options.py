@@ -1,8 +1,11 @@
 """One seed of random options; `python -m tests.chaos.edges.options` runs more."""
 
+import pytest
+
 from tests.chaos.edges.options import Case, cases, run
 
 
+@pytest.mark.long
 def test_one_seed_of_options():
     done = [run(case) for case in cases(4)]
     assert [(case.arguments, case.wrong) for case in done if case.wrong] == []

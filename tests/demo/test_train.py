@@ -89,6 +89,7 @@ def test_contrast_loss():
     assert contrast_loss([even, 100 * uneven]).item() == pytest.approx(1 / 6)
 
 
+@pytest.mark.long
 def test_training_lowers_the_loss_and_repeats_itself():
     def losses(epochs: int) -> list[float]:
         torch.manual_seed(1)

@@ -24,6 +24,7 @@ def test_lines_of_before_are_kept(tmp_path):
     assert table(lines).splitlines() == [*HEAD, lines["a", "dynamo"], lines["b", "torchscript"]]
 
 
+@pytest.mark.long
 def test_a_network_is_measured():
     row = measure("squeezenet1_1", "torchscript", 64)
     assert (row.opset, row.stages, row.is_equal, row.problem) == (17, 18, True, "")

@@ -12,6 +12,7 @@ def test_all_that_are_weaker_are_present():
     assert names == ["SSE4.1", "AVX2", "AVX512", "AVX512-BF16"][: len(names)]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(AVX2 not in present(), reason="only x86 processors act as others")
 def test_a_weaker_processor_is_measured_beside_its_own_bare_forward(setup, monkeypatch):
     monkeypatch.setattr(module, "present", lambda: [AVX2])

@@ -12,6 +12,7 @@ from vbp.evidence.codecs import _libraries, codecs
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # torchvision
 
 
+@pytest.mark.long
 def test_every_piece_is_measured(setup):
     found = codecs(setup, photos=1)
     names = {rate.name for rate in found.rates}

@@ -27,6 +27,7 @@ def test_of_equal_pixels_the_first_are_the_brightest():
     assert np.flatnonzero(bright).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_a_page_tells_of_every_photo(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
     monkeypatch.setattr(module, "decode", lambda data: decode(data, size=48))

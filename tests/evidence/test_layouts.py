@@ -5,6 +5,7 @@ import pytest
 from vbp.evidence.layouts import measure
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("layout", "objects"), [("files", 24), ("webdataset", 3)])
 def test_what_is_counted(tmp_path, layout, objects):
     cost = measure(str(tmp_path), layout, images=12, commit=5, options={})

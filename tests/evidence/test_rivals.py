@@ -51,6 +51,7 @@ def test_bare_forward_is_the_feature_part(images_NCHW):
     assert bare_forward(features())(images_NCHW).shape == (2, 5, 4, 4)
 
 
+@pytest.mark.long
 def test_grad_cam_by_hand(network, images_NCHW):
     pytest.importorskip("pytorch_grad_cam")
     from vbp.evidence.rivals import grad_cam
@@ -64,6 +65,7 @@ def test_grad_cam_by_hand(network, images_NCHW):
     assert not network.features[-1]._forward_hooks
 
 
+@pytest.mark.long
 def test_eigen_cam_needs_no_gradients(network, images_NCHW):
     pytest.importorskip("pytorch_grad_cam")
     from vbp.evidence.rivals import eigen_cam

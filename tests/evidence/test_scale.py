@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from vbp.evidence import scale
 from vbp.evidence.scale import markdown
 from vbp.pipeline import RunConfig
 from vbp.pipeline.earlier import finished_earlier
 
 
+@pytest.mark.long
 def test_listing(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "FILES_A_FOLDER", 20)
     listed, memory, again = scale.listing(tmp_path, 50)
@@ -52,6 +55,7 @@ def test_the_table():
     ]
 
 
+@pytest.mark.long
 def test_the_command_measures_the_driver(tmp_path):
     """Ray's workers know what they are given by the names of their modules, which differ where one is the command."""
     table = tmp_path / "scale.md"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from vbp.networks.sources.torchvision import model_names
 from vbp.saliency.visualbackprop import VisualBackProp
 
 
+@pytest.mark.long
 def test_a_network_is_measured_at_every_size():
     rows = list(measure("squeezenet1_1", [(64, 64), (65, 96), (8, 64)]))
     assert [(row.model, row.size, row.stages) for row in rows] == [
@@ -47,6 +49,7 @@ def test_table_has_a_line_a_network():
     ]
 
 
+@pytest.mark.long
 def test_command_writes_the_table(tmp_path):
     command = [sys.executable, "-m", "vbp.evidence.zoo", str(tmp_path / "docs" / "zoo.md"), "--models", "swin_t"]
     subprocess.run(command, check=True)

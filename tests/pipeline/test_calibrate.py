@@ -42,6 +42,7 @@ def masks(out):
     return {path.name: path.read_bytes() for path in (out / "masks").rglob("*.png")}
 
 
+@pytest.mark.long
 def test_scales_stay_with_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
     source = tmp_path / "photos"
@@ -166,6 +167,7 @@ def test_scales_that_have_changed_are_told_in_words(tmp_path):
         record.refuse_other(dataclasses.replace(recipe, precision="float32", scales=None))
 
 
+@pytest.mark.long
 def test_a_plan_of_int8_measures_int8(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
     draw(tmp_path / "photos", 10)

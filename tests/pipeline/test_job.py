@@ -544,6 +544,7 @@ def test_one_bad_uri_in_a_manifest_is_a_row(photos, network_file, tmp_path):
     assert [row["error_stage"] for row in index_of(tmp_path / "out").values() if row["error_stage"]] == ["fetch"]
 
 
+@pytest.mark.long
 def test_named_weights_are_never_a_path(photos, tmp_path, monkeypatch):
     (tmp_path / "random").mkdir()
     monkeypatch.chdir(tmp_path)

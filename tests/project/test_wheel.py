@@ -25,6 +25,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.long
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vbp", "visualbackprop"}
@@ -36,6 +37,7 @@ def test_contents(wheel):
         assert needed in names
 
 
+@pytest.mark.long
 def test_the_distribution_has_a_name_that_is_ours_and_brings_the_command_vbp(wheel):
     assert wheel.name.startswith("visualbackprop-")
     archive = zipfile.ZipFile(wheel)

@@ -30,6 +30,7 @@ OWN = torch.backends.cpu.get_cpu_capability()
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 acts as another")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("capability", "variables"),
     [

@@ -47,6 +47,7 @@ def vgg_without_activity_on_black():
     return vbp, export(vbp, batch(1))
 
 
+@pytest.mark.long
 def test_graph_takes_any_number_of_images(vgg_without_activity_on_black):
     vbp, program = vgg_without_activity_on_black
     assert vbp.model.training
@@ -54,6 +55,7 @@ def test_graph_takes_any_number_of_images(vgg_without_activity_on_black):
         assert_equal(program.module()(batch(count)), batch(count), vbp)
 
 
+@pytest.mark.long
 def test_graph_is_stored_and_loaded(vgg_without_activity_on_black):
     vbp, program = vgg_without_activity_on_black
     stored = io.BytesIO()
@@ -62,6 +64,7 @@ def test_graph_is_stored_and_loaded(vgg_without_activity_on_black):
     assert_equal(loaded.module()(batch(3)), batch(3), vbp)
 
 
+@pytest.mark.long
 def test_graph_can_be_compiled(vgg_without_activity_on_black):
     vbp, program = vgg_without_activity_on_black
     compiled = torch.compile(program.module(), backend="aot_eager", fullgraph=True)
@@ -69,6 +72,7 @@ def test_graph_can_be_compiled(vgg_without_activity_on_black):
         assert_equal(compiled(batch(2)), batch(2), vbp)
 
 
+@pytest.mark.long
 def test_a_flat_mask_stays_flat_in_the_graph(vgg_without_activity_on_black):
     _, program = vgg_without_activity_on_black
     _, mask = program.module()(torch.cat([batch(1), torch.zeros(1, 3, 40, 48)]))
@@ -76,6 +80,7 @@ def test_a_flat_mask_stays_flat_in_the_graph(vgg_without_activity_on_black):
     assert not mask.isnan().any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "settings"),
     [
@@ -89,6 +94,7 @@ def test_families_and_choices_are_exported(make, settings):
     assert_equal(export(vbp, batch(2)).module()(batch(3)), batch(3), vbp)
 
 
+@pytest.mark.long
 def test_onnx_model_equals_eager(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -68,6 +68,7 @@ def test_compiled_network_is_explained_as_the_original(vgg, images_BCHW):
     assert torch.equal(vbp(images_BCHW), VisualBackProp(vgg)(images_BCHW))
 
 
+@pytest.mark.long
 def test_compiled_caller_gets_the_same_masks(vgg, images_BCHW):
     vbp = VisualBackProp(vgg)
 

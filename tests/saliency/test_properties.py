@@ -130,6 +130,7 @@ def check(result, product, case):
         assert abs(result.log10_max.item() - np.log10(high)) < 1e-5, case
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("batch", [f"VBP_SEED={SEED}, batch {number}" for number in range(BATCHES)])
 def test_random_stacks(batch):
@@ -258,6 +259,7 @@ class Graph(nn.Module):
         return stages
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [f"VBP_SEED={SEED}"])
 def test_random_graphs(batch):
     shapes = set()

@@ -214,6 +214,7 @@ def test_layers_of_the_size_run_while_another_thread_traces():
     assert outputs[0].item() == 9
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_exported_with_the_size_of_the_example():
     network = randomise(Net(lambda x, a: a(same_padded(x, 3, 2)), nn.Conv2d(1, 3, 3, 2)))

@@ -174,6 +174,7 @@ def test_an_output_that_is_no_classifiers_needs_a_function(images_BCHW):
         VisualBackProp(randomise(Steering()))(images_BCHW, target=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_deepest_map_equals_pytorch_grad_cams(name):
     grad_cam_package = pytest.importorskip("pytorch_grad_cam")

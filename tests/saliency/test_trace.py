@@ -201,6 +201,7 @@ def test_refusals_say_why(model, reason):
         trace(model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

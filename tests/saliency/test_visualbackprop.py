@@ -107,6 +107,7 @@ def features_of(model):
     return [m for m in model if not isinstance(m, nn.AdaptiveAvgPool2d | nn.Flatten | nn.Linear)]
 
 
+@pytest.mark.long
 def test_full_vgg11_equals_the_oracle():
     model = torchvision.models.vgg11(weights=None).features
     randomise(model)
@@ -371,6 +372,7 @@ def test_device_needs_no_float64(vgg, images_BCHW, settings):
     torch.testing.assert_close(result.log10_max, expected.log10_max, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.long
 def test_large_activations_do_not_overflow():
     """Without biases, 1e4 times the input gives 1e4 times every map; the raw product of 8 maps would reach 1e39."""
     model = randomise(torchvision.models.vgg11(weights=None).features)

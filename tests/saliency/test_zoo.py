@@ -30,6 +30,7 @@ STAGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STAGES)
 def test_every_family_is_explained(name):
     network = load_model(name, "random").network

@@ -24,6 +24,7 @@ def test_the_checkpoint_is_taken_by_its_order(lite0):
     assert (lite0.num_classes, lite0.class_names[2][:17]) == (1000, "great white shark")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the 64 photographs")
 def test_most_photos_are_what_their_names_say(lite0):
     """Files are named n01514668_cock.JPEG. With wrong weights, pixels or names hardly any would be right."""

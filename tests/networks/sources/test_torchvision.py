@@ -93,6 +93,7 @@ def test_named_classes_must_match_the_classifier(tmp_path):
         load_model("vgg11", str(tmp_path / "one"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("found", "asked", "difference"),
     [
@@ -106,6 +107,7 @@ def test_checkpoint_of_another_network_names_a_key_and_what_fits(tmp_path, found
         load_model(asked, save(tmp_path, shrunk(found)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mobilenet_v2", "regnet_y_400mf", "googlenet", "inception_v3", "mnasnet0_5"])
 def test_networks_of_every_family_load_what_they_save(tmp_path, name):
     tensors = load_model(name, "random").network.state_dict()
@@ -115,6 +117,7 @@ def test_networks_of_every_family_load_what_they_save(tmp_path, name):
     assert all(torch.equal(found[key], value) for key, value in tensors.items())
 
 
+@pytest.mark.long
 def test_what_a_checkpoint_fits_is_found_among_all_networks(tmp_path):
     state = load_model("regnet_y_800mf", "random").network.state_dict()
     file = save(tmp_path, {f"model.{key}": value for key, value in state.items()})
@@ -122,6 +125,7 @@ def test_what_a_checkpoint_fits_is_found_among_all_networks(tmp_path):
         load_model("vgg11", file)
 
 
+@pytest.mark.long
 def test_widths_of_another_network_are_not_followed(tmp_path):
     """They would be computed right here, but a run would have the wrong name; with groups also be computed wrong."""
     with torch.device("meta"):
@@ -196,6 +200,7 @@ def test_random_weights_follow_their_seed_and_nothing_else():
     assert len(first.sha256) == 64
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "convnext_tiny"])
 def test_classifiers_of_other_families_are_counted(tmp_path, name):
     network = torchvision.models.get_model(name, weights=None, num_classes=7)

@@ -47,6 +47,7 @@ def test_without_batch_norm_every_bit_stays(dtype):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     ["resnet18", "mobilenet_v2", "googlenet", "densenet121", "squeezenet1_1", "convnext_tiny", "vgg11_bn"]

@@ -195,6 +195,7 @@ def test_requests_that_cannot_be_met_are_refused():
         VisualBackProp(network).calibrate(small_images(5))
 
 
+@pytest.mark.long
 def test_a_processor_without_vnni_computes_the_same():
     """Two processes, one of which acts as an older processor; the average of every map must agree to the bit."""
     code = """
