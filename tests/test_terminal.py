@@ -39,7 +39,12 @@ def test_a_line_has_rate_failures_and_time_left(clock, capsys):
 
 def test_a_line_says_what_is_waited_for(clock, capsys):
     lines = Lines()
+    clock[0] += 10
     lines.show()
+    lines.doing("loading vgg16")
+    clock[0] += 20
+    lines.show()
+    lines.doing("listing INPUT")
     lines.listed(100)
     lines.show()
     lines.started(100, 0)
@@ -50,11 +55,12 @@ def test_a_line_says_what_is_waited_for(clock, capsys):
     lines.wrote(95, 0)
     lines.show()
     assert [line.split(" failed")[-1] for line in capsys.readouterr().err.splitlines()] == [
-        "starting",
-        "100 images listed",
-        "100 images, 0 done before",
-        ", waiting for the first results for 50.0 s",
-        ", waiting for the first results for 1 min 05 s",
+        "starting for 10.0 s",
+        "loading vgg16 for 20.0 s",
+        "listing INPUT for 0.0 s, 100 images so far",
+        "100 images",
+        ", no results yet after 50.0 s",
+        ", no results yet after 1 min 05 s",
         "",
         ", nothing new for 40.0 s",
         ", 2.4/s, 0.0 s left, making the index",
@@ -67,7 +73,7 @@ def test_lines_come_by_themselves_and_stop_with_the_run(monkeypatch, capsys):
     with watching() as observer:
         observer.started(10, 0)
         shown = ""
-        while shown.count("waiting for the first results") < 3:
+        while shown.count("no results yet") < 3:
             shown += capsys.readouterr().err
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
@@ -79,9 +85,10 @@ def test_a_listing_shows_its_count_on_a_terminal():
     columns = (TextColumn("{task.description}"), MofNCompleteColumn())
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         bar = Bar(progress)
+        bar.doing("listing INPUT")
         bar.listed(12_000)
         progress.refresh()
-        assert "listing 12000/?" in screen.getvalue()
+        assert "listing INPUT 12000/?" in screen.getvalue()
         bar.started(12_345, 0)
         progress.refresh()
         assert re.search(r"explaining +0/12345", screen.getvalue())
@@ -107,6 +114,21 @@ def test_the_table(capsys):
         "next vbp failures /out shows why",
     ):
         assert text in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("computed", "classes_match", "is_shown"), [(5, True, True), (5, False, False), (0, False, True)]
+)
+def test_the_reason_on_classes_is_said_once(computed, classes_match, is_shown, capsys):
+    """Where it matches none, a run that works has said why at its start."""
+    print_summary(
+        Summary(
+            run_id="r", output="/out", images=5, ok=5, error=0, computed=computed, failures_allowed=1, seconds=1.0,
+            runner="local", device="cpu", precision="float32", batch_size=8, workers=1, classes="the reason",
+            classes_match=classes_match,
+        )
+    )  # fmt: skip
+    assert ("the reason" in capsys.readouterr().out) == is_shown
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -2,15 +2,15 @@
 
 A row is one image.  Each step adds columns, and drops the bulky ones that it has used up::
 
-    list     -> key uri path label size version     the manifest
-    source   -> shard position, without size        a batch of one shard
+    list     -> key uri path label size version gone   the manifest
+    source   -> shard position, without size and gone  a batch of one shard
     fetch    -> data bytes sha256, without path
     decode   -> pixels width height format frame_*, without data
     explain  -> mask flat log10_max device selected and the prediction
     evaluate -> scores, in ``vbp evaluate``
     encode   -> file_* mask_mean mask_area peak_*, without pixels, mask and selected
     write    -> status mask_uri ... run_id, without file_*: one row of a part of the ledger
-    index    -> the same row, without shard, position and scores
+    index    -> the same row, without shard, position and scores, with gone as the manifest has it now
 
 ``COLUMNS`` is their table.  The schemas of manifest, parts and index are made from it.  A ``Contract`` declares the
 columns of one step; a step that makes or drops another column is stopped at its first batch.  To add a
@@ -65,6 +65,7 @@ COLUMNS = (
     Column("bytes", pa.int64(), "fetch", "Size of the image file, in bytes."),
     Column("sha256", pa.string(), "fetch", "SHA-256 of the image file, in hexadecimal digits."),
     Column("version", pa.string(), "list", "Changes with the image file: its etag, or when it was last modified."),
+    Column("gone", pa.bool_(), "list", "Whether the last `--refresh` found INPUT without the image; its result stays."),
     Column("mask_uri", pa.string(), "write", f"URL or absolute path of the mask, or of the tar with it; {_NO_MASK}."),
     Column("mask_offset", pa.int64(), "write", "First byte of the mask in its tar; null for a file of its own."),
     Column("mask_length", pa.int64(), "write", "Bytes of the mask in its tar; null for a file of its own."),
@@ -180,7 +181,7 @@ SCORES = pa.schema(
 )
 """The rows of ``OUTPUT/scores``: one for each image, method and metric.  `value` is null where the metric says nothing
 about the image; `chance` is what a mask without knowledge would score on it, null where that is not known."""
-MANIFEST_SCHEMA = schema_of(["key", "uri", "path", "label", "size", "version"])
+MANIFEST_SCHEMA = schema_of(["key", "uri", "path", "label", "size", "version", "gone"])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vbp.plain import plain
 from vbp.review.validate import FAULTS
-from vbp.terminal import Rows, duration, shown
+from vbp.terminal import Rows, duration, gone_in_words, shown
 from vbp.words import counted
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def print_status(status: Status) -> None:
         ago = "" if status.silent_seconds is None else f", lease renewed {duration(status.silent_seconds)} ago"
         table.add_row("held by" if status.is_live else "last held by", f"{status.holder}{ago}")
     table.add_row("images", _explained(status))
+    if status.gone:
+        table.add_row("gone", gone_in_words(status.gone))
     if status.left_out:
         table.add_row("left out", status.left_out_in_words)
     if status.left:
@@ -91,6 +93,8 @@ def print_validation(found: Validation) -> None:
     """Print the checks, the faults, and what to run next."""
     table = _facts()
     table.add_row("rows", f"{found.ok + found.error} of {found.images}: {found.ok} ok, {found.error} failed")
+    if found.gone:
+        table.add_row("gone", gone_in_words(found.gone))
     table.add_row("files", str(found.files))
     table.add_row("masks reopened", str(found.masks_opened))
     _print(table)
@@ -134,7 +138,7 @@ def print_plan(plan: Plan) -> None:
     table.add_row("left", str(plan.left))
     table.add_row(
         "on",
-        f"{plan.runner} runner, {plan.workers} worker(s), {plan.device}, {plan.precision}, "
+        f"{plan.runner} runner, {counted(plan.workers, 'worker')}, {plan.device}, {plan.precision}, "
         f"batches of {plan.batch_size}",
     )
     if plan.images_per_second is not None:

@@ -88,8 +88,13 @@ class _Counting(Observer):
 
     def __init__(self) -> None:
         self.images = self.done = self.errors = 0
+        self._doing, self._since = "starting", time.monotonic()
         self._first: tuple[float, int] | None = None
         self._newest: float | None = None
+
+    @override
+    def doing(self, what: str) -> None:
+        self._doing, self._since = what, time.monotonic()
 
     @override
     def started(self, images: int, done: int) -> None:
@@ -122,7 +127,7 @@ class _Counting(Observer):
         if self.done >= self.images:
             return ", making the index"
         if self._first is None:
-            return f", waiting for the first results for {duration(seconds)}"
+            return f", no results yet after {duration(seconds)}"
         return f", nothing new for {duration(seconds)}" if seconds >= QUIET_SECONDS else ""
 
 
@@ -144,12 +149,13 @@ class Lines(_Counting):
     @override
     def started(self, images: int, done: int) -> None:
         super().started(images, done)
-        self._print(f"{counted(images, 'image')}, {done} done before")
+        self._print(f"{counted(images, 'image')}{f', {done} done before' if done else ''}")
 
     def show(self) -> None:
         """Print the status line."""
-        listing = f"{counted(self._listed, 'image')} listed" if self._listed else "starting"
-        self._print(listing if self._newest is None else self.status())
+        found = f", {counted(self._listed, 'image')} so far" if self._listed else ""
+        before = f"{self._doing} for {duration(time.monotonic() - self._since)}{found}"
+        self._print(before if self._newest is None else self.status())
 
     def _print(self, text: str) -> None:
         print(plain(text), file=sys.stderr, flush=True)  # noqa: T201
@@ -161,11 +167,15 @@ class Bar(_Counting):
     def __init__(self, progress: Progress) -> None:
         super().__init__()
         self._progress = progress
-        self._task: TaskID = progress.add_task("listing", total=None, rate="")
+        self._task: TaskID = progress.add_task("starting", total=None, rate="")
 
     @override
     def note(self, text: str) -> None:
         self._progress.console.print(Text(plain(text)))
+
+    @override
+    def doing(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
 
     @override
     def listed(self, images: int) -> None:
@@ -231,12 +241,14 @@ def print_summary(summary: Summary) -> None:
         table.add_row("seconds by stage", spent)
     table.add_row(
         "on",
-        f"{summary.runner} runner, {summary.workers} worker(s), {summary.device}, {summary.precision}, "
+        f"{summary.runner} runner, {counted(summary.workers, 'worker')}, {summary.device}, {summary.precision}, "
         f"batches of {summary.batch_size}",
     )
+    if summary.gone:
+        table.add_row("gone", gone_in_words(summary.gone))
     if summary.left_out:
         table.add_row("left out", summary.left_out_in_words)
-    if summary.classes:
+    if summary.classes and (summary.classes_match or not summary.computed):  # else a note has said it at the start
         table.add_row("classes", summary.classes)
     if not summary.complete:
         table.add_row("not finished", f"{summary.failure}: no _SUCCESS; run the same command again")
@@ -272,6 +284,11 @@ def print_sweep(summary: SweepSummary) -> None:
     console.print(f"\nwork in all: {duration(3600 * summary.hours)}{cost}")
     index = "index/ holds the rows of all runs, " if summary.is_combined else ""
     console.print(shown(f"results: {summary.output} ({index}runs/ their outputs)"))
+
+
+def gone_in_words(images: int) -> str:
+    """A clause on images that are gone from INPUT and have a result."""
+    return f"{counted(images, 'image is', 'images are')} no longer in INPUT; what was made of them stays"
 
 
 def duration(seconds: float) -> str:

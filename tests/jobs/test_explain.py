@@ -152,8 +152,7 @@ def test_the_main_job(head, submitted, ray_folder, photos, network_file, argumen
     assert (summary["ok"], summary["error"], summary["computed"], summary["runner"]) == (22, 1, 23, "ray")
     assert "Submitted to" in done.stderr
     assert (
-        "Running on Ray: 2 worker(s) with 1 CPU thread(s) each, on nodes with zone=!far; float32 on CPU with "
-        in done.stderr
+        "Running on Ray: 2 workers with 1 CPU thread each, on nodes with zone=!far; float32 on CPU with " in done.stderr
     )
     assert pads.dataset(out / "index").count_rows() == 23
     check_metrics(head, ray_folder)

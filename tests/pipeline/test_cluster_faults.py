@@ -24,9 +24,9 @@ class Failing:
     [
         (
             ray.exceptions.GetTimeoutError("Timed out while starting actors."),
-            ["did not all start within 600 s: 1 worker(s) claim 2 CPUs and 0 GPUs", "fewer --workers"],
+            ["did not all start within 600 s: 1 worker claims 2 CPUs and 0 GPUs", "fewer --workers"],
         ),
-        (ExecutionTimeoutError("no progress"), ["Nothing was finished for 1800 s: 1 worker(s) claim 2 CPUs"]),
+        (ExecutionTimeoutError("no progress"), ["Nothing was finished for 1800 s: 1 worker claims 2 CPUs"]),
         (ray.exceptions.RaySystemError("the node is gone\nand more"), ["Ray could not go on: ", "the node is gone"]),
     ],
 )

@@ -20,6 +20,7 @@ def test_a_head_without_a_gpu_starts_a_worker_that_claims_one(photos, network_fi
     assert refused.startswith("UsageError: Ray counts GPUs on node ")
     assert "but torch sees none there" in refused
     # where torch there does see one, the run goes on to the worker, which asks torch for it
-    assert running == "note: Running on Ray: 1 worker(s) with 1 GPU each, more as nodes come; bfloat16 on Stub GPU."
+    where = "1 worker with 1 GPU each, more as nodes come; bfloat16 on Stub GPU."
+    assert running == f"note: Running on Ray: {where} Each worker loads the network first."
     assert failed.startswith("InterruptedRunError: Ray could not go on: on node ")
     assert "device 'cuda': torch sees 0 CUDA devices" in failed

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.dataset as pads
 import pytest
@@ -11,6 +12,10 @@ from PIL import Image
 
 from tests.killed import Killed, dying
 from vbp.pipeline import Observer, RunConfig, run
+from vbp.review.failures import failures
+from vbp.review.output import Output
+from vbp.review.status import status
+from vbp.review.validate import validate
 from vbp.storage.files import Folder
 
 
@@ -70,16 +75,58 @@ def test_a_replaced_image_gets_another_mask(tree, asked, tmp_path):
     seen = Notes()
     summary = run(dataclasses.replace(asked, refresh=True), seen)
     assert (summary.images, summary.ok, summary.computed) == (23, 23, 3)
-    assert any("1 image is new, 2 changed, 1 gone (their rows stay)" in note for note in seen.notes)
+    assert any("1 image is new, 2 changed, 1 gone (what has a result keeps it)" in note for note in seen.notes)
     after = rows_of(asked.output)
     assert {key for key in after if after[key]["run_id"] == summary.run_id} == {
         "cat/01.png", "dog/02.bmp", "bird/new.png",
     }  # fmt: skip
     assert after["cat/01.png"]["sha256"] != before["cat/01.png"]["sha256"]
     assert after["cat/01.png"]["version"] == str((tree / "cat" / "01.png").stat().st_mtime_ns)
-    assert after["bird/00.jpg"] == before["bird/00.jpg"]  # its row stays
+    assert after["bird/00.jpg"] == before["bird/00.jpg"] | {"gone": True}  # its row stays
+    assert [key for key in after if after[key]["gone"]] == ["bird/00.jpg"]
+    assert summary.gone == 1
     again = run(dataclasses.replace(asked, refresh=True))
     assert (again.computed, again.images) == (0, 23)
+
+
+def test_images_that_are_gone_are_no_failures_and_come_back(tree, asked, tmp_path):
+    """One had failed, one was never done, one has a result; then one comes back as it was, and one as another."""
+    bad, late, done = (tree / name for name in ("cat/01.png", "dog/02.bmp", "bird/00.jpg"))
+    kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (bad, late, done)}
+    replace(bad)
+    asked = dataclasses.replace(asked, max_failures="0")
+    assert run(asked).exit_code == 3
+    (part,) = [path for path in Path(asked.output, "_run/parts").rglob("*.parquet") if has_row(path, "dog/02.bmp")]
+    part.unlink()
+    for path in kept:
+        path.unlink()
+    assert not run(dataclasses.replace(asked, retry_failed=True)).succeeded
+    refreshed = dataclasses.replace(asked, refresh=True)
+    summary = run(refreshed)
+    assert (summary.images, summary.ok, summary.error, summary.gone, summary.exit_code) == (20, 20, 0, 1, 0)
+    assert rows_of(asked.output).keys() & {"cat/01.png", "dog/02.bmp", "bird/00.jpg"} == {"bird/00.jpg"}
+    assert run(dataclasses.replace(asked, retry_failed=True)).computed == 0
+    seen = review(asked.output)
+    assert (seen.status.images, seen.status.left, seen.status.gone, seen.status.state) == (20, 0, 1, "finished")
+    assert (seen.found.images, seen.found.left, seen.found.gone, seen.found.next_step) == (20, 0, 1, "Sound.")
+    assert seen.failures == 0
+    for path, (content, moment) in kept.items():
+        path.write_bytes(content)
+        os.utime(path, ns=(moment, moment))
+    replace(late, 250)
+    summary = run(refreshed)
+    assert (summary.images, summary.ok, summary.gone, summary.computed) == (22, 22, 0, 2)
+    assert same_masks(asked.output, asked, tmp_path)
+
+
+def has_row(part, key):
+    return key in pads.dataset(part).to_table(columns=["key"])["key"].to_pylist()
+
+
+def review(out):
+    """What the commands say of an output."""
+    output = Output.open(out)
+    return SimpleNamespace(status=status(out), found=validate(output), failures=failures(output).images)
 
 
 def test_a_refresh_that_finds_nothing_touches_nothing(tree, asked):

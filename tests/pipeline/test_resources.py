@@ -146,13 +146,13 @@ def test_labels_of_another_form_are_refused(text):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (divide([GPU], "auto", None), "1 worker(s) with 1 GPU each, more as nodes come"),
-        (divide([HEAD], "cuda", 8, grows=True), "1 worker(s) with 1 GPU each, up to 8 as nodes come"),
-        (divide([GPU], "cuda", 4), "4 worker(s) with 0.25 GPU each"),
-        (divide([SMALL], "cpu", None), "2 worker(s) with 1 CPU thread(s) each"),
+        (divide([GPU], "auto", None), "1 worker with 1 GPU each, more as nodes come"),
+        (divide([HEAD], "cuda", 8, grows=True), "1 worker with 1 GPU each, up to 8 as nodes come"),
+        (divide([GPU], "cuda", 4), "4 workers with 0.25 GPU each"),
+        (divide([SMALL], "cpu", None), "2 workers with 1 CPU thread each"),
         (
             divide(LABELLED, "cuda", 1, labels={"zone": "a"}),
-            "1 worker(s) with 1 GPU each, on nodes with zone=a",
+            "1 worker with 1 GPU each, on nodes with zone=a",
         ),
     ],
 )
@@ -169,6 +169,6 @@ def test_without_a_gpu_auto_takes_cpus_and_cuda_is_refused():
 def test_a_shortage_is_told_in_numbers():
     given = Resources(workers=3, num_cpus=0, num_gpus=1, threads=0)
     assert shortage(given, [HEAD, GPU, SMALL], Node(cpus=1.5)) == (
-        "3 worker(s) claim 0 CPUs and 3 GPUs, and tasks beside them 0.5 CPU each; "
+        "3 workers claim 0 CPUs and 3 GPUs, and tasks beside them 0.5 CPU each; "
         "the cluster has 10 CPUs and 1 GPUs, of which 1.5 CPUs and 0 GPUs are free"
     )

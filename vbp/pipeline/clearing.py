@@ -83,11 +83,11 @@ def forget_listing(output: Folder) -> None:
     the record goes first: every run writes it before all else, so a late removal fails there and goes no further. On a
     disk it goes last, because a manifest without a record is refused.
     """
-    if not output.is_local:
+    if output.changes_may_come_late:
         withdraw(output, RUN)
     withdraw(output, MANIFEST)
     _delete(output, files_in(output))
-    if output.is_local:
+    if not output.changes_may_come_late:
         withdraw(output, RUN)
 
 

@@ -174,7 +174,9 @@ class RunConfig:
     )
     resume_mode: ResumeMode = option("resume", "When OUTPUT holds a run: continue it, start over, or refuse.")
     retry_failed: bool = option(False, "Try the images with error rows again.")
-    refresh: bool = option(False, "List INPUT again: add new images, do changed ones again.")
+    refresh: bool = option(
+        False, "List INPUT again: add new images, do changed ones again, no longer count those that are gone."
+    )
     max_failures: str = option("1%", "More failed images than this (a number or N%) make the run fail, exit 3.")
     suffixes: tuple[str, ...] | None = option(
         None,

@@ -216,14 +216,16 @@ class _Seen:
 def _seen(config: RunConfig, manifest: Manifest | None) -> _Seen:
     if manifest is None or config.refresh or prepare.wants_more(config, manifest):
         return _listed(config, manifest)
-    images = manifest.images if config.limit is None else min(manifest.images, config.limit)
-    wanted = [shard for shard in range(manifest.shards) if manifest.shard_start(shard) < images]
+    end = manifest.images if config.limit is None else min(manifest.images, config.limit)
+    wanted = [shard for shard in range(manifest.shards) if manifest.shard_start(shard) < end]
     chosen = sorted(random.Random(config.seed).sample(wanted, min(_SHARDS, len(wanted))))
     look = _Look(config)
     for shard in chosen:
-        table = manifest.read_shard(shard).slice(0, images - manifest.shard_start(shard))
+        table = manifest.read_shard(shard).slice(0, end - manifest.shard_start(shard))
         for row in rows_of(table):
-            look.add(row)
+            if not row.gone:
+                look.add(row)
+    images = manifest.images_within(config.limit)
     size = None if look.bytes is None else round(look.bytes * images / max(look.images, 1))
     return _Seen(
         images,
@@ -288,7 +290,7 @@ def _left(config: RunConfig, output: Folder, manifest: Manifest | None, seen: _S
     if manifest is None:
         return seen.images
     pending = sum(shard.images for shard in pending_shards(output, manifest, config.retry_failed, config.limit))
-    return pending + max(0, seen.images - manifest.images)
+    return pending + max(0, seen.images - manifest.images_within(None))
 
 
 class _Sample:

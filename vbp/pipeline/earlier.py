@@ -42,7 +42,7 @@ def _finished_earlier(config: RunConfig, digests: dict[str, str]) -> Summary | N
         return None
     if config.device not in ("auto", record.facts.get("device")):
         return None
-    finished = record.finished(min(manifest.images, config.limit or manifest.images), config)
+    finished = record.finished(manifest.images_within(config.limit), config)
     if finished is None:
         return None
     digest = digests[config.weights] = digests.get(config.weights) or prepare.weights_sha256(config)

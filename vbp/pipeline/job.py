@@ -146,6 +146,7 @@ def _network_facts(configs: Mapping[str, RunConfig], networks: Networks, observe
     facts = {}
     for name, config in configs.items():
         with naming(name):
+            observer.doing(f"loading {config.model}")
             with prepare.weights_as_usage(config):
                 model = networks.load(config)
             prepare.check_network(config, model)
@@ -195,6 +196,7 @@ class Found:
         checked = _of_each(runs, check)
         listed = self._listed(runs, checked)
         runner.join(sum(each.images for each in listed.values()))
+        self.observer.doing("finding out what is left to do")
         due = _of_each(runs, lambda run: listed[run.name].due(runner.given))
         return Prepared(runs, due, self.outcomes, Workers(runner, self.networks), self.observer)
 
@@ -271,10 +273,14 @@ class Prepared:
         return self.outcomes
 
     def _announce(self, at_work: Sequence[AtWork]) -> None:
+        for remark in dict.fromkeys(self._due[run.name].remark for run in self.left):
+            if remark is not None:
+                self._observer.note(remark)
         given, flag = self._workers.runner.given, "--runner" if "" in self._due else "runner:"
         where = f"on Ray: {given}" if given else f"in this process ({flag} ray for Ray)"
         computing = " or ".join(sorted({each.phase.recipe.computing for each in at_work}))
-        self._observer.note(f"Running {where}; {computing}.")
+        then = " Each worker loads the network first." if given else ""
+        self._observer.note(f"Running {where}; {computing}.{then}")
         finished = sum(outcome.summary.images for outcome in self.outcomes.values() if outcome.summary)
         images = finished + sum(self._due[run.name].images for run in self.left)
         self._observer.started(images, images - self.images_left)

@@ -139,10 +139,11 @@ class Checked:
         )
         if config.refresh:
             new = counted(changes.new, "image is new", "images are new")
-            gone = f", {changes.gone} gone (their rows stay)" if changes.gone else ""
+            gone = f", {changes.gone} gone (what has a result keeps it)" if changes.gone else ""
+            back = f", {changes.back} back" if changes.back else ""
             others = counted(changes.beyond, "more is new", "more are new")
             more = f", {others}, but beyond --limit {config.limit}" if changes.beyond else ""
-            self._attempt.observer.note(f"Since the last listing: {new}, {changes.changed} changed{more}{gone}.")
+            self._attempt.observer.note(f"Since the last listing: {new}, {changes.changed} changed{more}{gone}{back}.")
         return manifest
 
     def _reconcile(self, manifest: Manifest) -> None:
@@ -159,6 +160,7 @@ class Checked:
         self._record.begin_listing(self._config, self._attempt.run_id)
 
     def _rows(self, observer: Observer, left_out: LeftOut) -> Iterator[ManifestRow]:
+        observer.doing("listing INPUT")
         rows = prepare.list_input(self._config, observer.listed, left_out)
         return rows_apart(rows, self._config.input, self._config.output)
 
@@ -215,7 +217,7 @@ class Listed:
 
     def __init__(self, checked: Checked, manifest: Manifest, limit: int | None) -> None:
         self._checked, self.manifest = checked, manifest
-        self.images = min(manifest.images, limit or manifest.images)
+        self.images = manifest.images_within(limit)
 
     def due(self, given: Resources | None) -> Due:
         """Find out what depends on the images: the match of folders and classes, the scales of int8, the images left.

@@ -9,6 +9,9 @@ class Observer:
     def note(self, text: str) -> None:
         """A decision or an event that deserves a line of text."""
 
+    def doing(self, what: str) -> None:
+        """Something that may take long has begun: ``loading the network``."""
+
     def listed(self, images: int) -> None:
         """The listing has found `images` images so far."""
 

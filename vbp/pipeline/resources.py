@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from vbp.errors import UsageError
 from vbp.pipeline.hardware import Hardware
+from vbp.words import counted
 
 CPUS_A_GPU_WORKER = 3
 """CPUs of a GPU worker: one for its own thread, one for a decoding task and one for an encoding task beside it."""
@@ -44,11 +45,11 @@ class Resources:
     """Label selector for the nodes where these tasks may run."""
 
     def __str__(self) -> str:
-        on = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.threads} CPU thread(s)"
+        on = f"{self.num_gpus:g} GPU" if self.num_gpus else counted(self.threads, "CPU thread")
         labels = ",".join(f"{key}={value}" for key, value in self.labels.items())
         where = f", on nodes with {labels}" if labels else ""
         more = ", more as nodes come" if self.at_most == math.inf else f", up to {self.at_most:g} as nodes come"
-        return f"{self.workers} worker(s) with {on} each{where}{more if self.at_most > self.workers else ''}"
+        return f"{counted(self.workers, 'worker')} with {on} each{where}{more if self.at_most > self.workers else ''}"
 
 
 def divide(
@@ -173,8 +174,9 @@ def shortage(given: Resources, nodes: Sequence[Node], free: Node) -> str:
     """
     has = Node(cpus=sum(node.cpus for node in nodes), gpus=sum(node.gpus for node in nodes))
     asked = Node(cpus=given.workers * given.num_cpus, gpus=given.workers * given.num_gpus)
+    claim = counted(given.workers, "worker claims", "workers claim")
     return (
-        f"{given.workers} worker(s) claim {_amounts(asked)}, and tasks beside them {given.codec_cpus:g} CPU each; "
+        f"{claim} {_amounts(asked)}, and tasks beside them {given.codec_cpus:g} CPU each; "
         f"the cluster has {_amounts(has)}, of which {_amounts(free)} are free"
     )
 

@@ -57,7 +57,9 @@ class Runner:
         if self.given is None and self._configs and is_for_ray(self._configs[0], images):
             from vbp.pipeline.on_ray.workers import workers
 
-            self._observer.note("Joining Ray." if os.environ.get("RAY_ADDRESS") else "Starting Ray.")
+            joins = bool(os.environ.get("RAY_ADDRESS"))
+            self._observer.note("Joining Ray." if joins else "Starting Ray.")
+            self._observer.doing("joining Ray" if joins else "starting Ray")
             self.given = self._stack.enter_context(workers(self._configs))
 
     def reports(self, steps: Steps, units: Sequence[int], images: int) -> Generator[dict[str, Any]]:

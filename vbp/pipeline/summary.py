@@ -19,7 +19,7 @@ class Summary:
     output: str
     """Absolute URL or path."""
     images: int
-    """Images in the manifest, whichever attempt did them."""
+    """Images in the manifest, whichever attempt did them; of those that are gone from INPUT, the ones with a result."""
     ok: int
     error: int
     reasons: Mapping[str, int] = field(default_factory=dict)
@@ -38,10 +38,14 @@ class Summary:
     workers: int
     classes: str | None = None
     """A sentence on how folders were matched with classes, or why not; None without a classifier."""
+    classes_match: bool = True
+    """Whether they were, so that predictions are called correct or wrong."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Files of INPUT that are no images, by suffix or kind."""
     max_failures: str = ""
     """``--max-failures`` as it was given, from which `failures_allowed` is computed."""
+    gone: int = 0
+    """Images among them that are gone from INPUT; their results stay."""
 
     @property
     def complete(self) -> bool:

@@ -28,27 +28,34 @@ class Due:
 
     Attributes:
         recipe: how its results are made.
-        images: listed images, up to ``limit``.
+        images: images of INPUT, up to ``limit``.
         left: images of them without a row.
     """
 
     def __init__(self, attempt: Attempt, recipe: Recipe, manifest: Manifest, pending: list[index.PendingShard]) -> None:
         self._attempt, self.recipe, self._manifest, self._pending = attempt, recipe, manifest, pending
-        self.images = min(manifest.images, attempt.config.limit or manifest.images)
+        self.images = manifest.images_within(attempt.config.limit)
         self.left = sum(shard.images for shard in pending)
 
     def finished(self) -> Summary | None:
         """The summary of an earlier attempt that left nothing to do; None if there is none."""
         return None if self._pending else self._attempt.record.finished(self.images, self._attempt.config)
 
+    @property
+    def remark(self) -> str | None:
+        """What a user should know before the work begins; None if there is nothing."""
+        classes = self.recipe.classes
+        if classes is None or classes.index:
+            return None
+        return f"No prediction is called correct or wrong: {classes.with_advice}."
+
     def begun(self) -> Working:
         """Before the first image: delete the old ``_SUCCESS`` and record the configuration."""
-        attempt, classes = self._attempt, self.recipe.classes
-        if classes is not None and not classes.index:
-            attempt.observer.note(f"No prediction is called correct or wrong: {classes.with_advice}.")
+        attempt = self._attempt
         attempt.has_begun = True
         attempt.record.begin(self.recipe)
-        manifest = self._manifest if attempt.output.is_local else self._manifest.claimed(attempt.run_id)
+        is_claimed = attempt.output.changes_may_come_late
+        manifest = self._manifest.claimed(attempt.run_id) if is_claimed else self._manifest
         return Working(attempt, self.recipe, manifest, self._pending)
 
 
@@ -156,8 +163,10 @@ class Working:
             batch_size=recipe.batch_size,
             workers=given.workers if given else 1,
             classes=recipe.classes.rule if recipe.classes else None,
+            classes_match=bool(recipe.classes and recipe.classes.index),
             left_out=self._manifest.left_out,
             max_failures=config.max_failures,
+            gone=totals.gone,
         )
 
     def _remove_orphans(self) -> None:
@@ -166,4 +175,4 @@ class Working:
         if TARS in files_of(attempt.output, attempt.config.as_json()).folders:
             removed = remove_orphans(attempt.output)
             if removed:
-                attempt.observer.note(f"Removed {removed} tar file(s) of commits that were cut off.")
+                attempt.observer.note(f"Removed {counted(removed, 'tar file')} of commits that were cut off.")

@@ -74,10 +74,14 @@ class Output:
         """``--limit`` of the newest attempt; None: all images."""
         return self.config.get("limit")
 
-    def images(self, rows: int) -> int:
-        """Number of images that should have a row, if `rows` have one; rows after the limit are kept."""
-        listed = self.manifest.images if self.manifest else 0
-        return listed if self.limit is None else min(listed, max(self.limit, rows))
+    def images(self, rows: int, gone: int) -> int:
+        """Number of images that should have a row; rows after the limit are kept.
+
+        Args:
+            rows: images that have one.
+            gone: images among them that are gone from INPUT.
+        """
+        return max(rows, self.manifest.images_within(self.limit) + gone) if self.manifest else rows
 
     def rows(self, columns: list[str]) -> Iterator[pa.Table]:
         """One row for every image that has rows, as tables: from the index if ``_SUCCESS`` counts, else from the parts.

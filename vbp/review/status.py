@@ -1,7 +1,7 @@
 """Status: the state of a run from its output alone, whether it runs, was killed, or is done.
 
-Counts come from the names of the parts, so the cost is one listing; the rate comes from an even sample of the newest
-attempt's parts. That holds for any number of images and workers.
+Counts come from the names of the parts, so the cost is one listing; only where images are gone from INPUT the parts are
+read. The rate comes from an even sample of the newest attempt's parts. That holds for any number of images and workers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from vbp.review.output import Output, begun_at
-from vbp.storage.ledger.index import counts, parts_by_shard
+from vbp.storage.files import Folder
+from vbp.storage.ledger.index import counts, parts_by_shard, that_count
 from vbp.storage.ledger.lease import Holder, holder
 from vbp.storage.ledger.pace import EvenSample, pace
+from vbp.storage.ledger.parts import Part, newest, read_parts
 from vbp.storage.leftout import in_words
+from vbp.storage.manifest.manifest import Manifest
 
 State = Literal["listing", "running", "finished", "failed", "interrupted", "dead"]
 
@@ -56,6 +62,8 @@ class Status:
     """The attempts, the oldest first."""
     left_out: Mapping[str, int]
     """Files of INPUT that are no images, by suffix or kind, of its last listing."""
+    gone: int
+    """Images among the ok ones that are gone from INPUT."""
 
     @property
     def left(self) -> int:
@@ -95,20 +103,20 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
     current = holder(output.folder)
     silent = _seconds_since(current.renewed_at) if current else None
     at_work = current is not None and is_at_work(current)
-    ok = error = 0
+    ok = error = gone = 0
     attempts: dict[str, list[int]] = {name: [0, 0] for name in _begun(output, current)}
     sample = EvenSample()
     if output.manifest is not None:
         for shard, parts in parts_by_shard(output.folder, output.manifest):
-            shard_ok, shard_error = counts(parts, output.manifest.shard_images(shard))
-            ok, error = ok + shard_ok, error + shard_error
+            shard_ok, shard_error, shard_gone = _counts(output.folder, output.manifest, shard, parts)
+            ok, error, gone = ok + shard_ok, error + shard_error, gone + shard_gone
             for part in parts:
                 done = attempts.setdefault(part.attempt, [0, 0])
                 done[0] += part.ok
                 done[1] += part.error
                 if part.attempt == output.record.get("run_id"):
                     sample.add(part)
-    images = output.images(ok + error)
+    images = output.images(ok + error, gone)
     rate, newest = pace(output.folder, sample)
     return Status(
         output=output.folder.url,
@@ -125,7 +133,18 @@ def status(url: str, options: Mapping[str, Any] | None = None) -> Status:
             for name, done in sorted(attempts.items())
         ),
         left_out=dict(output.manifest.left_out) if output.manifest else {},
+        gone=gone,
     )
+
+
+def _counts(output: Folder, manifest: Manifest, shard: int, parts: list[Part]) -> tuple[int, int, int]:
+    """Numbers of ok images, of failed images, and of ok images that are gone from INPUT, in one shard."""
+    if shard not in manifest.gone:
+        return *counts(parts, manifest.shard_images(shard)), 0
+    rows = that_count(manifest, shard, newest(read_parts(output, parts)))
+    ok = rows.filter(pc.equal(rows["status"], "ok"))["position"]
+    gone = pc.is_in(ok, pa.array(manifest.gone_in(shard), pa.int32()))
+    return len(ok), rows.num_rows - len(ok), len(ok.filter(gone))
 
 
 def _begun(output: Output, current: Holder | None) -> Iterator[str]:

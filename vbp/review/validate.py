@@ -34,7 +34,16 @@ from vbp.review.status import is_at_work
 from vbp.storage.files import Folder
 from vbp.storage.ledger import lease
 from vbp.storage.ledger.held import HeldFolder
-from vbp.storage.ledger.index import all_parts, compact, forget, others_in_index, parts_by_shard, read_index
+from vbp.storage.ledger.index import (
+    all_parts,
+    compact,
+    forget,
+    misfits,
+    others_in_index,
+    parts_by_shard,
+    read_index,
+    that_count,
+)
 from vbp.storage.ledger.parts import Part, newest, read_parts
 from vbp.storage.manifest.manifest import MANIFEST
 from vbp.storage.outline import INDEXED, place_columns
@@ -96,7 +105,7 @@ class Validation:
 
     output: str
     images: int
-    """Listed images, up to ``--limit``."""
+    """Images that should have a row, up to ``--limit``."""
     ok: int
     error: int
     files: int
@@ -114,6 +123,8 @@ class Validation:
     """Whether a valid ``_SUCCESS`` exists now."""
     is_listed: bool
     """Whether there is a list of images; without one nobody knows what is missing."""
+    gone: int
+    """Images with an ok row that are gone from INPUT."""
 
     @property
     def left(self) -> int:
@@ -158,6 +169,8 @@ class Validation:
         return dataclasses.asdict(self) | derived
 
 
+_TOLD = ""
+"""Content of a row of the ledger whose fault is reported already."""
 _ORPHANS = ("file of no row", "temporary file")
 _HARMLESS = ("file of others",)
 _MOVED = ("output moved",)
@@ -206,14 +219,14 @@ def validate(
         held.look()
         wrong = {finding.kind for finding in found.findings} - {*_ORPHANS, *_HARMLESS, *_MOVED, *_BY_HAND}
         if repair and wrong:
-            check.repair()
+            check.repair(held)
             found = dataclasses.replace(found, repaired=True, is_complete=False)
         if remove_orphans and check.orphans and on_orphans(check.orphans):
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(held.delete, check.orphans))
             found = dataclasses.replace(found, orphans_removed=True)
         if rebase and not wrong and check.is_moved:
-            check.rebase()
+            check.rebase(held)
             found = dataclasses.replace(found, rebased=True)
         held.look()  # otherwise the result may no longer be true
     return found
@@ -258,11 +271,16 @@ class _Shard(NamedTuple):
     """The records of one shard."""
 
     number: int
-    keys: list[str]
-    """Keys of its images, by position."""
-    versions: list[str | None]
     rows: pa.Table
     damaged: list[tuple[Part, str]]
+    keys: Sequence[str] = ()
+    """Keys of its images, by position."""
+    gone: frozenset[int] = frozenset()
+    """Positions of images that are gone from INPUT."""
+    strange: frozenset[int] = frozenset()
+    """Positions of rows of other images."""
+    outdated: frozenset[int] = frozenset()
+    """Positions of rows of images as they were before they changed."""
     unlisted: str | None = None
     """Why its images are unknown; None if they are known."""
 
@@ -285,12 +303,13 @@ class _Check:
     def run(self, sample: int, seed: int, deep: bool) -> Validation:
         """Make all checks once."""
         chosen = Choice(0 if deep else sample, seed)
-        statuses, opened, files = Counter[str](), 0, 0
+        statuses, gone, opened, files = Counter[str](), 0, 0, 0
         with Sorter(_Expected, _EXPECTED_SCHEMA) as expected, Sorter(_Row, _ROW_SCHEMA) as rows:
             for shard in self._shards():
                 masked = []
                 for row in self._rows_of(shard, expected, rows):
                     statuses[row["status"]] += 1
+                    gone += row["position"] in shard.gone
                     if row["status"] == "ok" and row["mask_uri"] is not None and self._output.config:
                         masked.append(row)
                 if deep:
@@ -310,7 +329,7 @@ class _Check:
                 self._orphan("temporary file", path)
         return Validation(
             output=self._output.folder.url,
-            images=self._output.images(statuses.total()),
+            images=statuses.total() if self._unlisted else self._output.images(statuses.total(), gone),
             ok=statuses["ok"],
             error=statuses["error"],
             files=files,
@@ -327,36 +346,36 @@ class _Check:
             rebased=False,
             is_complete=self._output.is_complete,
             is_listed=self._output.manifest is not None,
+            gone=gone,
         )
 
-    def repair(self) -> None:
+    def repair(self, held: HeldFolder) -> None:
         """Delete ``_SUCCESS`` and every wrong row."""
-        mark_incomplete(self._output.folder)
-        if isinstance(self._output.folder, HeldFolder):  # a _SUCCESS that another attempt writes late is then not ours
-            save_record(self._output.folder, {**self._output.record, "attempt": self._output.folder.attempt})
+        mark_incomplete(held)
+        # a _SUCCESS that another attempt writes late is then not ours
+        save_record(held, {**self._output.record, "attempt": held.attempt})
         for part in self._damaged:
-            self._output.folder.delete(part.path)
+            held.delete(part.path)
         if self._unlisted:
-            withdraw(self._output.folder, MANIFEST)  # INPUT is listed again, and rows are compared with that
+            withdraw(held, MANIFEST)  # INPUT is listed again, and rows are compared with that
         for shard, numbers in groupby(sorted(set(self._redo)), key=lambda number: number >> _POSITION_BITS):
-            forget(self._output.folder, shard, [number & ((1 << _POSITION_BITS) - 1) for number in numbers])
+            forget(held, shard, [number & ((1 << _POSITION_BITS) - 1) for number in numbers])
 
     @property
     def is_moved(self) -> bool:
         """Whether the index names the output's former place."""
         return self._counts["output moved"] > 0
 
-    def rebase(self) -> None:
+    def rebase(self, held: HeldFolder) -> None:
         """Make the index and ``_SUCCESS`` again, for the output's present place."""
-        folder, manifest, summary = self._output.folder, self._output.manifest, self._output.record.get("summary")
+        manifest, summary = self._output.manifest, self._output.record.get("summary")
         assert manifest is not None
-        assert isinstance(folder, HeldFolder)
-        mark_incomplete(folder)
-        totals = compact(folder, manifest, self._output.limit)
-        changes = {"attempt": folder.attempt, "summary": {**(summary or {}), "output": folder.url}}
-        save_record(folder, {**self._output.record, **changes})
+        mark_incomplete(held)
+        totals = compact(held, manifest, self._output.limit)
+        changes = {"attempt": held.attempt, "summary": {**(summary or {}), "output": held.url}}
+        save_record(held, {**self._output.record, **changes})
         counts = {"images": totals.images, "ok": totals.ok, "error": totals.error}
-        mark_complete(folder, folder.attempt, totals.files, counts)
+        mark_complete(held, held.attempt, totals.files, counts)
 
     def _found(self, kind: str, example: str, shard: int = -1, position: int = -1) -> None:
         self._counts[kind] += 1
@@ -380,11 +399,6 @@ class _Check:
                 yield from pool.map(lambda task: self._read_shard(*task), batch)
 
     def _read_shard(self, shard: int, parts: list[Part]) -> _Shard:
-        assert self._output.manifest is not None
-        try:
-            listed = self._output.manifest.read_shard(shard, ["key", "version"])
-        except (UsageError, FileNotFoundError) as error:
-            return _Shard(shard, [], [], PART_SCHEMA.empty_table().select(_COLUMNS), [], str(error))
         tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
         for part in parts:
             unreadable: list[Part] = []
@@ -395,44 +409,55 @@ class _Check:
                     tables.append(rows)
                 else:
                     damaged.append((part, reason))
-        keys, versions = (listed[name].to_pylist() for name in ("key", "version"))
-        return _Shard(shard, keys, versions, newest(pa.concat_tables(tables)), damaged)
+        rows, manifest = newest(pa.concat_tables(tables)), self._output.manifest
+        assert manifest is not None
+        try:
+            listed, gone = manifest.read_shard(shard, ["key", "version"]), manifest.gone_in(shard)
+            rows = that_count(manifest, shard, rows)
+        except (UsageError, FileNotFoundError) as error:
+            return _Shard(shard, rows, damaged, unlisted=str(error))
+        strange, outdated = (frozenset(rows.filter(mask)["position"].to_pylist()) for mask in misfits(listed, rows))
+        return _Shard(shard, rows, damaged, listed["key"].to_pylist(), frozenset(gone), strange, outdated)
 
     def _rows_of(self, shard: _Shard, expected: Sorter[_Expected], rows: Sorter[_Row]) -> Iterator[dict[str, Any]]:
         """The shard's good rows; adds their files to `expected`, and themselves to `rows`."""
-        if shard.unlisted is not None:
+        if shard.unlisted is not None:  # its rows are taken as they are: one fault is one finding
             self._found("manifest damaged", shard.unlisted)
             self._unlisted = True
-            return
         for part, reason in shard.damaged:
             self._found("part damaged", f"{part.path}: {reason}")
             self._damaged.append(part)
         missing = set(range(len(shard.keys)))
         for row in shard.rows.to_pylist():
             position = row["position"]
-            if position >= len(shard.keys) or row["key"] != shard.keys[position]:
+            if position in shard.strange:
                 self._found("row of no image", row["key"], shard.number, position)
                 self._strange_keys.add(row["key"])
+                rows.add(_Row(row["key"], _TOLD, shard.number, position))
                 continue
             missing.discard(position)
-            if None not in (versions := (row["version"], shard.versions[position])) and len(set(versions)) > 1:
+            if position in shard.outdated:
                 self._found("row outdated", row["key"], shard.number, position)
             if (place := self._files.misplaced(row)) is not None:
                 self._found("row misplaced", f"{row['key']}: {place}", shard.number, position)
+                rows.add(_Row(row["key"], _TOLD, shard.number, position))
                 continue
-            rows.add(_Row(row["key"], _content(row), shard.number, position))
+            content = _TOLD if position in shard.outdated else _content(row)
+            rows.add(_Row(row["key"], content, shard.number, position))
             if row["status"] == "ok" and row["mask_mean"] is not None:
                 for path, least in self._files.expected(row):
                     expected.add(_Expected(os.fsencode(path), least, row["key"], shard.number, position))
             yield row
         assert self._output.manifest is not None
         start, limit = self._output.manifest.shard_start(shard.number), self._output.limit
-        if missing:
+        if missing - shard.gone:
             self._unfinished.add(shard.number)
         for position in sorted(missing):
             key = shard.keys[position]
-            if self._output.is_complete and (limit is None or start + position < limit):
+            is_due = position not in shard.gone and (limit is None or start + position < limit)
+            if self._output.is_complete and is_due:
                 self._found("row lost", key)
+                rows.add(_Row(key, _TOLD, shard.number, position))
             for path, _ in self._files.expected({"key": key}):
                 expected.add(_Expected(os.fsencode(path), 0, key, shard.number, position))
 
@@ -447,15 +472,18 @@ class _Check:
                     index.add(_Row(row["key"], _content(row), -1, -1))
             for path in damaged:
                 self._found("index damaged", path)
-            for path in changed_files(self._output.folder):
+            for path in set(changed_files(self._output.folder)) - set(damaged):
                 self._found("index file differs", path)
             for key, group in groupby(heapq.merge(rows, index), key=lambda row: row.key):
                 found = list(group)
                 recorded, indexed = ([r for r in found if (r.shard < 0) is in_index] for in_index in (False, True))
                 if len(indexed) > 1:
                     self._found("index row doubled", key)
+                elif any(row.content == _TOLD for row in recorded):
+                    continue
                 elif not indexed:
-                    self._found("index row lost", key)
+                    if not damaged:  # else it is one of that file's
+                        self._found("index row lost", key)
                 elif [row.content for row in recorded] != [indexed[0].content]:
                     self._found("index row differs", key)
 

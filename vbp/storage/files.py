@@ -73,6 +73,11 @@ class Folder:
         return self._options
 
     @property
+    def changes_may_come_late(self) -> bool:
+        """Whether a change may come when another attempt has the output already; on a disk the fence stops it."""
+        return not self.is_local
+
+    @property
     def is_local(self) -> bool:
         """Whether the folder lies on a disk of this machine, or on one mounted here."""
         return not self._base

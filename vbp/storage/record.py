@@ -121,11 +121,11 @@ def save_record(output: Folder, fields: Mapping[str, Any], path: str = RUN) -> N
 
 
 def withdraw(output: Folder, path: str) -> None:
-    """Delete the JSON file; but on stores, where a late deletion could hit a successor's file, overwrite it."""
-    if output.is_local:
-        output.delete(path)
-    else:
+    """Delete the JSON file; but where a late deletion could hit a successor's file, overwrite it."""
+    if output.changes_may_come_late:
         output.write(path, _WITHDRAWN)
+    else:
+        output.delete(path)
 
 
 def is_complete(output: Folder, path: str = RUN) -> bool:

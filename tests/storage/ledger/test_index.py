@@ -31,7 +31,7 @@ from vbp.storage.manifest.refresh import refresh_manifest
 
 NOON = datetime.datetime(2026, 11, 15, 12, 0, 0, 123456, tzinfo=datetime.UTC)
 COLUMNS = (
-    "key uri label status error_stage error_type error_message width height format bytes sha256 version mask_uri "
+    "key uri label status error_stage error_type error_message width height format bytes sha256 version gone mask_uri "
     "mask_offset mask_length overlay_uri overlay_offset overlay_length frame_left frame_top frame_right frame_bottom "
     "log10_max mask_mean mask_area peak_x peak_y mask_width mask_height image_peak_x image_peak_y flat "
     "prediction predicted_label probability correct model weights preset device seconds finished_at run_id"
@@ -113,6 +113,26 @@ def test_rows_that_cannot_be_committed(tmp_path, table):
 def recorded(folder, shard):
     """Position and status of the newest row of each image of a shard."""
     return newest(read_parts(folder, parts_of(folder, shard))).select(["position", "status"]).to_pylist()
+
+
+def test_of_images_that_are_gone_only_results_count(folder, manifest):
+    write_part(folder, rows(0, {0: "ok", 1: "ok", 2: "error", 3: "error"}), 0, "a")
+    write_part(folder, rows(2, {0: "ok", 1: "error"}), 2, "a")
+    there = [row for row in listing(10) if row.key not in ("k00001.jpg", "k00003.jpg", "k00005.jpg", "k00009.jpg")]
+    manifest, _ = refresh_manifest(folder, manifest, there, forget=lambda *_: pytest.fail("nothing has changed"))
+    assert list(pending_shards(folder, manifest)) == [(1, 3)]
+    assert list(pending_shards(folder, manifest, retry_failed=True)) == [(0, 1), (1, 3)]
+    assert rows_left(folder, manifest, 1)["position"].to_pylist() == [0, 2, 3]
+    write_part(folder, rows(1, ok(0, 2, 3)), 1, "b")
+    totals = compact(folder, manifest)
+    assert (totals.images, totals.ok, totals.error, totals.gone) == (7, 6, 1, 1)
+    assert {row["key"]: row["gone"] for row in index_of(folder)} == {
+        f"k{n:05d}.jpg": n == 1 for n in (0, 1, 2, 4, 6, 7, 8)
+    }
+    assert [compact(folder, manifest, limit).images for limit in (2, 4, 6)] == [7, 7, 7]  # no row is dropped
+    manifest, changes = refresh_manifest(folder, manifest, [row._replace(version="2") for row in listing(10)])
+    assert changes.back == 4
+    assert manifest.gone  # only a refresh that may forget rows takes marks away
 
 
 def test_the_newest_row_counts_and_ok_before_error(folder):
@@ -318,6 +338,7 @@ def test_an_empty_index_is_an_index(tmp_path):
     assert (table.num_rows, table.column_names) == (0, COLUMNS.split())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("contiguous", [True, False], ids=["told by names", "parts read"])
 def test_resume_of_a_finished_run(tmp_path, contiguous, capsys):
     """100,000 images in 400 parts; the times are printed for people, not judged."""
@@ -354,14 +375,23 @@ def test_resume_of_a_finished_run(tmp_path, contiguous, capsys):
 
 def damage(folder, path, how):
     data = folder.read(path)
-    middle = len(data) // 6  # in the pages
     changed = {
         "cut": data[: len(data) // 2],
         "empty": b"",
-        "flipped": data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :],
+        "flipped": flipped(data, last_of_a_page(data)),
         "another": b"PAR1" + data[4:-8] + b"\xff\xff\xff\x7fPAR1",
     }
     folder.write(path, changed[how])
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+
+
+def last_of_a_page(data):
+    """The last byte of the keys; a bit in the head of a page may have no meaning."""
+    column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(0)
+    return (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "flipped", "another"])
@@ -423,6 +453,7 @@ def manifest_of_ten(tmp_path):
     return folder, write_manifest(folder, listing(10), 4)
 
 
+@pytest.mark.long
 def test_compaction_killed_half_way_is_made_again(tmp_path, monkeypatch):
     """Killed before any of its writes and deletions: the next one gives what an undisturbed one gives."""
     folder = Folder(tmp_path)

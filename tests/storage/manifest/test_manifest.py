@@ -51,6 +51,7 @@ def test_write_load_read(folder):
             "label": f"c{n % 3}",
             "size": n,
             "version": str(n),
+            "gone": False,
             "position": n - 8,
         }
         for n in (8, 9)
@@ -160,7 +161,7 @@ def test_a_manifest_of_the_first_versions_knows_neither_size_nor_version(tmp_pat
     (path,) = tmp_path.glob("_run/manifest/*.parquet")
     pq.write_table(pq.read_table(path).drop_columns(["size", "version"]), path)
     assert {(row.size, row.version) for row in manifest.rows()} == {(None, None)}
-    assert refresh_manifest(folder, manifest, tree(*range(4)))[1] == (1, 0, 0, 0)
+    assert refresh_manifest(folder, manifest, tree(*range(4)))[1] == (1, 0, 0, 0, 0)
 
 
 def test_nothing_to_list(folder):
@@ -245,6 +246,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_collection(tmp_path):
     def peak(count):
         argv = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / str(count))]

@@ -82,10 +82,66 @@ def test_new_changed_and_gone(folder):
     assert sorted(told) == [(0, {1: row(3, size=101)}), (1, {1: row(7, "v2")})]
     assert before == [0, 2]
     assert refreshed == Manifest.load(folder)
-    assert rows_of(refreshed) == [row(1), row(3, size=101), row(5), row(7, "v2"), row(9), row(0), row(8)]
+    assert rows_of(refreshed) == [row(1), row(3, size=101), row(5, gone=True), row(7, "v2"), row(9), row(0), row(8)]
+    assert (refreshed.gone, refreshed.gone_in(1)) == ({1: 1}, [0])
     unchanged, changes = refresh_manifest(folder, refreshed, now, forget=None)
     assert changes == Changes(new=0, changed=0, gone=1)
     assert unchanged == refreshed
+
+
+def test_an_image_that_comes_back_is_done_again_unless_it_is_surely_the_same(folder):
+    manifest = write_manifest(folder, [row(1), row(2), row(3, None), row(4)], 2)
+    nothing = lambda *_: pytest.fail("nothing has changed")  # noqa: E731
+    gone, changes = refresh_manifest(folder, manifest, [row(4)], forget=nothing)
+    assert changes == Changes(0, 0, 3)
+    assert (gone.gone, gone.images, gone.images_within(None), list(gone.rows())) == ({0: 2, 1: 1}, 4, 1, [row(4)])
+    assert [gone.images_within(limit) for limit in (1, 2, 3, 4, 9)] == [0, 0, 0, 1, 1]
+    told = []
+    now = [row(1), row(2, "v2"), row(3, None), row(4)]
+    back, changes = refresh_manifest(folder, gone, now, forget=lambda shard, rows: told.append((shard, dict(rows))))
+    assert changes == Changes(0, 2, 0, back=3)
+    assert sorted(told) == [(0, {1: row(2, "v2")}), (1, {0: row(3, None)})]
+    assert (back.gone, rows_of(back)) == ({}, now)
+    assert back == Manifest.load(folder)
+
+
+def test_without_forgetting_nothing_is_marked(tmp_path):
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, [row(1), row(2)], 5)
+    manifest, _ = refresh_manifest(folder, manifest, [row(1)], forget=lambda *_: None)
+    later, changes = refresh_manifest(folder, manifest, [row(2), row(3)])
+    assert changes == Changes(1, 0, 1, back=1)
+    assert (later.gone, rows_of(later)) == ({0: 1}, [row(1), row(2, gone=True), row(3)])
+
+
+@pytest.mark.parametrize(("source", "gone"), [([0, 2], [1]), ([0, 2, 3], [1, 4]), ([2, 5, 6], [0, 1, 3, 4])])
+def test_what_comes_after_the_limit_is_not_called_gone(tmp_path, source, gone):
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, [row(n) for n in range(5)], 2)
+    now = [row(n) for n in source]
+    cut = [*now, row(8)] if len(now) < 3 else now
+    refreshed, changes = refresh_manifest(folder, manifest, cut, len(now), forget=lambda *_: None)
+    assert [n for n, found in enumerate(rows_of(refreshed)) if found.gone] == gone
+    assert changes.gone == len(gone)
+
+
+def test_of_a_list_that_is_cut_nothing_is_called_gone(tmp_path):
+    """It is in no order, so any of its images may come after the limit."""
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, [row(n, path=None) for n in range(4)], 2)
+    now = [row(n, path=None) for n in (3, 0, 1)]
+    assert refresh_manifest(folder, manifest, now, 2, forget=lambda *_: None)[1].gone == 0
+    assert refresh_manifest(folder, manifest, now, 3, forget=lambda *_: None)[1].gone == 1
+
+
+def test_a_manifest_of_before_is_marked_too(tmp_path):
+    folder = Folder(tmp_path)
+    manifest = write_manifest(folder, [row(1), row(2)], 5)
+    (path,) = tmp_path.glob("_run/manifest/*.parquet")
+    pa.parquet.write_table(pa.parquet.read_table(path).drop_columns(["gone", "version"]), path)
+    assert list(manifest.rows()) == [row(1, None), row(2, None)]
+    marked, _ = refresh_manifest(folder, manifest, [row(1)], forget=lambda *_: None)
+    assert rows_of(marked) == [row(1, None), row(2, None, gone=True)]
 
 
 def test_what_was_never_known_is_no_change(tmp_path):
@@ -145,6 +201,7 @@ def test_extension_that_breaks_off_changes_nothing(folder):
     assert refresh_manifest(folder, manifest, [row(1), row(2), row(7)])[0].images == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_many_refreshes_of_a_changing_tree(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(manifest_module, "_SHARDS_PER_PART", 2)
@@ -171,6 +228,7 @@ def test_many_refreshes_of_a_changing_tree(tmp_path, monkeypatch, seed):
         assert before.keys() <= everything.keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plain_run_between", [False, True])
 def test_killed_at_any_moment(tmp_path, monkeypatch, plain_run_between):
     """Dead after any number of writes and deletions: no image keeps the results of what it was."""

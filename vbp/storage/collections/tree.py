@@ -30,6 +30,8 @@ class ManifestRow(NamedTuple):
     label: str | None
     size: int | None = None
     version: str | None = None
+    gone: bool = False
+    """Whether the last ``--refresh`` found INPUT without it."""
 
 
 def list_tree(

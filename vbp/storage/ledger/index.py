@@ -6,8 +6,8 @@
     OUTPUT/index/part-NNNNN.parquet            made from the parts at the end: one row per image
 
 An image may have rows in several parts, because of retries and overlapping attempts: the newest ok row counts, else
-the newest error row.  The name of a part says its attempt, the positions of its rows in the shard, and the number of
-ok rows.  So most questions need only a listing.
+the newest error row.  Of an image that is gone from INPUT only an ok row counts.  The name of a part says its attempt,
+the positions of its rows in the shard, and the number of ok rows.  So most questions need only a listing.
 """
 
 import contextlib
@@ -55,6 +55,7 @@ __all__ = [
     "progress",
     "read_index",
     "rows_left",
+    "that_count",
     "write_part",
 ]
 
@@ -77,7 +78,7 @@ class Totals:
     """Totals of the index."""
 
     images: int
-    """Images that should have a row."""
+    """Images that should have a row: those of INPUT, and those that are gone from it and have a result."""
     ok: int
     error: int
     by_reason: dict[str, int]
@@ -88,6 +89,8 @@ class Totals:
     """Damaged parts, which were removed; images whose only row was there must be done again."""
     strange: int = 0
     """Rows of other images than the manifest has there (`strangers`); they were deleted, to be done again."""
+    gone: int = 0
+    """Rows of images that are gone from INPUT."""
 
     @property
     def missing(self) -> int:
@@ -112,7 +115,7 @@ def pending_shards(
     def left(task: tuple[int, list[Part]]) -> PendingShard:
         shard, parts = task
         wanted = _wanted(manifest, shard, limit)
-        finished = _finished(output, parts, retry_failed, wanted)
+        finished = _finished(output, parts, retry_failed, wanted, manifest.gone_in(shard))
         return PendingShard(shard, wanted - sum(position < wanted for position in finished))
 
     tasks = (task for task in parts_by_shard(output, manifest) if _wanted(manifest, task[0], limit))
@@ -135,7 +138,7 @@ def rows_left(
     """
     wanted = _wanted(manifest, shard, limit)
     found = current(parts_of(output, shard) if parts is None else parts, manifest.generation)
-    finished = _finished(output, found, retry_failed, wanted)
+    finished = _finished(output, found, retry_failed, wanted, manifest.gone_in(shard))
     rows = manifest.read_shard(shard).slice(0, wanted)
     return rows.filter(pc.invert(pc.is_in(rows["position"], pa.array(finished, pa.int32()))))
 
@@ -217,7 +220,7 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     ``_SUCCESS`` exists; the caller writes that if ``ok + error == images``.
     """
     writer = RollingParquet(output, INDEX_FILES, INDEX_SCHEMA)
-    images, statuses, reasons = 0, Counter[str](), Counter[str]()
+    images, gone, statuses, reasons = 0, 0, Counter[str](), Counter[str]()
     damaged: list[Part] = []
     strange: list[tuple[int, list[int]]] = []
     for read in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
@@ -225,7 +228,9 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
         strange += strangers
         for shard, table in batch:
             wanted = _wanted(manifest, shard, limit)
-            images += wanted + pc.sum(pc.greater_equal(table["position"], wanted), min_count=0).as_py()
+            beyond = pc.or_(pc.greater_equal(table["position"], wanted), table["gone"])
+            images += wanted - sum(position < wanted for position in manifest.gone_in(shard)) + _count(beyond)
+            gone += _count(table["gone"])
         rows = pa.concat_tables(table for _, table in batch)
         statuses.update(rows["status"].to_pylist())
         reasons.update(_reasons(rows))
@@ -244,20 +249,44 @@ def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Tot
     paths = tuple(sorted(part.path for part in damaged))
     count = sum(len(positions) for _, positions in strange)
     reasons_told = dict(reasons.most_common())
-    return Totals(images, statuses["ok"], statuses["error"], reasons_told, writer.files, paths, count)
+    return Totals(images, statuses["ok"], statuses["error"], reasons_told, writer.files, paths, count, gone)
+
+
+def that_count(manifest: Manifest, shard: int, rows: pa.Table) -> pa.Table:
+    """`rows` without error rows of images that are gone; fills the column ``gone`` if `rows` have it.
+
+    `rows`: the newest rows of a shard, with ``position`` and ``status``.
+    """
+    is_gone = pc.is_in(rows["position"], pa.array(manifest.gone_in(shard), pa.int32()))
+    if "gone" in rows.column_names:
+        rows = rows.set_column(rows.column_names.index("gone"), "gone", is_gone)
+    return rows.filter(pc.invert(pc.and_(is_gone, pc.equal(rows["status"], "error"))))
+
+
+def _count(mask: pa.ChunkedArray) -> int:
+    """Number of true values."""
+    return int(pc.sum(mask, min_count=0).as_py())
 
 
 def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
-    """Boolean mask of rows (`key`, `version`, `position`) that are not of the image which the manifest has there.
+    """Boolean mask of rows (`key`, `version`, `position`) that are not of the image which the manifest has there."""
+    return pc.or_(*misfits(manifest.read_shard(shard, ["key", "version"]), rows))
 
-    The manifest has another key, or another version: an attempt that came late has committed the image as it was
-    before a refresh.  A version that either does not have says nothing.
+
+def misfits(listed: pa.Table, rows: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Boolean masks of rows of another image than is listed there, and of rows of that image before it changed.
+
+    The latter are by an attempt that came late, after a refresh.  A version that either does not have says nothing.
+
+    Args:
+        listed: `key` and `version` of a shard of the manifest.
+        rows: `key`, `version` and `position` of the ledger's rows of this shard.
     """
-    listed = manifest.read_shard(shard, ["key", "version"])
     known = pc.less(rows["position"], listed.num_rows)
     theirs = listed.take(pc.if_else(known, rows["position"], 0))
-    is_same = pc.fill_null(pc.equal(rows["version"], theirs["version"]), True)
-    return pc.invert(pc.and_(known, pc.and_(pc.equal(rows["key"], theirs["key"]), is_same)))
+    is_same = pc.and_(known, pc.equal(rows["key"], theirs["key"]))
+    is_older = pc.fill_null(pc.not_equal(rows["version"], theirs["version"]), False)
+    return pc.invert(is_same), pc.and_(is_same, is_older)
 
 
 def _separated(
@@ -313,10 +342,14 @@ def _read_newest(
     damaged: list[Part] | None = None,
 ) -> Iterator[list[tuple[int, pa.Table]]]:
     """The newest rows of shards, in lists of as many shards as memory allows; `damaged` as for ``read_parts``."""
+
+    def read(task: tuple[int, list[Part]]) -> tuple[int, pa.Table]:
+        shard, parts = task
+        return shard, that_count(manifest, shard, newest(read_parts(output, parts, columns, damaged)))
+
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(tasks, _shards_at_once(manifest))):
-            tables = pool.map(lambda task: newest(read_parts(output, task[1], columns, damaged)), batch)
-            yield [(shard, table) for (shard, _), table in zip(batch, tables, strict=True)]
+            yield list(pool.map(read, batch))
 
 
 def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
@@ -347,13 +380,14 @@ def _paths(files: Iterable[File]) -> Iterator[str]:
             yield file.path
 
 
-def _finished(output: Folder, parts: list[Part], retry_failed: bool, wanted: int) -> list[int]:
+def _finished(output: Folder, parts: list[Part], retry_failed: bool, wanted: int, gone: list[int]) -> list[int]:
     """Positions that need no more work; a part is opened only if its name does not say enough.
 
-    An image that could not be fetched is never finished, because the store failed, and may work again.
+    Images that are `gone` need none.  An image that could not be fetched is never finished, because the store failed,
+    and may work again.
     """
     told = [part for part in parts if part.holds_all_between and not part.error]
-    finished = {position for part in told for position in range(part.first, part.last + 1)}
+    finished = {*gone, *(position for part in told for position in range(part.first, part.last + 1))}
     if not finished.issuperset(range(wanted)):
         rows = read_parts(output, [part for part in parts if part not in told], ["position", "status", "error_stage"])
         is_ok = pc.equal(rows["status"], "ok")

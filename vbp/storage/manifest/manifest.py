@@ -52,8 +52,8 @@ MAX_LABELS = 100_000
 MANIFEST_PARTS = "_run/manifest"
 
 MANIFEST = "_run/manifest.json"
-_LATER = {"size", "version"}
-"""Columns that the first versions of the manifest did not have."""
+_LATER: Mapping[str, Any] = {"size": None, "version": None, "gone": False}
+"""Columns that older versions of the manifest did not have, and their values there."""
 _FILE = re.compile(r"(?:part|[0-9a-f]{16})-\d{5,}\.parquet", re.ASCII)
 """Names of its files; those of an older vbp begin with ``part`` and are numbered through all listings."""
 _SHARDS_PER_PART = 256
@@ -91,6 +91,8 @@ class Manifest:
     """Names of its files, in the order of shards; None if an older vbp made it."""
     attempt: str = ""
     """The attempt that has claimed it last; in object stores every attempt does so."""
+    gone: Mapping[int, int] = field(default_factory=dict)
+    """Number of images that are gone from INPUT, by shard; they keep their places, since rows are found by them."""
 
     @classmethod
     def load(cls, output: Folder) -> "Manifest | None":
@@ -109,6 +111,7 @@ class Manifest:
             "suffixes": None,
             "files": None,
             "attempt": "",
+            "gone": {},
         }  # fields that an older vbp did not record
         record = older | record
         wrong = [name for name, is_right in _RIGHT.items() if not is_right(record.get(name))]
@@ -118,10 +121,13 @@ class Manifest:
             )
         own = {each.name: record[each.name] for each in fields(cls) if each.name != "folder"}
         own["generation"] = _generation_in_run(output) or own["generation"]
+        own["gone"] = {int(shard): count for shard, count in own["gone"].items()}
         own |= {name: tuple(own[name]) for name in ("listings", "labels", "suffixes", "files") if own[name] is not None}
         found = cls(folder=output, **own)
         if len(found.names) != found.first_part(len(found.listings)):
             raise StorageError(f"{output.uri(MANIFEST)} is damaged (files is {record['files']!r}); restore it")
+        if any(shard >= found.shards or count > found.shard_images(shard) for shard, count in found.gone.items()):
+            raise StorageError(f"{output.uri(MANIFEST)} is damaged (gone is {record['gone']!r}); restore it")
         return found
 
     @property
@@ -157,7 +163,7 @@ class Manifest:
         return with_positions(table)
 
     def conformed(self, shard: int, rows: pa.Table, columns: Sequence[str] = tuple(MANIFEST_SCHEMA.names)) -> pa.Table:
-        """These columns of a shard, with the types of ``MANIFEST_SCHEMA``; columns that an older vbp lacked are null.
+        """These columns of a shard, with the types of ``MANIFEST_SCHEMA``; an older vbp's lacking ones are filled.
 
         Raises:
             ArrowInvalid: the rows are damaged.
@@ -167,16 +173,37 @@ class Manifest:
             raise pa.ArrowInvalid(f"shard {shard} has {rows.num_rows} rows, not {self.shard_images(shard)}")
         for wanted in map(MANIFEST_SCHEMA.field, columns):
             if wanted.name in _LATER and wanted.name not in rows.column_names:
-                rows = rows.append_column(wanted, pa.nulls(rows.num_rows, wanted.type))
+                value = pa.scalar(_LATER[wanted.name], wanted.type)
+                rows = rows.append_column(wanted, pa.repeat(value, rows.num_rows))
             found = rows[wanted.name] if wanted.name in rows.column_names else None
             if found is None or found.type != wanted.type or (found.null_count and not wanted.nullable):
                 raise pa.ArrowInvalid(f"column {wanted.name} of shard {shard} is not what was written")
         return rows.select(list(columns))
 
     def rows(self) -> Iterator[ManifestRow]:
-        """All rows, in the order of shards."""
+        """The rows of all images that are not gone, in the order of shards."""
         for shard in range(self.shards):
-            yield from rows_of(self.read_shard(shard))
+            yield from (row for row in rows_of(self.read_shard(shard)) if not row.gone)
+
+    def gone_in(self, shard: int) -> list[int]:
+        """Positions of the shard's images that are gone from INPUT; errors as for `read_shard`."""
+        if shard not in self.gone:
+            return []
+        rows = self.read_shard(shard, ["gone"])
+        positions: list[int] = rows.filter(rows["gone"])["position"].to_pylist()
+        return positions
+
+    def images_within(self, limit: int | None) -> int:
+        """Number of images among the first `limit` of the manifest that are not gone; errors as for `read_shard`."""
+        end = self.images if limit is None else min(limit, self.images)
+        return end - sum(self._gone_before(end, shard) for shard in self.gone)
+
+    def _gone_before(self, end: int, shard: int) -> int:
+        """How many of the manifest's first `end` images are gone and in this shard."""
+        room = end - self.shard_start(shard)
+        if room >= self.shard_images(shard):
+            return self.gone[shard]
+        return sum(position < room for position in self.gone_in(shard)) if room > 0 else 0
 
     @property
     def shards_per_part(self) -> int:
@@ -186,6 +213,10 @@ class Manifest:
     def first_shard(self, listing: int) -> int:
         """Number of the first shard of a listing."""
         return sum(self._shards_of_listings[:listing])
+
+    def shard_at(self, listing: int, part: int, group: int = 0) -> int:
+        """Number of the shard in a row group of a file of a listing."""
+        return self.first_shard(listing) + part * self.shards_per_part + group
 
     def path(self, listing: int, part: int) -> str:
         """The path in OUTPUT of a file of a listing."""
@@ -242,6 +273,10 @@ def _is_number(value: object) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_count_of_shard(item: tuple[str, object]) -> bool:
+    return re.fullmatch(r"0|[1-9]\d{0,5}", item[0], re.ASCII) is not None and _is_number(item[1])
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -264,6 +299,7 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "suffixes": lambda value: value is None or (isinstance(value, list) and all(map(_is_text, value))),
     "generation": _is_text,
     "attempt": _is_text,
+    "gone": lambda value: isinstance(value, dict) and all(map(_is_count_of_shard, value.items())),
     "files": lambda value: value is None or (isinstance(value, list) and all(map(_is_file, value))),
 }
 """A check for each field of the record."""
@@ -317,6 +353,7 @@ def append(
     rewritten: Mapping[int, str] = {},
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
+    gone: Mapping[int, int] | None = None,
 ) -> Manifest:
     """Add a listing of ``rows``, in order, as new shards; if this is killed, the manifest stays as it was.
 
@@ -330,6 +367,7 @@ def append(
         rewritten: names of new files, by the number of the file that they replace; read after ``rows`` have ended.
         left_out: files that ``source`` leaves out; None keeps the counts on record.
         suffixes: ``--suffixes`` of ``source``, if given.
+        gone: number of images that are gone, by shard; read after ``rows`` have ended. None keeps what is on record.
 
     Raises:
         UsageError: there are too many shards.
@@ -362,6 +400,7 @@ def append(
         listed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         left_out=manifest.left_out if left_out is None else dict(left_out.counts),
         suffixes=suffixes,
+        gone=manifest.gone if gone is None else dict(gone),
     )
     if replace(extended, listed_at=manifest.listed_at) == manifest:
         return manifest

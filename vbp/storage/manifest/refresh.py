@@ -2,15 +2,17 @@
 
 Both listings are streams in the same order, so they are compared side by side.  New images become new shards.  The
 rows of a changed image are deleted from the ledger *before* a manifest with its new size and version counts.  So
-at whatever moment a run dies, the image still counts as changed, or as not done, or is done again.  Images that are
-gone keep their rows and results.
+at whatever moment a run dies, the image still counts as changed, or as not done, or is done again.
 
-Memory holds one shard of each listing so far, and the changed images of one file of the manifest: about 150 MB if
-every image has changed.
+Images that are gone keep their places, rows and results; the manifest marks them.  They are not tried again, their
+error rows do not count, and nobody misses a row of theirs.  An image that comes back as it was gets its row back.
+
+Memory holds one shard of each listing so far, and the changed and gone images of one file of the manifest: about 150
+MB if every image has changed.
 """
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -38,9 +40,12 @@ class Changes(NamedTuple):
     new: int
     changed: int
     gone: int
-    """0 if the listing was cut at its limit, since the images after it are unknown."""
+    """Images that the listing lacks, also those that an earlier one lacked; without those after its limit, which are
+    unknown."""
     beyond: int = 0
     """New images that are not listed because of the limit."""
+    back: int = 0
+    """Images that were gone and are listed again; if they are other ones now, or may be, they also count as changed."""
 
 
 def refresh_manifest(
@@ -66,9 +71,10 @@ def refresh_manifest(
         source: rows from ``list_tree`` or ``read_manifest_input``.
         limit: the most images of ``source`` that are read, and the most that the manifest may hold.  A run does the
             first ``limit`` images of the manifest, so an image listed after them would never be done.
-        forget: called, in threads, for each shard with changed images; None leaves their rows as they are.
+        forget: called, in threads, for each shard with changed images; None leaves their rows as they are, and marks
+            no image as gone.
         before_change: called before the ledger or the manifest changes, maybe more than once; never called if
-            nothing is new or changed.
+            nothing is new, changed, gone or back.
         accept: called with the manifest with the new images, before it counts; may refuse it by a UsageError.
         left_out: files that ``source`` leaves out, counted while it runs; for the record.
         suffixes: ``--suffixes``, if given; for the record.
@@ -90,6 +96,7 @@ def refresh_manifest(
         rewritten=rewriter.files if rewriter else {},
         left_out=left_out,
         suffixes=suffixes,
+        gone=comparison.gone if rewriter else None,
     )
     return extended, comparison.changes()
 
@@ -105,41 +112,62 @@ class _Place(NamedTuple):
 
 
 class _Comparison:
-    """Compares a listing with the manifest: yields new rows, and counts the others."""
+    """Compares a listing with the manifest: yields new rows, and counts the others.
+
+    Attributes:
+        relabelled: new labels of known images.
+        gone: number of images that are gone, by shard.
+    """
 
     def __init__(
         self, manifest: Manifest, source: First, rewriter: "_Rewriter | None", left_out: LeftOut | None = None
     ):
         self._manifest, self._source, self._rewriter, self._left_out = manifest, source, rewriter, left_out
-        self._new = self._changed = self._gone = self._beyond = 0
+        self._counts = Counter[str]()
         self.relabelled: set[str] = set()
+        self.gone = Counter[int]()
 
     def new_rows(self) -> Iterator[ManifestRow]:
         """Rows that the manifest does not have; after the last one all changed rows are in new files."""
         for row, known in _side_by_side(in_order(self._source, self._left_out), _listed(self._manifest)):
-            if known is None and row is not None:
-                if self._has_room():
-                    self._new += 1
+            if known is not None:
+                self._compare(row, *known)
+            elif row is not None:
+                kind = "new" if self._has_room() else "beyond"
+                self._counts[kind] += 1
+                if kind == "new":
                     yield row
-                else:
-                    self._beyond += 1
-                    self._source.cut = True
-            elif row is None:
-                self._gone += 1
-            elif known is not None and self._rewriter and _differs(row, known[0]):
-                self._changed += 1
-                if row.label is not None:
-                    self.relabelled.add(row.label)
-                self._rewriter.add(known[1], row)
+        self._source.cut = self._source.cut or self._counts["beyond"] > 0
         if self._rewriter:
             self._rewriter.finish()
 
     def changes(self) -> Changes:
-        return Changes(self._new, self._changed, 0 if self._source.cut else self._gone, self._beyond)
+        return Changes(**{name: self._counts[name] for name in Changes._fields})
 
     def _has_room(self) -> bool:
         limit = self._source.limit
-        return limit is None or self._manifest.images + self._new < limit
+        return limit is None or self._manifest.images + self._counts["new"] < limit
+
+    def _compare(self, row: ManifestRow | None, known: ManifestRow, place: _Place) -> None:
+        """Count a known image, and mark what has become of it; `row` is None if the listing lacks it."""
+        if row is None:
+            if self._source.cut:  # it may come after the limit
+                row = known
+            else:
+                self._counts["gone"] += 1
+                row = known._replace(gone=True)
+        elif known.gone:
+            self._counts["back"] += 1
+        if row.gone:
+            self.gone[self._manifest.shard_at(place.listing, place.part, place.group)] += 1
+        if self._rewriter is None or row == known:
+            return
+        is_other = not row.gone and (not _is_surely_the_same(row, known) if known.gone else _differs(row, known))
+        self._counts["changed"] += is_other
+        if is_other or row.gone != known.gone:
+            self._rewriter.add(place, row, is_other=is_other)
+        if row.label is not None and row.label != known.label:
+            self.relabelled.add(row.label)
 
 
 class _Rewriter:
@@ -152,16 +180,18 @@ class _Rewriter:
     def __init__(self, manifest: Manifest, forget: Forget, before_change: Callable[[], None] | None):
         self._manifest, self._forget, self._before_change = manifest, forget, before_change
         self.files: dict[int, str] = {}
-        self._waiting: dict[int, tuple[int, defaultdict[int, dict[int, ManifestRow]]]] = {}
+        self._waiting: dict[int, _Waiting] = {}
 
-    def add(self, place: _Place, row: ManifestRow) -> None:
-        """Record ``row`` as the new row at ``place``."""
-        part, rows = self._waiting.setdefault(place.listing, (place.part, defaultdict(dict)))
-        if part != place.part:
+    def add(self, place: _Place, row: ManifestRow, *, is_other: bool) -> None:
+        """Record ``row`` as the new row at ``place``; `is_other`: the ledger's rows are of another image."""
+        waiting = self._waiting.setdefault(place.listing, _Waiting(place.part))
+        if waiting.part != place.part:
             self._apply(place.listing)
-            self.add(place, row)
-        else:
-            rows[place.group][place.position] = row
+            self.add(place, row, is_other=is_other)
+            return
+        waiting.rows[place.group][place.position] = row
+        if is_other:
+            waiting.others[place.group][place.position] = row
 
     def finish(self) -> None:
         """Make the new files that are left."""
@@ -169,22 +199,35 @@ class _Rewriter:
             self._apply(listing)
 
     def _apply(self, listing: int) -> None:
-        part, rows = self._waiting.pop(listing)
+        waiting = self._waiting.pop(listing)
         if self._before_change:
             self._before_change()
-        shard = self._manifest.first_shard(listing) + part * self._manifest.shards_per_part
+        first = self._manifest.shard_at(listing, waiting.part)
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda group: self._forget(shard + group, rows[group]), rows))
-        number = self._manifest.first_part(listing) + part
-        self.files[number] = _rewritten(self._manifest.folder, self._manifest.path(listing, part), rows)
+            list(pool.map(lambda group: self._forget(first + group, waiting.others[group]), waiting.others))
+        number = self._manifest.first_part(listing) + waiting.part
+        self.files[number] = _rewritten(self._manifest, self._manifest.path(listing, waiting.part), first, waiting.rows)
 
 
-def _rewritten(output: Folder, path: str, changed: Mapping[int, Mapping[int, ManifestRow]]) -> str:
-    """Copy a file of the manifest with changed rows, by row group and position; returns the name of the new one."""
-    writer = new_files(output)
-    with open_parquet(output, path) as parquet:
+class _Waiting:
+    """New rows of one file of the manifest, by row group and position."""
+
+    def __init__(self, part: int):
+        self.part = part
+        self.rows: defaultdict[int, dict[int, ManifestRow]] = defaultdict(dict)
+        self.others: defaultdict[int, dict[int, ManifestRow]] = defaultdict(dict)
+        """Those of them whose rows in the ledger are of another image."""
+
+
+def _rewritten(manifest: Manifest, path: str, first: int, changed: Mapping[int, Mapping[int, ManifestRow]]) -> str:
+    """Copy a file of the manifest with changed rows, by row group and position; returns the name of the new one.
+
+    `first`: the shard that is its first row group.
+    """
+    writer = new_files(manifest.folder)
+    with open_parquet(manifest.folder, path) as parquet:
         for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group)
+            table = manifest.conformed(first + group, parquet.read_row_group(group))
             writer.add(_with(table, changed[group]) if group in changed else table)
     writer.roll()
     return name_of(next(iter(writer.files)))
@@ -202,6 +245,11 @@ def _differs(row: ManifestRow, known: ManifestRow) -> bool:
     told = ((row.size, known.size), (row.version, known.version))
     moved = (row.uri, row.label) != (known.uri, known.label)
     return moved or any(now != before for now, before in told if None not in (now, before))
+
+
+def _is_surely_the_same(row: ManifestRow, known: ManifestRow) -> bool:
+    """Whether an image that comes back is the one that was gone; without a version nobody knows."""
+    return row.version is not None and row == known._replace(gone=row.gone)
 
 
 def _side_by_side(
