@@ -244,7 +244,9 @@ class World:
             precision="float32", batch_size=2,
         )  # fmt: skip
         output = HeldFolder(self.url, {}, name)
-        network = NetworkFacts(sha256="w", class_names=None, num_classes=None, preprocessing=IMAGENET, code=None)
+        network = NetworkFacts(
+            sha256="w", class_names=None, num_classes=None, preprocessing=IMAGENET, code=None, structure_sha256=None
+        )
         with self.turns.of(name), failures_as_sentences(before_work=False):
             lease = Lease(output, name)
             for _ in range(20):

@@ -101,7 +101,8 @@ def test_a_repair_in_a_bucket_deletes_no_manifest():
         (listed,) = world.folder.list("_run/manifest")
         world.folder.write(listed, b"damaged")
         with world.turns.of("repair"):
-            assert validate(Output.open(world.url), repair=True).repaired
+            found = validate(Output.open(world.url), repair=True, sample=0)  # the masks of a model are no pictures
+        assert found.repaired
         assert world.folder.exists("_run/manifest.json")
         assert Manifest.load(world.folder) is None
         assert not any("delete" in asked and "manifest" in asked for asked in world.turns.requests["repair"])

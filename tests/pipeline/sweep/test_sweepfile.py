@@ -161,7 +161,7 @@ def test_what_cannot_be_meant_is_refused_with_key_value_and_rule(text, said):
 
 
 def test_every_field_is_a_setting_or_has_a_reason():
-    texts = {"outputs": "[mask]", "storage_options": "{}", "model_args": "{}"}
+    texts = {"outputs": "[mask]", "weights": "demo", "storage_options": "{}", "model_args": "{}"}
     for name, field in RunConfig.__dataclass_fields__.items():
         text = texts[name] if name in texts else json.dumps(field.default if isinstance(field.default, Plain) else "x")
         asked = f"{{output: o, inputs: p, common: {{{name}: {text}}}}}"
