@@ -5,7 +5,7 @@ TEST_PROCESSES ?= 3
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow check docs bench rehearsal zoo chaos format lock s3 clean
+.PHONY: help demo test quick slow check docs bench rehearsal zoo evidence chaos format lock s3 clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,9 @@ zoo: .venv/ready ## every CNN of torchvision at four sizes, and as ONNX; timm's 
 	$(BIN)/python -m vbp.evidence.zoo docs/zoo.md
 	$(BIN)/python -m vbp.evidence.zootimm docs/zoo-timm.md
 	$(BIN)/python -m vbp.evidence.attach docs/attach.md
+
+evidence: .venv/ready ## how good the masks are, beside other methods; docs/evaluation.md, hours; DATA=FOLDER adds photographs
+	$(BIN)/python -m vbp.evidence.quality docs/evaluation.md $(if $(DATA),--data $(DATA))
 
 chaos: .venv/ready ## runs that are disturbed and killed until they are done, and what people bring; docs/chaos.md, docs/edges.md, about an hour
 	$(BIN)/python -m tests.protocol

