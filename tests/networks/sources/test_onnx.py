@@ -10,7 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from vbp.errors import ModelError, WeightsError
 from vbp.networks.models import load_model
-from vbp.networks.sources.onnx_graph import rebuilt
+from vbp.networks.sources.onnx_graph.graph import rebuilt
 from vbp.saliency import VisualBackProp
 
 RANDOM = np.random.default_rng(5)

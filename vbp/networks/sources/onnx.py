@@ -9,7 +9,8 @@ from vbp.errors import ModelError, WeightsError
 from vbp.networks.model import Model, classes_of
 from vbp.networks.names import NetworkChoice
 from vbp.networks.owncode import OwnCode
-from vbp.networks.sources.onnx_graph import is_quantised, rebuilt
+from vbp.networks.sources.onnx_graph.graph import rebuilt
+from vbp.networks.sources.onnx_graph.quantised import is_quantised
 from vbp.networks.weights import read_beside, read_model
 
 QUANTISED = "Model {} is quantised: it is explained with what its integers stand for, and without the rounding of maps."
