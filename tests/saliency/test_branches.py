@@ -336,6 +336,42 @@ def test_window_of_the_size_of_another_map_does_not_pool_everything():
     assert gated[0].steps == (CONVOLUTION,)
 
 
+def conditional(net, x):
+    """CondConv's: weights that depend on the image, so that every image is a group of channels."""
+    images, channels, rows, columns = x.shape
+    scales = x.mean((2, 3)).mean(1).view(images, 1, 1, 1, 1)
+    weights = (scales * net.a.weight).flatten(0, 1)
+    y = F.conv2d(x.reshape(1, images * channels, rows, columns), weights, padding=1, groups=images)
+    return F.relu(y.permute(1, 0, 2, 3).view(images, 4, rows, columns))
+
+
+def in_groups(net, x):
+    """Half of the channels at a time, as if each were an image."""
+    images, channels, rows, columns = x.shape
+    halves = net.b(x.reshape(images * 2, channels // 2, rows, columns))
+    return F.relu(halves.reshape(images, channels, rows, columns))
+
+
+@pytest.mark.parametrize("forward", [conditional, in_groups])
+def test_images_may_lie_in_one_axis_with_their_channels_for_a_while(forward):
+    network = Net(forward, a=convolution(), b=convolution(2, 2))
+    vbp = VisualBackProp(network)
+    assert [stage.steps for stage in vbp.stages] == [(CONVOLUTION,), (CONVOLUTION,)]
+    images = torch.rand(3, 3, 7, 6, generator=torch.Generator().manual_seed(1))
+    masks = torch.cat([vbp(image[None]) for image in images])
+    torch.testing.assert_close(vbp(images), masks, rtol=0, atol=1e-6)
+
+
+def test_stage_whose_images_lie_in_one_axis_with_channels_is_refused():
+    def forward(net, x):
+        images, channels, rows, columns = x.shape
+        halves = F.relu(net.b(x.reshape(images * 2, channels // 2, rows, columns)))
+        return F.relu(net.a(halves.reshape(images, channels, rows, columns)))
+
+    with pytest.raises(ModelError, match="^Net lays the images of a batch into one axis .* image by image: relu_1"):
+        stages(forward, a=convolution(), b=convolution(2, 2))
+
+
 def test_images_may_lie_along_another_axis_for_a_while():
     network = Net(lambda net, x: net.a(F.relu(net.a(x).transpose(0, 1)).transpose(0, 1)), a=convolution())
     vbp = VisualBackProp(network)
@@ -488,13 +524,16 @@ def in_windows(x):
         (lambda x: x.flatten(1).view(x.shape), "moves pixels: flatten"),
         (lambda x: F.relu(x.view(x.size(0), -1)).reshape_as(x), "moves pixels: view"),
         # images of the batch
-        (lambda x: x.reshape(x.shape[0] * 2, x.shape[1] // 2, *x.shape[2:]), "mixes the images .*: reshape"),
-        (lambda x: x.view(1, -1, *x.shape[2:]), "mixes the images .*: view"),
-        (lambda x: x.flatten(0, 1)[None], "mixes the images .*: flatten"),
-        (lambda x: x - x.mean(0), "mixes the images .*: mean"),
+        (lambda x: x.view(1, -1, *x.shape[2:]), "mixes the images of a batch: a"),
+        (
+            lambda x: x.permute(1, 0, 2, 3).reshape(-1, 2, *x.shape[2:]),
+            "axes are not images, channels, rows and columns",
+        ),
+        (lambda x: x.flatten(0, 1)[None], "mixes the images of a batch: flatten"),
+        (lambda x: x - x.mean(0), "mixes the images of a batch: mean"),
         (lambda x: x.softmax(0), "weighs pixels against each other: softmax"),
         (lambda x: torch.cat([x, x]), "sets maps side by side: cat"),
-        (lambda x: x.repeat(2, 1, 1, 1), "mixes the images .*: repeat"),
+        (lambda x: x.repeat(2, 1, 1, 1), "mixes the images of a batch: repeat"),
         (lambda x: x[:1], "picks images: getitem"),
         (lambda x: x.transpose(0, 1), "axes are not images, channels, rows and columns"),
     ],

@@ -21,9 +21,9 @@ from vbp.saliency.operations import is_constant
 from vbp.saliency.pixels import Unknown, Vector, first_lost, refused
 from vbp.saliency.shapes import Sizes
 from vbp.saliency.values import Call, Map, Value, flat
-from vbp.saliency.views import cut_in, images_in, laid_in, rows_in
+from vbp.saliency.views import Shape, cut_in, images_in, laid_in, rows_in
 
-_MIXING_IMAGES = "that mixes the images of a batch, or lays them into one axis with other values"
+_MIXING_IMAGES = "that mixes the images of a batch"
 
 
 def follow(graph: Graph, model: nn.Module, sizes: Sizes) -> tuple[dict[Node, Map], Unknown | None]:
@@ -88,9 +88,13 @@ def _odd_axes(call: Call) -> str:
     """Why an operation on images does not suit the axes of its map; empty: it does."""
     if call.map.spatial != (call.map.rank - 2, call.map.rank - 1):
         return "on an image whose last axes are not rows and columns"
-    if call.operation in operations.MIXING and (call.map.rank, call.map.images) != (4, 0):
+    if call.operation not in operations.MIXING or (call.map.rank, call.map.images) == (4, 0):
+        return ""
+    if (call.map.rank, call.map.images, call.map.is_shared) != (4, 1, True):
         return "on a tensor whose axes are not images, channels, rows and columns"
-    return ""
+    groups = call.arguments("input", "weight", "bias", "stride", "padding", "dilation", "groups").get("groups", 1)
+    # each image has groups of its own, as in CondConv, whose weights depend on the image
+    return "" if isinstance(groups, int) and groups % call.sizes.images == 0 else _MIXING_IMAGES
 
 
 def _lost_further(call: Call, unknown: Unknown) -> Value:
@@ -114,8 +118,11 @@ def _pools(call: Call) -> bool:
 
 def _has_its_images(call: Call, value: Map) -> bool:
     """Whether an operation gives as many images as it gets; true where that is not known."""
-    below, above = call.sizes.of(call.sources[0]), call.sizes.of(call.node)
-    return below is None or above is None or below[call.map.images] == above[value.images]
+    above = call.sizes.of(call.node)
+    if above is None or value.several:
+        return True
+    count = above[value.images]
+    return count % call.sizes.images == 0 if value.is_shared else count == call.sizes.images
 
 
 def _has_its_size(call: Call, value: Map) -> bool:
@@ -196,7 +203,7 @@ def _arithmetic(call: Call) -> Value:
     if len(call.sources) == 1:
         return call.result(signed=True)
     # Tensors of unequal rank are aligned at their last axes.
-    if len({tuple(axis - one.rank for axis in one.places) for one in call.maps}) > 1:
+    if len({(one.is_shared, *(axis - one.rank for axis in one.places)) for one in call.maps}) > 1:
         return call.unknown("that joins rows with other axes")
     largest = max(call.maps, key=lambda one: one.rank)
     placed = replace(largest, signed=True, several=False, step=None, statistic=None)
@@ -280,7 +287,8 @@ def _reshaping(call: Call) -> Value:
     below, above = call.sizes.of(call.sources[0]), call.sizes.of(call.node)
     if below is None or above is None:
         return call.unknown("that moves pixels, or whose size depends on the data")
-    images, place = images_in(above, below, call.map), rows_in(above, below, call.map)
+    images = images_in(above, below, call.map, call.sizes.images)
+    place = rows_in(above, below, call.map)
     if place is None and len(above) > 2:
         return _in_squares(call, above, below, images)
     if images is None:
@@ -292,19 +300,21 @@ def _reshaping(call: Call) -> Value:
         return call.unknown("that moves pixels")
     if sides != ["rows", "columns"]:
         call.sizes.used.add(call.node)
-    return call.result(rank=len(above), images=images, rows=place, columns=place + 1)
+    axis, is_shared = images
+    return call.result(rank=len(above), images=axis, is_shared=is_shared, rows=place, columns=place + 1)
 
 
-def _in_squares(call: Call, above: tuple[int, ...], below: tuple[int, ...], images: int | None) -> Value:
+def _in_squares(call: Call, above: Shape, below: Shape, images: tuple[int, bool] | None) -> Value:
     """A view that takes squares of pixels apart, or puts them together, as `pixel_unshuffle` and `pixel_shuffle` do."""
-    if images is not None and (cut := cut_in(above, below, call.map)):
+    placed = {"rank": len(above), "images": images[0], "is_shared": images[1]} if images else {}
+    if placed and (cut := cut_in(above, below, call.map)):
         rows, window = cut
         call.sizes.used.add(call.node)
-        return call.result(rank=len(above), images=images, rows=rows, columns=rows + 2, step=window, is_cut=True)
-    if images is not None and (laid := laid_in(above, below, call.map)):
+        return call.result(**placed, rows=rows, columns=rows + 2, step=window, is_cut=True)
+    if placed and (laid := laid_in(above, below, call.map)):
         rows, resampling = laid
         call.sizes.used.add(call.node)
-        return call.result(rank=len(above), images=images, rows=rows, columns=rows + 1, step=resampling)
+        return call.result(**placed, rows=rows, columns=rows + 1, step=resampling)
     return call.unknown("that moves pixels")
 
 

@@ -44,9 +44,13 @@ class Shapes:
     Args:
         model: has the layers that the graph calls.
         shape: the shape of the images.
+
+    Attributes:
+        images: how many.
     """
 
     def __init__(self, model: nn.Module, shape: ImageShape):
+        self.images = shape[0]
         self._model = model
         self._shape = shape
         self._twins: dict[str, nn.Module] = {}
@@ -130,10 +134,12 @@ class Sizes:
         larger: the same for larger images.
 
     Attributes:
+        images: how many images they are for.
         used: the sizes on which the geometry depends.
     """
 
     def __init__(self, shapes: Shapes, larger: Shapes):
+        self.images = shapes.images
         self._shapes = shapes
         self._larger = larger
         self.used: set[Node] = set()

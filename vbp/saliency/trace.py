@@ -142,6 +142,12 @@ def _traced(model: nn.Module, graph: Graph, choices: tuple[Choice, ...], shape: 
     sizes = Sizes(Shapes(model, shape), Shapes(model, larger(shape)))
     maps, refusal = follow(graph, model, sizes)
     stages, tapped = _stages(_trunk(graph, maps))
+    for stage, one in zip(stages, tapped.values(), strict=True):
+        if one.is_shared:
+            raise ModelError(
+                f"{_name(model)} lays the images of a batch into one axis with other values, and has a stage there, "
+                f"which cannot be averaged image by image: {stage.name}."
+            )
     if refusal and stages and not partial:
         raise ModelError(say_what_lies_below(refusal, stages[-1].name))
     if refusal and not stages and not refusal.is_attended:

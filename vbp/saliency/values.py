@@ -20,6 +20,8 @@ class Map(MapOf[Node, Geometry]):
 
     several: bool = False
     """Whether it is a tuple of such tensors."""
+    is_shared: bool = False
+    """Whether the images' axis has other values of each image side by side, as in ``x.view(1, b * c, h, w)``."""
     is_cut: bool = False
     """Whether places within a square of pixels lie among its channels, where no layer has mixed them yet."""
     statistic: Node | None = None

@@ -13,11 +13,18 @@ from vbp.saliency.values import Map
 Shape = tuple[int, ...]
 
 
-def images_in(above: Shape, below: Shape, one: Map) -> int | None:
-    """The axis of the images above; None: they lie in an axis with other values."""
+def images_in(above: Shape, below: Shape, one: Map, count: int) -> tuple[int, bool] | None:
+    """The axis of the images above, and whether it has other values of each image side by side; None: they are mixed.
+
+    Args:
+        above: the shape above.
+        below: the shape below.
+        one: the map below.
+        count: how many images there are.
+    """
     fitting = (
-        axis for axis in range(len(above))
-        if above[axis] == below[one.images] and prod(above[:axis]) == prod(below[: one.images])
+        (axis, above[axis] != count) for axis in range(len(above))
+        if above[axis] % count == 0 and prod(above[:axis]) == prod(below[: one.images])
     )  # fmt: skip
     return next(fitting, None)
 
