@@ -134,6 +134,41 @@ def test_arithmetic_with_sizes_needs_no_rule():
     assert torch.equal(lrp(subject(computed))(batch()), lrp(subject(fixed))(batch()))
 
 
+def test_a_convolution_may_be_a_function():
+    """As timm's convolutions with TensorFlow's padding are; its batch norm is folded as any other's."""
+
+    class Called(nn.Conv2d):
+        def forward(self, images_BCHW):
+            padded = F.pad(images_BCHW, (1, 1, 1, 1))
+            return F.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+
+    def network(kind):
+        return randomise(
+            nn.Sequential(
+                nn.Conv2d(3, 6, 3), nn.ReLU(), kind(6, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(),
+                kind(6, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6),
+                nn.ReLU(), Head(6),
+            )
+        )  # fmt: skip
+
+    def padded(*args, **settings):
+        return nn.Conv2d(*args, padding=1, **settings)
+
+    found_BHW, wanted_BHW = (lrp(subject(network(kind)))(batch()) for kind in (Called, padded))
+    assert wanted_BHW.amax((1, 2)).min() > 0
+    torch.testing.assert_close(found_BHW, wanted_BHW)
+
+
+def test_a_convolution_with_computed_weights_has_no_rule():
+    class Standardised(nn.Conv2d):
+        def forward(self, images_BCHW):
+            return F.conv2d(images_BCHW, self.weight - self.weight.mean((1, 2, 3), keepdim=True))
+
+    network = nn.Sequential(Standardised(3, 6, 3), nn.ReLU(), Head(6))
+    with pytest.raises(ModelError, match="there is no rule for .*conv2d"):
+        lrp(subject(randomise(network)))(batch())
+
+
 def test_a_product_of_maps_has_no_rule():
     class Product(nn.Module):
         def __init__(self):

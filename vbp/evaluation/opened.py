@@ -67,8 +67,8 @@ def opened(
         taps: names of nodes, from the input upwards. Their maps pass through modules, for hooks, see `tap_of`.
             Autograd records from the first tap on, or, without taps, from an input that needs gradients.
         whole: compute the network's output; else the result is the map of the last tap.
-        layer: gives the module that takes the place of a node, with the node's tensors as its arguments; None: the
-            node stays.
+        layer: gives the module that takes the place of a node, with `inputs_of` it as its arguments; None: the node
+            stays.
     """
     copy, parts = Graph(), dict[str, Any]()
     copies: dict[Node, Node] = {}
@@ -78,7 +78,7 @@ def opened(
             break
         if (replaced := layer(node, network)) is not None:
             parts[node.name] = replaced
-            copies[node] = copy.call_module(node.name, tuple(copies[source] for source in node.all_input_nodes))
+            copies[node] = copy.call_module(node.name, tuple(copies[source] for source in inputs_of(node)))
         else:
             copies[node] = _copied(node, network, copy, copies, parts)
         if node.op == "placeholder":  # the network may change its input, which autograd forbids for a leaf
@@ -94,11 +94,19 @@ def opened(
     return GraphModule(parts, copy, type(network).__name__).eval()
 
 
+def inputs_of(node: Node) -> list[Node]:
+    """The nodes whose results a node reads, without the network's own tensors."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
+
+
 def single(node: Node, network: nn.Module) -> GraphModule:
-    """One node as a module of its own, whose arguments are the node's tensors."""
+    """One node as a module of its own, with `inputs_of` it as its arguments."""
     graph, parts = Graph(), dict[str, Any]()
-    inputs = {source: graph.placeholder(source.name) for source in node.all_input_nodes}
-    graph.output(_copied(node, network, graph, inputs, parts))
+    copies = {source: graph.placeholder(source.name) for source in inputs_of(node)}
+    for source in node.all_input_nodes:
+        if source not in copies:
+            copies[source] = _copied(source, network, graph, {}, parts)
+    graph.output(_copied(node, network, graph, copies, parts))
     return GraphModule(parts, graph, node.name).eval()
 
 

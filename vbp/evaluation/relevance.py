@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import operator
 from functools import partial
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from typing_extensions import override
 
 from vbp.errors import ModelError
-from vbp.evaluation.opened import opened, shared_copy, single
+from vbp.evaluation.opened import inputs_of, opened, shared_copy, single
 from vbp.evaluation.subject import Batch, Saliency, Subject
 from vbp.saliency import operations
 from vbp.saliency.operations import asks_metadata, module_of, name_of, operation_of
@@ -41,7 +42,7 @@ _PASSED: frozenset[Any] = (
 _SHARED: frozenset[Any] = operations.UPSAMPLINGS | {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
 """Averages that zennit does not know by themselves."""
 _AS_THEY_ARE: frozenset[Any] = frozenset().union(
-    {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d},
+    {nn.ConvTranspose2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d},
     *(operations.UNCHANGED, operations.MAX_POOLINGS, {nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d}),
     *(operations.PADDINGS, operations.PIXEL_SHUFFLES, operations.PIXEL_UNSHUFFLES),
     *(operations.CONCATENATIONS, operations.STACKINGS, operations.SPLITS, operations.UNBINDINGS, {operator.getitem}),
@@ -93,13 +94,13 @@ def _canonical(node: Node, network: nn.Module, numbers: set[Node]) -> nn.Module 
     """
     if node.op in ("placeholder", "get_attr") or node in numbers:
         return None
-    if (norm := _norm_after(node, network)) is not None:
-        convolution = cast("nn.Conv2d", shared_copy(module_of(node, network)).eval())
-        return fuse_conv_bn_eval(convolution, norm.eval()).requires_grad_(False)
+    if (convolution := _convolution(node, network)) is not None:
+        norm = _norm_after(node, network)
+        return convolution if norm is None else fuse_conv_bn_eval(convolution, norm).requires_grad_(False)
     if node.all_input_nodes and _norm_after(node.all_input_nodes[0], network) is not None:
         return nn.Identity()
     operation = operation_of(node, network)
-    if operation in operations.ADDITIONS and len(node.all_input_nodes) == 2 and not node.kwargs:
+    if operation in operations.ADDITIONS and len(inputs_of(node)) == 2 and not node.kwargs:
         return _Added()
     if operation in _PASSED | operations.ADDITIONS:
         return _Passed(single(node, network))
@@ -110,15 +111,36 @@ def _canonical(node: Node, network: nn.Module, numbers: set[Node]) -> nn.Module 
     raise ModelError(f"there is no rule for {name_of(node)}")
 
 
+def _convolution(node: Node, network: nn.Module) -> nn.Conv2d | None:
+    """The node as a convolution, for rules and for batch norms, if it is one of the network's own weights."""
+    if operation_of(node, network) not in operations.CONVOLUTIONS:
+        return None
+    if node.op == "call_module":
+        return cast("nn.Conv2d", shared_copy(module_of(node, network)).eval())
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = operations.arguments(node, network, None, *names)
+    weight, bias = given["weight"], given.get("bias")
+    settings = {name: given[name] for name in names[3:] if name in given}
+    if len(inputs_of(node)) > 1 or not all(map(operations.is_constant, settings.values())):
+        return None
+    weight_OIhw = attrgetter(str(weight.target))(network).detach()
+    outputs, inputs, *kernel = weight_OIhw.shape
+    convolution = nn.Conv2d(inputs * settings.get("groups", 1), outputs, tuple(kernel), **settings, device="meta")
+    convolution.weight = nn.Parameter(weight_OIhw, requires_grad=False)
+    bias_O = None if bias is None else attrgetter(str(bias.target))(network).detach()
+    convolution.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+    return convolution.eval()
+
+
 def _norm_after(node: Node, network: nn.Module) -> nn.BatchNorm2d | None:
     """A copy of the batch norm that alone reads a convolution."""
-    if node.op != "call_module" or len(node.users) != 1 or operation_of(node, network) is not nn.Conv2d:
+    if len(node.users) != 1 or _convolution(node, network) is None:
         return None
     reader = next(iter(node.users))
     if reader.op != "call_module" or operation_of(reader, network) is not nn.BatchNorm2d:
         return None
-    norm = module_of(reader, network)
-    return shared_copy(norm) if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None else None
+    norm = cast("nn.BatchNorm2d", module_of(reader, network))
+    return None if norm.running_mean is None else shared_copy(norm).eval()
 
 
 class _Straight(torch.autograd.Function):
