@@ -37,6 +37,7 @@ from vbp.evaluation.randomness import noisy
 from vbp.evaluation.scores import Score
 from vbp.evaluation.similarity import moved, spearman, ssim, stretched
 from vbp.evaluation.stability import Explain
+from vbp.evaluation.twin import redraw
 
 STEPS, COPIES, NOISE = 8, 8, 0.1
 _BINS = 100
@@ -91,10 +92,10 @@ class Randomised:
 def cascade(network: nn.Module, *, steps: int = STEPS, seed: int = 500) -> list[tuple[str, nn.Module]]:
     """Copies of the network, in which ever more convolutions are random, from the last to the first.
 
-    A layer is randomised by its own ``reset_parameters``, and the norms behind a convolution together with it: their
-    statistics would not fit. Its new weights depend on the seed and its place alone. Parameters of a module without
-    ``reset_parameters`` stay. The copies share all tensors that are equal, with each other and with the network, so
-    together they need little more memory than one.
+    Layers draw as those of the random twin do (`vbp.evaluation.twin.redraw`). The norms behind a convolution draw
+    together with it, because their statistics would not fit. The new weights depend on the seed and the layer's place
+    alone. The copies share all tensors that are equal, with each other and with the network, so together they need
+    little more memory than one.
 
     Args:
         network: stays as it is.
@@ -212,5 +213,5 @@ def _reset(module: nn.Module, seed: int) -> None:
     device = next((tensor.device for tensor in _tensors(module)), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
-        module.cpu().reset_parameters()  # type: ignore[operator]  # what drawn modules have
+        redraw(module.cpu())
     module.to(device)
