@@ -1,5 +1,8 @@
 """The table of metrics and the list that users choose from say the same."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from vbp.choices import METRIC_NAMES
@@ -10,6 +13,7 @@ from vbp.evaluation.randomisation import RANDOMISATION
 from vbp.evaluation.sparseness import SPARSENESS
 from vbp.evaluation.stability import STABILITY
 
+ROOT = Path(__file__).parents[2]
 COMPUTED = {
     "localisation": LOCALISATION,
     "perturbation": PERTURBATION,
@@ -35,3 +39,9 @@ def test_a_line_of_the_table_is_whole(metric):
     assert metric.lowest < metric.highest
     assert "20" in metric.paper  # a year
     assert metric.meaning[0].islower() or metric.meaning[0].isdigit()
+
+
+def test_the_guide_has_every_metric():
+    page = (ROOT / "docs/how-to/evaluate.md").read_text()
+    table = page.partition("## Metrics")[2].partition("`chance`")[0]
+    assert set(re.findall(r"`([a-z][a-z-]+)`", table)) == set(METRIC_NAMES)
