@@ -46,6 +46,17 @@ def strings():
                 yield node.value
 
 
+def test_one_image_is_followed_through_twenty_files_at_most():
+    """CONTRIBUTING leads through them: all exist, and define what it names."""
+    (way,) = re.findall(r"## The way of one image\n(.*?)\n## ", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    named = re.findall(r"`(vbp/[\w/]+\.py)` \(([^)]+)\)", way)
+    assert 15 <= len({path for path, _ in named}) <= 20
+    for path, names in named:
+        tree = ast.parse((ROOT / path).read_text())
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert set(re.findall(r"\w+", names)) <= defined, path
+
+
 def test_readme_is_short():
     assert len(README.encode()) <= 8_000
     (picture,) = re.findall(r"!\[.+\]\((.+)\)", README)
