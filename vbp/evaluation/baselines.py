@@ -5,13 +5,14 @@ Shapes: H, W height and width; C the three RGB channels.
 
 from __future__ import annotations
 
-from zlib import crc32
-
 import numpy as np
 from numpy.typing import NDArray
 
+from vbp.evaluation.randomness import generator_for
+
 _LUMINANCE_RGB = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _EDGE_SIGMA = 2.0
+_PURPOSE = 3  # of the noise; the first three are those of removals
 SPREAD = 1 / 4
 """The standard deviation of `centre`, as a share of the image's height and width."""
 
@@ -49,8 +50,7 @@ def uniform(pixels_HWC: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
         pixels_HWC: the image. Its bytes choose the noise, and have no other effect.
         seed: together with the image it chooses the noise.
     """
-    own = crc32(pixels_HWC.tobytes())
-    return np.random.default_rng([seed, own]).random(pixels_HWC.shape[:2], np.float32)
+    return generator_for(pixels_HWC, seed, _PURPOSE).random(pixels_HWC.shape[:2], np.float32)
 
 
 def _smooth(values_HW: NDArray[np.float32]) -> NDArray[np.float32]:
