@@ -13,7 +13,7 @@ from vbp.networks.sources.onnx_graph.graph import rebuilt
 from vbp.networks.sources.onnx_graph.quantised import is_quantised
 from vbp.networks.weights import read_beside, read_model
 
-QUANTISED = "Model {} is quantised: it is explained with what its integers stand for, and without the rounding of maps."
+QUANTISED = "Model {} is quantised: its weights are what its integers stand for, its maps neither rounded nor cut off."
 
 
 def load(choice: NetworkChoice) -> Model:

@@ -162,8 +162,9 @@ def _slice(building: Building, call: Call) -> Any:
     source, starts, ends = call.given[0], call.numbers(1, "starts") or [], call.numbers(2, "ends") or []
     axes = call.numbers(3, "axes") or list(range(len(starts)))
     steps = numbers_in(call.at(4)) if call.at(4) is not None else [1] * len(starts)
-    if any(isinstance(number, Node) for number in (*starts, *ends)) or any(step < 1 for step in steps):
-        raise building.unknown(f"Slice ({call.name}) with computed places, or backwards")
+    is_computed = any(isinstance(number, Node) for number in (*starts, *ends))
+    if any(step < 1 for step in steps) or (is_computed and not isinstance(source, Node)):
+        raise building.unknown(f"Slice ({call.name}) backwards, or of numbers at computed places")
     parts = [slice(start, end, step) for start, end, step in zip(starts, ends, steps, strict=True)]
     if isinstance(source, list):
         return source[parts[0]]

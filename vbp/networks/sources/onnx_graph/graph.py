@@ -28,9 +28,10 @@ WITH_ALPHA: Mapping[str, tuple[Callable[..., Any], float]] = {"LeakyRelu": (F.le
 WITHOUT_EFFECT: Mapping[str, set[str]] = {
     "Conv": {"kernel_shape"}, "MaxPool": {"storage_order"}, "Dropout": {"ratio", "seed", "is_test"},
     "BatchNormalization": {"momentum", "is_test"}, "Gemm": {"broadcast"}, "Cast": {"saturate", "round_mode"},
-    "QuantizeLinear": {"saturate", "output_dtype"}, "DequantizeLinear": {"output_dtype"},
+    "LayerNormalization": {"stash_type"}, "QuantizeLinear": {"axis", "saturate", "output_dtype"},
+    "DequantizeLinear": {"axis", "output_dtype"},
 }  # fmt: skip
-"""Attributes that change nothing here; any other one that is not read is refused."""
+"""Attributes that change nothing where no rule reads them; any other one that is not read is refused."""
 RULES: Mapping[str, Rule] = {**layers.RULES, **axes.RULES, **quantised.RULES}
 
 

@@ -89,6 +89,19 @@ def _batchnormalization(building: Building, call: Call) -> Any:
     return building.built.layer(call.name, layer, call.given[0])
 
 
+def _layernormalization(building: Building, call: Call) -> Any:
+    scale, shift = call.given[1], call.at(2)
+    rank = building.rank(call)
+    (axis,) = building.axes(call, [call.settings.get("axis", -1)], rank)
+    building.refuse_images(call, [axis])
+    if not isinstance(scale, Tensor) or isinstance(shift, Node) or scale.ndim != rank - axis:
+        raise building.unknown(f"LayerNormalization ({call.name}) with computed or spread factors")
+    factors = [each if each is None else building.built.constant(call.name, each) for each in (scale, shift)]
+    return building.built.call(
+        F.layer_norm, call.given[0], tuple(scale.shape), *factors, call.settings.get("epsilon", 1e-5)
+    )
+
+
 def _clip(building: Building, call: Call) -> Any:
     least, most = (
         call.settings.get(key, None if call.at(at) is None else float(call.at(at)))
@@ -203,6 +216,7 @@ RULES: Mapping[str, Rule] = {
     "Cast": _cast,
     "Conv": _conv,
     "BatchNormalization": _batchnormalization,
+    "LayerNormalization": _layernormalization,
     "Clip": _clip,
     "HardSigmoid": _hardsigmoid,
     "PRelu": _prelu,
