@@ -5,7 +5,7 @@ removed pixel is the weighted mean of its eight neighbours, removed ones include
 equations. So the shape of the removed region tells the classifier little.
 
 pytorch-grad-cam has the authors' code. It gives the same pixels (a test compares them), but it builds the matrix entry
-by entry, five times slower than it is solved, and its noise comes from torch's global state.
+by entry, which takes up to five times as long, and its noise comes from torch's global state.
 
 Shapes: C, H, W channels, height and width of the image; M the removed pixels.
 """
