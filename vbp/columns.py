@@ -99,7 +99,9 @@ COLUMNS = (
     Column("run_id", pa.string(), "write", "The attempt at the run that made the row."),
     Column("shard", pa.int32(), "source", "The shard of the manifest that lists it.", False, "index"),
     Column("position", pa.int32(), "source", "Number of the row within the shard, from 0.", False, "index"),
-    Column("scores", pa.string(), "evaluate", "JSON: what `vbp evaluate` found, see `SCORES`.", dropped_by="index"),
+    Column(
+        "scores", pa.string(), "evaluate", "JSON: what `vbp evaluate` found, see `SCORE_COLUMNS`.", dropped_by="index"
+    ),
     Column("path", pa.binary(), "list", "Path below INPUT, in the bytes of the file system.", dropped_by="fetch"),
     Column("size", pa.int64(), "list", "Size of the image file when it was listed, in bytes.", dropped_by="source"),
     Column("run", pa.int32(), "source", "Number of the run, among those that share the workers.", dropped_by="write"),
@@ -168,19 +170,17 @@ def schema_of(names: Iterable[str]) -> pa.Schema:
 
 INDEX_SCHEMA = schema_of(column.name for column in INDEX_COLUMNS)
 PART_SCHEMA = schema_of([*INDEX_SCHEMA.names, "shard", "position", "scores"])
-SCORES = pa.schema(
-    [
-        pa.field("key", pa.string(), False),
-        pa.field("label", pa.string()),
-        pa.field("method", pa.string(), False),
-        pa.field("metric", pa.string(), False),
-        pa.field("value", pa.float64()),
-        pa.field("chance", pa.float64()),
-        pa.field("settings", pa.string()),
-    ]
+SCORE_COLUMNS = (
+    Column("key", pa.string(), "evaluate", "The image's key, as in the index.", nullable=False),
+    Column("label", pa.string(), "evaluate", "First folder of the key, or the manifest's label; null at the root."),
+    Column("method", pa.string(), "evaluate", "Whose map it is: `vbp`, `gradcam`, ...", nullable=False),
+    Column("metric", pa.string(), "evaluate", "`pointing-game`, ...; `seconds`: what the map cost.", nullable=False),
+    Column("value", pa.float64(), "evaluate", "The number; null where the metric has none for this image."),
+    Column("chance", pa.float64(), "evaluate", "What a map that knows nothing would score; null where unknown."),
+    Column("settings", pa.string(), "evaluate", "The values on which the number depends, for people."),
 )
-"""The rows of ``OUTPUT/scores``: one for each image, method and metric.  `value` is null where the metric says nothing
-about the image; `chance` is what a mask without knowledge would score on it, null where that is not known."""
+"""The columns of ``OUTPUT/scores``, which has one row for each image, method and metric."""
+SCORES = pa.schema([pa.field(column.name, column.type, column.nullable) for column in SCORE_COLUMNS])
 MANIFEST_SCHEMA = schema_of(["key", "uri", "path", "label", "size", "version", "gone"])
 
 

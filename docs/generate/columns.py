@@ -6,11 +6,14 @@ The page says which columns stand together, and what is to be known of them; wha
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from vbp.columns import INDEX_COLUMNS
+from vbp.columns import INDEX_COLUMNS, SCORE_COLUMNS, Column
 
 PAGE = Path(__file__).parents[1] / "reference" / "columns.md"
+SCORES = "\n## Scores\n"
+"""Heading of the part that is about the scores."""
 ROW = re.compile(r"^\| `(\w+)` \|.*$", re.MULTILINE)
 
 
@@ -18,10 +21,15 @@ def renewed(page: str) -> str:
     """The page with every row of its tables as the code has it.
 
     Raises:
-        KeyError: a row is of no column of the index.
+        KeyError: a row is of no column of the index, or of the scores.
     """
-    rows = {column.name: f"| `{column.name}` | {column.type} | {column.meaning} |" for column in INDEX_COLUMNS}
-    return ROW.sub(lambda match: rows[match[1]], page)
+    index, heading, scores = page.partition(SCORES)
+    return _renewed(index, INDEX_COLUMNS) + heading + _renewed(scores, SCORE_COLUMNS)
+
+
+def _renewed(text: str, columns: Sequence[Column]) -> str:
+    rows = {column.name: f"| `{column.name}` | {column.type} | {column.meaning} |" for column in columns}
+    return ROW.sub(lambda match: rows[match[1]], text)
 
 
 if __name__ == "__main__":

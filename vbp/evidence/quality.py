@@ -27,7 +27,10 @@ from vbp.review.evaluation import OWN, Evaluated, Line, evaluation
 SCENES, SEED = 200, 900
 """Scenes of the demo: others than those that the demo shows and than those that its network was trained on."""
 LOCALISATION = ("pointing-game", "energy-inside", "rank-accuracy")
-FAITHFULNESS = ("insertion", "deletion", "road")
+FAITHFULNESS = ("insertion", "deletion")
+SOME = ("vbp", "vbp-last", "random-twin", "eigencam", "gradcam", "input-gradient", "guided-backprop", "uniform")
+"""Methods for metrics that cost much."""
+SANITY = ("mprt-ssim", "mprt-last-ssim", "mprt-last-spearman", "noise-ssim", "sparseness")
 WITHOUT_CLASS = tuple(name for name, each in METHODS.items() if not each.needs_classifier)
 ALL = tuple(METHODS)
 
@@ -100,25 +103,20 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
             "ImageNet has no class for raccoons: methods that need one explain the predicted class.",
             *places,
             ALL,
-            (*LOCALISATION, *FAITHFULNESS),
-            images=100,
+            LOCALISATION,
             settings=lite,
         )
     )
     assert data is not None
     if (data / "photos").exists():
-        found.append(
-            Case(
-                "photos-lite0",
-                "EfficientNet-Lite0, photographs of ImageNet's classes",
-                "The same network on photographs of eight of its classes; where the objects are is not known.",
-                data / "photos",
-                None,
-                ALL,
-                FAITHFULNESS,
-                settings=lite,
-            )
-        )
+        about = "The same network on photographs of eight of its classes; where the objects are is not known."
+        for name, title, methods, metrics, images in (
+            ("photos-lite0", "photographs of ImageNet's classes", ALL, FAITHFULNESS, None),
+            ("photos-lite0-road", "the same photographs, ROAD", SOME, ("road",), 24),
+            ("photos-lite0-sanity", "the same photographs, what the map depends on", SOME[:-1], SANITY, 16),
+        ):
+            place = data / "photos"
+            found.append(Case(name, f"EfficientNet-Lite0, {title}", about, place, None, methods, metrics, images, lite))
     return found, left_out
 
 
@@ -142,7 +140,7 @@ def _demo(work: Path) -> Case:
         truth,
         ALL,
         (*LOCALISATION, *FAITHFULNESS),
-        images=100,
+        images=50,
         settings={"weights": "demo"},
     )
 
@@ -208,7 +206,7 @@ def introduction() -> Iterator[str]:
         by = f" ({each.package})" if each.package else ""
         yield f"| {each.name} | {each.meaning}{by} |"
     yield "\n| metric | the value is | source |\n|---|---|---|"
-    for name in (*LOCALISATION, *FAITHFULNESS):
+    for name in (*LOCALISATION, *FAITHFULNESS, "road", *SANITY):
         yield f"| {name} | {METRICS[name].meaning} | {METRICS[name].paper} |"
     yield ""
 
@@ -229,7 +227,7 @@ def main() -> None:
             config = case.config(options.work, options.images)
             run(config, Observer())
             parts.append(section(case, evaluation(config.output)))
-    options.file.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")
+            options.file.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")
 
 
 if __name__ == "__main__":
