@@ -273,7 +273,7 @@ class Prepared:
         return self.outcomes
 
     def _announce(self, at_work: Sequence[AtWork]) -> None:
-        for remark in dict.fromkeys(self._due[run.name].remark for run in self.left):
+        for remark in dict.fromkeys(self._due[run.name].remark for run in self.left if self._due[run.name].left):
             if remark is not None:
                 self._observer.note(remark)
         given, flag = self._workers.runner.given, "--runner" if "" in self._due else "runner:"
