@@ -77,11 +77,13 @@ def _value(call: Call, inputs: list[Value]) -> Value:
 def _without_pixels(call: Call, inputs: list[Value]) -> Value:
     """What is computed from vectors alone: another one, unless pixels that lie in it are laid out for a convolution."""
     lost = next((one.lost for one in inputs if isinstance(one, Vector) and one.lost), "")
-    below = call.sizes.of(call.node.all_input_nodes[0])
-    if call.operation in operations.MIXING and lost and (below is None or below[-2:] != (1, 1)):
-        return Unknown(lost)
-    sums_all_up = call.operation in operations.LINEAR and below is not None and len(below) == 2
-    return Vector("" if sums_all_up else lost)
+    if not lost or call.operation not in operations.MIXING | operations.LINEAR:
+        return Vector(lost)
+    # asked only here: behind the maps, torch imports its compiler to compute sizes without data
+    below = call.sizes.of(call.node.all_input_nodes[0]) or ()
+    if call.operation in operations.LINEAR:
+        return Vector("" if len(below) == 2 else lost)
+    return Vector(lost) if below[-2:] == (1, 1) else Unknown(lost)
 
 
 def _odd_axes(call: Call) -> str:
