@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from vbp.choices import Preset
 from vbp.errors import InterruptedRunError, LeaseLostError, UsageError, VBPError
 from vbp.flags import (
     CONTEXT,
@@ -309,9 +310,16 @@ def demo(output: Path, scenes: int) -> None:
     metavar="LIST",
     help="Which maps are multiplied: all; last, the last of each resolution; or names of tensors.",
 )
+@click.option(
+    "--preset",
+    default="paper",
+    show_default=True,
+    type=click.Choice(get_args(Preset)),
+    help="The published method, or the masks of devansh20la/VisualBackprop.",
+)
 @click.option("--uint8", is_flag=True, help="One output more: mask_uint8, whole numbers from 0 to 255.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def attach(model: str, output: str, stages: str, uint8: bool, as_json: bool) -> None:
+def attach(model: str, output: str, stages: str, preset: Preset, uint8: bool, as_json: bool) -> None:
     """Write the ONNX model with one more output, mask: (N, 1, H, W), float32 in [0, 1].
 
     Nodes, names and outputs of the model stay as they are. The result runs in onnxruntime, without vbp.
@@ -321,7 +329,7 @@ def attach(model: str, output: str, stages: str, uint8: bool, as_json: bool) -> 
             from vbp.attach.files import attach_file
         except ModuleNotFoundError as error:
             raise UsageError("ONNX needs one more package: pip install 'visualbackprop[onnx]'.") from error
-        attached = attach_file(model, output, stages=stages.split(","), uint8=uint8)
+        attached = attach_file(model, output, stages=stages.split(","), preset=preset, uint8=uint8)
         if as_json:
             _print_json({"output": output, **attached.as_json()})
             return

@@ -79,6 +79,38 @@ def test_chosen_stages_are_those_of_the_torch_network(stages, tmp_path):
     np.testing.assert_allclose(run(attached.model, images.numpy())["mask"], chosen(images).numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(32, 48), (33, 46)])
+def test_preset_reference_is_that_of_the_torch_network(size, tmp_path):
+    network = small_vgg(norm=True)[:-3]
+    model = exported(network, tmp_path / "net.onnx", size, **TORCHSCRIPT)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4))
+    mask = run(attach(model, preset="reference").model, images.numpy())["mask"]
+    np.testing.assert_allclose(mask, VisualBackProp(network, "reference")(images).numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "sentence"),
+    [
+        (
+            (1, 3, 16, 16),
+            {"strides": [2, 2]},
+            r"a first map of the input's size, .*: it is \(8, 8\), the input's \(16, 16\)",
+        ),
+        (("n", 3, "h", "w"), {}, r"known before the graph runs: it is \(None, None\)"),
+    ],
+)
+def test_preset_reference_needs_known_sizes_that_halve(shape, settings, sentence):
+    net = Net(shape)
+    model = net.model(net.node("Relu", net.convolution("image", (3, 4), pads=[1] * 4, **settings)))
+    with pytest.raises(ModelError, match=f"^preset 'reference' needs .*{sentence}"):
+        attach(model, preset="reference")
+    net = Net((1, 3, 16, 16))
+    first = net.node("Relu", net.convolution("image", (3, 4), pads=[1] * 4))
+    model = net.model(net.node("Relu", net.convolution(first, (4, 4), strides=[3, 3])))
+    with pytest.raises(ModelError, match=r"needs maps that halve, but \(16, 16\) is followed by \(5, 5\): use 'paper'"):
+        attach(model, preset="reference")
+
+
 def test_the_model_keeps_all_that_it_had():
     net = Net()
     model = net.model(net.node("Relu", net.convolution("image", (3, 4))))

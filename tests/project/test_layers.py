@@ -61,7 +61,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     ),
     "vbp.saliency.pixels": (set(), set()),
     "vbp.saliency.cuts": ({"vbp.errors", "vbp.saliency.pixels"}, set()),
-    "vbp.attach": ({"vbp.errors", "vbp.saliency.cuts", "vbp.saliency.pixels"}, {"numpy", "onnx"}),
+    "vbp.attach": ({"vbp.choices", "vbp.errors", "vbp.saliency.cuts", "vbp.saliency.pixels"}, {"numpy", "onnx"}),
     "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
     "vbp.evaluation": (
         {"vbp.errors", "vbp.choices", "vbp.words", "vbp.saliency", "vbp.images"},
@@ -106,6 +106,7 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         {
             "vbp.flags",
             "vbp.version",
+            "vbp.choices",
             "vbp.errors",
             "vbp.plain",
             "vbp.words",

@@ -14,6 +14,7 @@ from vbp.attach.geometry import Place
 from vbp.attach.graph import Graph, Length
 from vbp.attach.stages import Network, find_stages, only
 from vbp.attach.writer import Writer
+from vbp.choices import Preset
 from vbp.errors import UsageError
 from vbp.saliency.cuts import is_partial
 
@@ -39,7 +40,12 @@ class Attached:
 
 
 def attach(
-    model: onnx.ModelProto, *, stages: Sequence[str] = ("all",), uint8: bool = False, folder: str = ""
+    model: onnx.ModelProto,
+    *,
+    stages: Sequence[str] = ("all",),
+    preset: Preset = "paper",
+    uint8: bool = False,
+    folder: str = "",
 ) -> Attached:
     """The model with one more output, ``mask``: float32 (N, 1, H, W) in [0, 1].
 
@@ -47,6 +53,7 @@ def attach(
         model: a network of one input: a batch of images, (N, C, H, W) or (N, H, W, C). It is not changed.
         stages: which maps are multiplied: ``all``, or names of tensors; the geometry of the others stays. A network
             with attention is explained up to its last stage below it, if that is named.
+        preset: `paper`, the published method; or `reference`, the masks of devansh20la/VisualBackprop.
         uint8: one more output, ``mask_uint8``: floor(255 mask + 0.5).
         folder: where its weights are, if they are in other files.
 
@@ -65,7 +72,7 @@ def attach(
     network = find_stages(graph, is_partial(stages))
     network = Network(network.image, only(network.stages, stages))
     writer = Writer(graph)
-    write_mask(network, writer, MASK)
+    write_mask(network, writer, MASK, preset)
     if uint8:
         write_uint8(MASK, writer, MASK_UINT8)
     shape = _shape(graph, network.image)

@@ -15,6 +15,8 @@ from onnx import TensorProto
 from vbp.attach.geometry import Geometry, Place, Resampling, Transposed, Window
 from vbp.attach.stages import Network, Stage
 from vbp.attach.writer import Writer
+from vbp.choices import Preset
+from vbp.errors import ModelError
 from vbp.saliency.cuts import Strand
 
 PIXELS = (1, 2, 3)
@@ -29,8 +31,18 @@ class Mask(NamedTuple):
     """(rows, columns), as far as they are known before the graph runs."""
 
 
-def write_mask(network: Network, writer: Writer, output: str) -> None:
-    """Add the nodes that compute the mask from the stages' maps (the paper's method).
+def write_mask(network: Network, writer: Writer, output: str, preset: Preset = "paper") -> None:
+    """Add the nodes that compute the mask from the stages' maps.
+
+    Raises:
+        ModelError: the preset `reference` does not fit the sizes of the maps, or these are open.
+    """
+    write = _reference if preset == "reference" else _paper
+    _normalised(write(network, writer), writer, output)
+
+
+def _paper(network: Network, writer: Writer) -> str:
+    """The paper's method.
 
     Every product is divided by its maximum, which the last normalisation undoes: without it the values overflow
     float32 in deep networks.
@@ -41,8 +53,34 @@ def write_mask(network: Network, writer: Writer, output: str) -> None:
         led = _lead_down(mask, stage, writer)
         product = writer.add("Mul", led.tensor, _averaged(below, writer).tensor)
         mask = _scaled(Mask(product, led.size), writer)
-    mask = _scaled(_lead_down(mask, network.stages[0], writer), writer)
-    _normalised(mask.tensor, writer, output)
+    return _scaled(_lead_down(mask, network.stages[0], writer), writer).tensor
+
+
+def _reference(network: Network, writer: Writer) -> str:
+    """The project devansh20la/VisualBackprop: fixed kernels, every product scaled to [0, 1], no last deconvolution."""
+    *lower, top = network.stages
+    first = network.stages[0].place.size
+    if None in first or first != network.image.size:
+        raise ModelError(
+            f"preset 'reference' needs a first map of the input's size, known before the graph runs: it is {first}, "
+            f"the input's {network.image.size}. Use 'paper', or export for one size."
+        )
+    mask = _averaged(top, writer)
+    for below in reversed(lower):
+        window = _reference_window(mask.size, below.place)
+        led = _down(mask, window, writer)
+        product = writer.add("Mul", led.tensor, _averaged(below, writer).tensor)
+        mask = Mask(_min_max(product, writer)[0], led.size)
+    return mask.tensor
+
+
+def _reference_window(above: tuple[int | None, int | None], below: Place) -> Window:
+    if above == below.size:
+        return Window(below, (3, 3), before=(1, 1), after=(1, 1))
+    pairs = zip(below.size, above, strict=True)
+    if all(length is not None and half is not None and length // 2 == half for length, half in pairs):
+        return Window(below, (4, 4), (2, 2), before=(1, 1), after=(1, 1))
+    raise ModelError(f"preset 'reference' needs maps that halve, but {below.size} is followed by {above}: use 'paper'.")
 
 
 def write_uint8(mask: str, writer: Writer, output: str) -> None:
@@ -84,17 +122,22 @@ def _or_one(value_N111: str, writer: Writer) -> str:
 
 def _normalised(mask: str, writer: Writer, output: str) -> None:
     """Each mask scaled to [0, 1]; all 0 if it is flat or not finite."""
-    least_N111 = writer.along("ReduceMin", mask, *PIXELS, keepdims=1)
-    largest_N111 = writer.along("ReduceMax", mask, *PIXELS, keepdims=1)
-    spread_N111 = writer.add("Sub", largest_N111, least_N111)
-    raised = writer.add("Sub", mask, least_N111)
-    scaled = writer.add("Div", raised, _or_one(spread_N111, writer))
+    scaled, spread_N111 = _min_max(mask, writer)
     # Infinity minus itself is NaN, which equals nothing. A maximum may pass over NaN, a sum does not.
     total_N111 = writer.along("ReduceSum", mask, *PIXELS, keepdims=1)
     nothing_N111 = writer.add("Sub", total_N111, total_N111)
     is_finite = writer.add("Equal", nothing_N111, writer.number(0))
     is_shown = writer.add("And", is_finite, writer.add("Greater", spread_N111, writer.number(0)))
     writer.add("Where", is_shown, scaled, writer.number(0), output=output)
+
+
+def _min_max(mask: str, writer: Writer) -> tuple[str, str]:
+    """Each mask scaled to [0, 1], a flat one to 0; and its maximum minus its minimum."""
+    least_N111 = writer.along("ReduceMin", mask, *PIXELS, keepdims=1)
+    largest_N111 = writer.along("ReduceMax", mask, *PIXELS, keepdims=1)
+    spread_N111 = writer.add("Sub", largest_N111, least_N111)
+    raised = writer.add("Sub", mask, least_N111)
+    return writer.add("Div", raised, _or_one(spread_N111, writer)), spread_N111
 
 
 def _lead_down(mask: Mask, stage: Stage, writer: Writer) -> Mask:

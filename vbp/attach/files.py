@@ -11,13 +11,16 @@ from pathlib import Path
 import onnx
 
 from vbp.attach.attach import Attached, attach
+from vbp.choices import Preset
 from vbp.errors import UsageError
 
 LIMIT = 2**31
 """Bytes that a protobuf file may have; larger models keep their weights in other files."""
 
 
-def attach_file(source: str, target: str, *, stages: Sequence[str] = ("all",), uint8: bool = False) -> Attached:
+def attach_file(
+    source: str, target: str, *, stages: Sequence[str] = ("all",), preset: Preset = "paper", uint8: bool = False
+) -> Attached:
     """Write the model `source` with its mask to `target`, which is replaced if it exists.
 
     Weights in files of their own stay in these files: beside `source` both models share them, and into another folder
@@ -27,6 +30,7 @@ def attach_file(source: str, target: str, *, stages: Sequence[str] = ("all",), u
         source: an ``.onnx`` file.
         target: the file to write.
         stages: see `vbp.attach.attach.attach`.
+        preset: see there.
         uint8: see there.
 
     Raises:
@@ -42,7 +46,7 @@ def attach_file(source: str, target: str, *, stages: Sequence[str] = ("all",), u
         raise UsageError(f"the output {target} is the model itself, which stays as it is: name another file.")
     weights = _weights(model, old)
     try:
-        attached = attach(model, stages=stages, uint8=uint8, folder=str(old.parent))
+        attached = attach(model, stages=stages, preset=preset, uint8=uint8, folder=str(old.parent))
     except UsageError as error:
         raise type(error)(f"{source}: {error}") from error
     _copy(weights, old.parent, new.parent)
