@@ -10,7 +10,7 @@ from torch import nn
 from vbp.errors import ModelError
 from vbp.evaluation.randomisation import RANDOMISATION, cascade, randomisation, rise_of_entropy
 from vbp.evaluation.randomness import noisy
-from vbp.evaluation.similarity import moved, spearman, ssim
+from vbp.evaluation.similarity import spearman, ssim, turned
 
 SEED = 9
 LAYERS = ("stem", "middle", "top")
@@ -128,7 +128,7 @@ def test_a_map_of_one_layer_changes_at_its_step(network, pixels, layer, untouche
         assert found.layers == ["top", "middle", "stem"]
         (score,) = found.scores
         assert score.value == pytest.approx(np.mean(curve))
-        assert score.chance == measure(before[image], moved(before[image]))
+        assert score.chance == measure(before[image], turned(before[image]))
 
 
 def test_a_map_of_the_pixels_alone_stays(pixels):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vbp.evaluation.shift import brightest, shift, shifted
+from vbp.evaluation.shift import brightest, elsewhere, shift, shifted
 
 SEED = 17
 SIZE = 56
@@ -39,6 +39,10 @@ def test_the_brightest_by_hand():
     np.testing.assert_array_equal(brightest(saliency, 0.6, np.array([[0, 0, 1, 0, 0]])), [[0, 1, 1, 1, 0]])
 
 
+def test_elsewhere_by_hand():
+    np.testing.assert_array_equal(elsewhere(np.arange(12).reshape(3, 4)), [[10, 11, 8, 9], [2, 3, 0, 1], [6, 7, 4, 5]])
+
+
 def ball():
     """A white ball on black; and an answer that tells in which column its middle is."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
@@ -63,8 +67,8 @@ def test_moving_the_marked_ball_moves_the_answer_as_far():
 
 def test_a_map_that_marks_another_place_moves_nothing():
     region, pixels = ball()
-    elsewhere = np.roll(region, (SIZE // 2, SIZE // 2), (0, 1)).astype(float)
-    score = shift(elsewhere, pixels, 1, middle)
+    other = np.roll(region, (SIZE // 2, SIZE // 2), (0, 1)).astype(float)
+    score = shift(other, pixels, 1, middle)
     assert score.value == pytest.approx(0, abs=0.05)
     assert score.chance == pytest.approx(np.mean(np.abs(COLUMNS)), abs=0.05)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vbp.evaluation.similarity import moved, spearman, ssim, stretched
+from vbp.evaluation.similarity import spearman, ssim, stretched, turned
 
 SEED = 5
 
@@ -71,7 +71,14 @@ def test_small_maps_are_compared_as_a_whole():
     assert ssim(np.eye(4), np.eye(4)) == pytest.approx(1)
 
 
-def test_stretched_and_moved_by_hand():
+def test_stretched_and_turned_by_hand():
     np.testing.assert_array_equal(stretched(np.array([[2, 4, 6]])), [[0, 0.5, 1]])
     np.testing.assert_array_equal(stretched(np.array([[7.0, 7]])), [[0, 0]])
-    np.testing.assert_array_equal(moved(np.arange(12).reshape(3, 4)), [[10, 11, 8, 9], [2, 3, 0, 1], [6, 7, 4, 5]])
+    np.testing.assert_array_equal(turned(np.arange(6).reshape(2, 3)), [[5, 4, 3], [2, 1, 0]])
+
+
+def test_maps_that_prefer_the_centre_are_alike_by_chance():
+    """What any map of such a method shares with any other is chance."""
+    down, right = np.mgrid[:32, :32] - 15.5
+    centred = np.exp(-(down**2 + right**2) / 128) + 0.3 * np.random.default_rng(SEED).random((32, 32))
+    assert spearman(centred, turned(centred)) > 0.3

@@ -6,7 +6,7 @@ import torch
 from captum.metrics import sensitivity_max
 
 from vbp.evaluation.randomness import noisy
-from vbp.evaluation.similarity import moved, ssim, stretched
+from vbp.evaluation.similarity import ssim, stretched, turned
 from vbp.evaluation.stability import STABILITY, change, stability
 
 SEED = 40
@@ -62,8 +62,8 @@ def test_means_over_the_noisy_copies(pixels):
         assert scores["noise-ssim"].value == pytest.approx(np.mean(likeness))
         assert scores["avg-sensitivity"].value == pytest.approx(np.mean(changes))
         assert scores["max-sensitivity"].value == pytest.approx(max(changes))
-        assert scores["noise-ssim"].chance == ssim(before, moved(before))
-        assert scores["max-sensitivity"].chance == change(before, moved(before))
+        assert scores["noise-ssim"].chance == ssim(before, turned(before))
+        assert scores["max-sensitivity"].chance == change(before, turned(before))
         assert scores["noise-ssim"].settings == "3 copies with noise 0.2, seed 7"
 
 

@@ -9,7 +9,7 @@ as it is. VisualBackProp without a target never looks at it, so randomising it c
 fill the curve with ones. For methods that do look at it this test is easier to fail than the paper's.
 
 Similarity has a bias of its own: maps of one kind are alike anyhow. So its chance level stands beside it: the map
-against itself, moved (`vbp.evaluation.similarity.moved`).
+against itself, turned (`vbp.evaluation.similarity.turned`).
 
 Two variants of Hedström et al., A Fresh Look at Sanity Checks for Saliency Maps, 2024 (arXiv 2405.02383), are here too.
 Smooth MPRT compares means over noisy copies of the image. Efficient MPRT compares no maps at all, but tells how much
@@ -35,7 +35,7 @@ from torch.nn.modules.conv import _ConvNd
 from vbp.errors import ModelError
 from vbp.evaluation.randomness import noisy
 from vbp.evaluation.scores import Score
-from vbp.evaluation.similarity import moved, spearman, ssim, stretched
+from vbp.evaluation.similarity import spearman, ssim, stretched, turned
 from vbp.evaluation.stability import Explain
 from vbp.evaluation.twin import redraw
 
@@ -162,7 +162,7 @@ def randomisation(
             curve = [way.compare(before_HW, step[way.smooth][image]) for step in steps]
             settings = f"steps {len(layers)}{told[way.smooth]}, seed {seed}"
             value = float(np.mean(curve)) if way.steps == "all" else curve[-1]
-            scores.append(Score(metric, value, way.compare(before_HW, moved(before_HW)), settings))
+            scores.append(Score(metric, value, way.compare(before_HW, turned(before_HW)), settings))
             curves[metric] = curve
         found.append(Randomised(scores, layers, curves))
     return found

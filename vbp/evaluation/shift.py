@@ -29,7 +29,6 @@ from vbp.evaluation.imputation import impute
 from vbp.evaluation.perturbation import Classify
 from vbp.evaluation.removal import Losses, ranks
 from vbp.evaluation.scores import Score
-from vbp.evaluation.similarity import moved
 
 SHARE = 0.2
 DISTANCES = (-20 / 224, -10 / 224, 10 / 224, 20 / 224)
@@ -68,19 +67,25 @@ def shift(
     region_HW = brightest(smooth_HW, share, Losses(image_CHW, seed).noise_HW)
     columns = [round(side * distance) for distance in DISTANCES]
     pictures = [image_CHW]
-    for each_HW in (region_HW, moved(region_HW)):
+    for each_HW in (region_HW, elsewhere(region_HW)):
         pictures += shifted(image_CHW, each_HW, columns)
     batch_BCHW = torch.from_numpy(np.stack(pictures)).to(pixels_CHW)
     whole, *answers = classify(batch_BCHW)[:, target].double().cpu().numpy()
-    marked, elsewhere = np.abs(np.array(answers) - whole).reshape(2, -1).mean(1)
+    marked, other = np.abs(np.array(answers) - whole).reshape(2, -1).mean(1)
     settings = f"share {share}, shifts {' '.join(map(str, columns))}, seed {seed}"
-    return Score("shift", float(marked), float(elsewhere), settings)
+    return Score("shift", float(marked), float(other), settings)
 
 
 def brightest(saliency_HW: NDArray[np.floating], share: float, ties_HW: NDArray[np.floating]) -> NDArray[np.bool_]:
     """The brightest pixels, of a share of the image; of equally bright ones those with the higher `ties_HW`."""
     pixels_HW = np.arange(saliency_HW.size).reshape(saliency_HW.shape)
     return ranks(saliency_HW, pixels_HW, ties_HW) < round(share * saliency_HW.size)
+
+
+def elsewhere(region_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The region, moved round by half its height and width: as far from its place as can be."""
+    height, width = region_HW.shape
+    return np.roll(region_HW, (height // 2, width // 2), (0, 1))
 
 
 def shifted(

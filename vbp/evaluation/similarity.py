@@ -6,7 +6,6 @@ Shapes: H, W the height and width of both maps.
 from __future__ import annotations
 
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
 Map = NDArray[np.floating]
-Value = TypeVar("Value", bound=np.generic)
 _SIGMA, _REACH = 1.5, 5
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -60,11 +58,10 @@ def stretched(saliency_HW: Map) -> NDArray[np.float64]:
     return (values_HW - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values_HW)
 
 
-def moved(saliency_HW: NDArray[Value]) -> NDArray[Value]:
-    """The map, moved round by half its height and width.
+def turned(saliency_HW: Map) -> Map:
+    """The map, turned by 180 degrees: the level of chance for how alike two maps are.
 
-    It has the same values and the same structure, and no longer anything to do with the image: the level of chance for
-    how alike two maps are.
+    It has the same values, the same structure, and the same preference for centre or border, but its bright places are
+    others. Maps of one method share that much for any two images.
     """
-    height, width = saliency_HW.shape
-    return np.roll(saliency_HW, (height // 2, width // 2), (0, 1))
+    return saliency_HW[::-1, ::-1]

@@ -1,7 +1,7 @@
 """Whether a map stays the same when the image gets a little noise.
 
 Stability is no merit alone: a map that shows nothing is perfectly stable. It is read beside localisation and
-perturbation. The level of chance is the map against itself, moved (`vbp.evaluation.similarity.moved`).
+perturbation. The level of chance is the map against itself, turned (`vbp.evaluation.similarity.turned`).
 
 Maps are compared after they are stretched to [0, 1], as they are shown. A raw map's scale may change by orders of
 magnitude, above all if it is a product of many layers.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vbp.evaluation.randomness import noisy
 from vbp.evaluation.scores import Score
-from vbp.evaluation.similarity import moved, ssim, stretched
+from vbp.evaluation.similarity import ssim, stretched, turned
 
 Explain = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
 """A method for one network: pixels (B, H, W, C) -> maps (B, H, W)."""
@@ -80,6 +80,6 @@ def stability(
         compare, over_copies = STABILITY[name]
         before_HW = before_BHW[image]
         values = [compare(before_HW, after_BHW[image]) for after_BHW in after_NBHW]
-        return Score(name, float(over_copies(values)), compare(before_HW, moved(before_HW)), settings)
+        return Score(name, float(over_copies(values)), compare(before_HW, turned(before_HW)), settings)
 
     return [[score(name, image) for name in metrics] for image in range(len(pixels_BHWC))]
