@@ -5,6 +5,8 @@ import pytest
 from vbp.errors import UsageError
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.evaluation import Evaluation
+from vbp.pipeline.on_ray.submit import check_places
+from vbp.pipeline.prepare import absolute, contents_sha256
 
 
 def test_names_are_in_one_order_and_once():
@@ -54,3 +56,29 @@ def test_its_flags_are_part_of_the_command_line():
     assert config.command == "evaluate"
     assert config.arguments() == ["--truth=boxes", "--methods=vbp,edge", "--", "photos", "out"]
     assert RunConfig(input="photos", output="out").command == "explain"
+
+
+def test_a_truth_on_this_machine_becomes_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = absolute(RunConfig(input="photos", output="out", evaluation=Evaluation(truth="boxes")))
+    assert asked.truth == str(tmp_path / "boxes")
+    remote = absolute(RunConfig(input="photos", output="out", evaluation=Evaluation(truth="s3://b/boxes")))
+    assert remote.truth == "s3://b/boxes"
+    assert absolute(RunConfig(input="photos", output="out")).truth is None
+
+
+def test_a_cluster_does_not_see_a_relative_truth():
+    asked = RunConfig(input="s3://b/i", output="s3://b/o", weights="demo", evaluation=Evaluation(truth="boxes"))
+    with pytest.raises(UsageError, match=r"--truth \(=boxes\) is a path of this machine"):
+        check_places(asked, "http://head:8265")
+
+
+def test_the_content_of_a_truth_that_is_one_file_counts(tmp_path):
+    place = tmp_path / "coco.json"
+    place.write_text("{}")
+    asked = RunConfig(input="photos", output="out", evaluation=Evaluation(truth=str(place)))
+    before = contents_sha256(asked)
+    place.write_text("[]")
+    assert before.keys() == {"truth_sha256"}
+    assert contents_sha256(asked) != before
+    assert contents_sha256(RunConfig(input="photos", output="out", evaluation=Evaluation(truth=str(tmp_path)))) == {}

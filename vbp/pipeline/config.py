@@ -273,6 +273,11 @@ class RunConfig:
         """Place of the class file; None if ``classes`` names no file."""
         return None if self.classes == BY_ORDER else self.classes
 
+    @property
+    def truth(self) -> str | None:
+        """Place of the true objects; None if there are none, or nothing is evaluated."""
+        return None if self.evaluation is None else self.evaluation.truth
+
     def failures_allowed(self, images: int) -> int:
         """How many of `images` may fail before the run counts as failed (``max_failures``)."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", self.max_failures.strip())

@@ -79,7 +79,7 @@ class Checked:
             if not self._choice.rows:  # an earlier attempt has made the listing
                 deque(self._choice.watch(manifest.rows()), maxlen=0)
             self._calibrate()
-        if pending and config.evaluation is not None and config.evaluation.truth is not None:
+        if pending and config.truth is not None:
             self._recipe = dataclasses.replace(self._recipe, truth_rule=self._truth_rule(manifest))
         return Due(self._attempt, self._recipe, manifest, pending)
 

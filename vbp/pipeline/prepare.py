@@ -54,6 +54,8 @@ def absolute(config: RunConfig) -> RunConfig:
     if config.weights not in NAMED_WEIGHTS:
         fields.append("weights")
     places: dict[str, Any] = {n: _absolute(place) for n in fields if (place := getattr(config, n)) is not None}
+    if config.evaluation is not None and config.truth is not None:
+        places["evaluation"] = dataclasses.replace(config.evaluation, truth=_absolute(config.truth))
     return dataclasses.replace(config, model=names.absolute(config.model), **places)
 
 
@@ -268,14 +270,17 @@ def weights_sha256(config: RunConfig) -> str:
 
 
 def contents_sha256(config: RunConfig, network: NetworkFacts | Model | None = None) -> dict[str, str]:
-    """SHA-256 of the class file, of a manifest as INPUT, and of own code and what it makes, by name in the fingerprint.
+    """SHA-256 of other files that results depend on, by name in the fingerprint.
 
-    Only of what there is; own code is known if the network is loaded.
+    These are the class file, a manifest as INPUT, a truth that is one file, own code, and what that makes. Only of
+    what there is; own code is known if the network is loaded.
 
     Raises:
         UsageError: one of them cannot be read.
     """
     files = {"classes_sha256": config.class_file, "input_sha256": config.input if is_manifest(config.input) else None}
+    if config.truth is not None and config.truth.lower().endswith(".json"):
+        files["truth_sha256"] = config.truth
     found = {name: _sha256(place, config.storage_options) for name, place in files.items() if place is not None}
     if network is not None and network.code is not None:
         found["code_sha256"] = network.code.sha256

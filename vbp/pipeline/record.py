@@ -268,6 +268,8 @@ def _in_words(change: tuple[str, Any, Any], old: Mapping[str, Any], config: RunC
         return f"--model (={config.model}) makes another network now, of the same code: what it reads has changed since"
     if name == "classes_sha256" and None not in (before, now):
         return f"the content of --classes (={config.classes}) has changed since"
+    if name == "truth_sha256" and None not in (before, now):
+        return "the content of --truth has changed since"
     if name == "scales_sha256":
         return "the scales of int8 in _run/run.json are others than it was begun with"
     if name == "input_sha256":

@@ -134,7 +134,7 @@ def unseen(places: Mapping[str, tuple[str, str]], seconds: float) -> list[str]:
 def _local_places(config: RunConfig) -> Iterator[dict[str, tuple[str, str]]]:
     """The local places of a configuration, each with an existing path; for OUTPUT a probe, deleted at the end."""
     weights = None if config.weights in NAMED_WEIGHTS else config.weights
-    given = {"INPUT": config.input, "--weights": weights, "--classes": config.class_file}
+    given = {"INPUT": config.input, "--weights": weights, "--classes": config.class_file, "--truth": config.truth}
     given["--model"] = config.model if is_file(config.model) else None
     places = {name: (place, place) for name, place in given.items() if place is not None and "://" not in place}
     if "://" in config.output:

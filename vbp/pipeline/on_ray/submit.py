@@ -124,7 +124,7 @@ def check_places(config: RunConfig, address: str) -> None:
     Raises:
         UsageError: a path is relative to this machine's working directory or home.
     """
-    places = {"INPUT": config.input, "OUTPUT": config.output, "--classes": config.class_file}
+    places = {"INPUT": config.input, "OUTPUT": config.output, "--classes": config.class_file, "--truth": config.truth}
     if config.weights not in NAMED_WEIGHTS:
         places["--weights"] = config.weights
     if is_file(config.model):
