@@ -183,7 +183,7 @@ def _families(rows: list[Row]) -> str:
 
 def _refusals(rows: dict[str, Row]) -> list[tuple[str, str]]:
     return [
-        (name, row["reason"].partition(". The stages")[0].replace("|", "/"))
+        (name, re.split(r"\. (?=[A-Z])", row["reason"])[0].replace("|", "/").rstrip("."))
         for name, row in sorted(rows.items())
         if row.get("reason") and _is_convolutional(row)
     ]
@@ -199,7 +199,7 @@ def _kind(row: Row) -> str:
             return kind
     if row["attends"]:
         return "attention"
-    return re.sub(r"^\w+ has an ", "", row["reason"].partition(":")[0])
+    return re.sub(r"^\w+ (has an )?", "", row["reason"].partition(":")[0])
 
 
 def steps(names: Iterable[str], rows: dict[str, Row]) -> Iterator[tuple[str, Row]]:
