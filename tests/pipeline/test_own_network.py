@@ -4,16 +4,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow.dataset as pads
 import pytest
 import torch
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from torch import nn
 
 from vbp.cli import main
 from vbp.errors import UsageError
 from vbp.images.encode import decode_mask
 from vbp.pipeline import Observer, RunConfig, run
+from vbp.pipeline.job import drive
 from vbp.pipeline.steps import Explain
 from vbp.saliency import Explainer, VisualBackProp
 
@@ -110,13 +114,33 @@ class Deletes(Observer):
         self.folder.rename(self.folder.parent / "gone")
 
 
-def test_workers_of_ray_need_no_file(ray_session, photos, file, tmp_path):
-    run(config(photos, tmp_path / "local", model=f"{file}:Net", model_args={"width": 5}))
-    ray = config(photos, tmp_path / "ray", model=f"{file}:Net", model_args={"width": 5}, runner="ray", workers=1)
-    summary = run(ray, Deletes(file.parent))
-    assert (summary.ok, summary.runner) == (5, "ray")
-    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
-    assert len(bytes_of(tmp_path / "ray")) == 5
+def exported(folder):
+    """A network as an ONNX file, and one as a program of ``torch.export``; the settings of runs on them."""
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])
+    scores = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32), "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "net", [image], [scores], [weight])), folder / "net.onnx")
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 32, 32),)), folder / "net.pt2")
+    return [{"model": str(folder / name), "mean": MEAN, "std": STD, "size": 32} for name in ("net.onnx", "net.pt2")]
+
+
+def test_workers_of_ray_make_networks_of_every_source(ray_session, photos, file, tmp_path):
+    """The same masks as in this process; own code needs no file there."""
+    own = {"model": f"{file}:Net", "model_args": {"width": 5}}
+    networks = [own, {"model": "timm:test_resnet", "weights": "random"}, *exported(tmp_path)]
+    ray, local = ([tmp_path / f"{kind}{number}" for number in range(4)] for kind in ("ray", "local"))
+    for place, network in zip(local, networks, strict=True):
+        run(config(photos, place, **network))
+    configs = [
+        config(photos, place, **each, runner="ray", workers=1) for place, each in zip(ray, networks, strict=True)
+    ]
+    ends = drive(dict(zip("abcd", configs, strict=True)), Deletes(file.parent))
+    assert [(end.result().ok, end.result().runner) for end in ends.values()] == [(5, "ray")] * 4
+    for one, other in zip(ray, local, strict=True):
+        assert bytes_of(one) == bytes_of(other)
+        assert len(bytes_of(one)) == 5
 
 
 def test_code_that_fails_on_a_worker_alone_is_refused_before_any_work(ray_session, photos, tmp_path):
