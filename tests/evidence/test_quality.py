@@ -1,15 +1,22 @@
 """The page on how good the masks are, from a few scenes."""
 
+import dataclasses
 import re
 
 import pytest
 
 from vbp.evidence.quality import WITHOUT_CLASS, cases, introduction, section
+from vbp.pipeline import run
 from vbp.review.evaluation import Evaluated, Line, Table, evaluation
 
 
 def line(method, mean, verdict=""):
     return Line(method=method, images=9, mean=mean, low=mean - 0.1, high=mean + 0.1, chance=0.25, verdict=verdict)
+
+
+def rows_of(text):
+    """The first figure of each row of the tables, by the row's name."""
+    return {row.split("|")[1].strip(): row.split("|")[2].strip() for row in text.splitlines() if "|" in row}
 
 
 @pytest.fixture
@@ -25,32 +32,43 @@ def test_a_section_has_a_row_for_each_method_and_marks_what_differs(case):
         lines=(line("vbp", 0.5), line("eigencam", 0.75, "better"), line("edge", 0.25, "worse"), line("centre", 0.5)),
     )  # fmt: skip
     found = Evaluated(output="o", images=9, tables=(table,), seconds={"vbp": 0.1234, "eigencam": 2.0}, facts={})
-    rows = {
-        row.split("|")[1].strip(): row.split("|")[2].strip() for row in section(case, found).splitlines() if "|" in row
-    }
+    rows = rows_of(section(case, [found]))
     assert rows["**vbp**"] == "0.50 (0.40 to 0.60)"
     assert rows["eigencam"] == "0.75 (0.65 to 0.85) **+**"
     assert rows["edge"].endswith("**-**")
     assert rows["centre"] == "0.50 (0.40 to 0.60)"
     assert rows["*chance*"] == "0.25"
-    assert "pointing-game: steps 3." in section(case, found)
+    assert "pointing-game: steps 3." in section(case, [found])
 
 
 def test_the_demo_is_evaluated_again_from_where_it_stopped(case, tmp_path):
-    import dataclasses
-
-    from vbp.pipeline import run
-
     short = dataclasses.replace(case, methods=("vbp", "random-twin", "centre"), metrics=("pointing-game",), images=4)
     assert run(short.config(tmp_path, 2)).images == 2
     summary = run(short.config(tmp_path, None))
     assert (summary.images, summary.computed) == (4, 2)
     found = evaluation(summary.output)
     assert found.images == 4
-    text = section(short, found)
+    text = section(short, [found])
     assert len(re.findall(r"^\| (?:\*\*)?(?:vbp|random-twin|centre)", text, re.MULTILINE)) == 3
 
 
 def test_the_introduction_names_every_method():
     text = "\n".join(introduction())
     assert all(f"| {name} |" in text for name in WITHOUT_CLASS)
+
+
+def test_twins_of_several_seeds_stand_in_one_table(case):
+    twins = dataclasses.replace(case, seeds=(500, 501), methods=("vbp", "random-twin"))
+    names = [(each.name, each.settings["seed"]) for each in twins.runs()]
+    assert names == [("demo-500", 500), ("demo-501", 501)]
+    tables = [
+        Table(
+            metric="pointing-game", meaning="m", paper="p", higher_is_better=True, settings="",
+            lines=(line("vbp", 0.5), line("random-twin", mean)),
+        )
+        for mean in (0.25, 0.75)
+    ]  # fmt: skip
+    runs = [Evaluated(output="o", images=9, tables=(table,), seconds={}, facts={}) for table in tables]
+    rows = rows_of(section(twins, runs))
+    assert rows["random-twin"] == "0.25 (0.15 to 0.35)"
+    assert rows["random-twin, seed 501"] == "0.75 (0.65 to 0.85)"

