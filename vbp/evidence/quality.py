@@ -117,6 +117,7 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
             *places,
             ALL,
             LOCALISATION,
+            images=100,
             settings=lite,
         )
     )
@@ -125,9 +126,9 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
     if (data / "photos").exists():
         about = "The same network on photographs of eight of its classes; where the objects are is not known."
         for name, title, methods, metrics, images in (
-            ("photos-lite0", "photographs of ImageNet's classes", ALL, FAITHFULNESS, None),
-            ("photos-lite0-road", "the same photographs, ROAD", SOME, ("road",), 24),
-            ("photos-lite0-sanity", "the same photographs, what the map depends on", SOME[:-1], SANITY, 16),
+            ("photos-lite0", "photographs of ImageNet's classes", ALL, FAITHFULNESS, 24),
+            ("photos-lite0-road", "the same photographs, ROAD", SOME, ("road",), 12),
+            ("photos-lite0-sanity", "the same photographs, what the map depends on", SOME[:-1], SANITY, 12),
         ):
             place = data / "photos"
             found.append(Case(name, f"EfficientNet-Lite0, {title}", about, place, None, methods, metrics, images, lite))
@@ -169,7 +170,7 @@ def _demo(work: Path) -> Case:
         truth,
         ALL,
         (*LOCALISATION, *FAITHFULNESS),
-        images=50,
+        images=32,
         settings={"weights": "demo"},
     )
 
