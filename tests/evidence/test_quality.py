@@ -41,6 +41,7 @@ def test_a_section_has_a_row_for_each_method_and_marks_what_differs(case):
     assert "pointing-game: steps 3." in section(case, [found])
 
 
+@pytest.mark.long
 def test_the_demo_is_evaluated_again_from_where_it_stopped(case, tmp_path):
     short = dataclasses.replace(case, methods=("vbp", "random-twin", "centre"), metrics=("pointing-game",), images=4)
     assert run(short.config(tmp_path, 2)).images == 2

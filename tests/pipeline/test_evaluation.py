@@ -7,6 +7,7 @@ from vbp.pipeline.config import RunConfig
 from vbp.pipeline.evaluation import Evaluation
 from vbp.pipeline.on_ray.submit import check_places
 from vbp.pipeline.prepare import absolute, contents_sha256
+from vbp.pipeline.recipe import rows_together
 
 
 def test_names_are_in_one_order_and_once():
@@ -82,3 +83,9 @@ def test_the_content_of_a_truth_that_is_one_file_counts(tmp_path):
     assert before.keys() == {"truth_sha256"}
     assert contents_sha256(asked) != before
     assert contents_sha256(RunConfig(input="photos", output="out", evaluation=Evaluation(truth=str(tmp_path)))) == {}
+
+
+def test_few_images_are_in_flight_because_each_takes_long():
+    plain = RunConfig(input="photos", output="out")
+    asked = RunConfig(input="photos", output="out", evaluation=Evaluation(truth="boxes"))
+    assert rows_together(asked, "cpu", 2, threads=4) == 2 < rows_together(plain, "cpu", 2, threads=4)

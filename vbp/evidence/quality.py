@@ -231,8 +231,8 @@ def introduction() -> Iterator[str]:
         "vbp and **-** worse: the difference, image by image, is not chance at the 5 % level, corrected for all\n"
         "comparisons of its table (Holm). Without a sign the two may be alike, or the images too few. Arrows show\n"
         "which end is good. *Chance* is a map without knowledge: the same values shuffled over the image; smooth\n"
-        "noise for insertion, deletion and ROAD; the map itself, moved, for similarities. Seconds are of this\n"
-        "machine, shared with other work: they show orders of magnitude.\n"
+        "noise for insertion, deletion and ROAD; the map itself, turned round, for similarities. Seconds are of\n"
+        "this machine, shared with other work: they show orders of magnitude.\n"
     )
     yield f"{told}.\n"
     yield "| method | bright is |\n|---|---|"

@@ -220,8 +220,8 @@ def rows_together(config: RunConfig, device: str, batch_size: int, threads: int 
         batch_size: images in one forward pass, resolved.
         threads: threads of the network on a CPU; 0: as many as torch has.
     """
-    if config.batch_size or device != "cpu":
-        return batch_size
+    if config.batch_size or device != "cpu" or config.evaluation is not None:
+        return batch_size  # an image that is evaluated takes seconds, and the batch in flight is lost when a run ends
     import torch
 
     return batch_size * PASSES * (threads or torch.get_num_threads())
