@@ -71,6 +71,12 @@ def test_the_scores_are_those_of_the_written_masks(finished):
     assert seen > 10
 
 
+def test_the_cost_of_every_method_is_there(finished):
+    rows = [row for row in pq.read_table(finished / "scores").to_pylist() if row["metric"] == "seconds"]
+    assert {row["method"] for row in rows} == set(METHODS)
+    assert all(row["value"] > 0 for row in rows)
+
+
 def test_methods_differ(finished):
     scores = scores_of(finished)
     energy = {

@@ -41,6 +41,7 @@ def test_the_json_has_the_summary_and_the_tables(shown):
     tables = {table["metric"]: table for table in found["evaluation"]["tables"]}
     assert list(tables) == ["energy-inside", "deletion"]
     assert [line["method"] for line in tables["deletion"]["lines"]] == ["vbp", "centre"]
+    assert set(found["evaluation"]["seconds"]) == {"vbp", "centre"}
     assert tables["energy-inside"]["lines"][1]["mean"] == pytest.approx(0.5, abs=0.02)  # a centred bump over halves
 
 

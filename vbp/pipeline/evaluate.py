@@ -41,7 +41,7 @@ class Evaluate(Step):
     """
 
     stage = "evaluate"
-    columns = Contract.of("evaluate", {"key", "pixels", "mask", "width", "height", *FRAME})
+    columns = Contract.of("evaluate", {"key", "pixels", "mask", "width", "height", "seconds_explain", *FRAME})
 
     def __init__(self, evaluator: Evaluator, truths: Truths | None) -> None:
         self._evaluator, self._truths = evaluator, truths
@@ -58,7 +58,7 @@ class Evaluate(Step):
                 [regions[row] for row in group],
             )
             for row, own in zip(group, found, strict=True):
-                scores[row] = packed(own)
+                scores[row] = packed([*own, ("vbp", "seconds", float(batch["seconds_explain"][row]), None, "")])
         return batch | {"scores": scores}
 
     def _groups(self, batch: Batch) -> list[list[int]]:

@@ -93,7 +93,8 @@ class Evaluated:
     @property
     def methods(self) -> list[Entry]:
         """The methods, in the order of the tables."""
-        return [METHODS[name] for name in self.seconds]
+        shown = {line.method for table in self.tables for line in table.lines}
+        return [METHODS[name] for name in METHODS if name in shown]
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""

@@ -218,7 +218,7 @@ def test_resumed_after_a_cut_between_tar_and_part(
     taken_over = batch_size == 4
     assert (before in tars_of(out)) == taken_over
     removed = [note for note in observer.notes if "Removed" in note]
-    assert removed == ([] if taken_over else ["Removed 1 tar file(s) of commits that were cut off."])
+    assert removed == ([] if taken_over else ["Removed 1 tar file of commits that were cut off."])
     rows = index_of(out)
     assert set(tars_of(out)) == {row["mask_uri"] for row in rows.values() if row["mask_uri"]}
     assert samples_of(out).keys() == {key for key, row in rows.items() if row["status"] == "ok"}
