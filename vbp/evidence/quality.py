@@ -126,7 +126,9 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
     found.append(_twins("lite0", "EfficientNet-Lite0", places, lite, 100))
     assert data is not None
     if (data / "photos").exists():
-        about = "The same network on photographs of eight of its classes; where the objects are is not known."
+        about = (
+            "The same network on photographs of its classes, the first of the collection; where objects are is unknown."
+        )
         for name, title, methods, metrics, images in (
             ("photos-lite0", "photographs of ImageNet's classes", WITHOUT_REFERENCE, FAITHFULNESS, 24),
             ("photos-lite0-road", "the same photographs, ROAD", SOME, ("road",), 12),
