@@ -30,8 +30,8 @@ MEANING = {
     "running": "at work",
     "finished": "every image has its row",
     "failed": "every image has its row, but more failed than --max-failures allows",
-    "interrupted": "stopped before the end; the same vbp explain command continues it",
-    "dead": "its process is gone or silent; the same vbp explain command continues it",
+    "interrupted": "stopped before the end; the run's command continues it",
+    "dead": "its process is gone or silent; the run's command continues it",
 }
 
 
@@ -85,7 +85,7 @@ def print_failures(failures: Failures) -> None:
         )
     _print(
         table,
-        f"\n{failures.images} failed. To try them again: the vbp explain command with --retry-failed.",
+        f"\n{failures.images} failed. To try them again: the run's command with --retry-failed.",
     )
 
 

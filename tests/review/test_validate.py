@@ -65,7 +65,7 @@ def test_an_unfinished_run_is_sound_so_far(make):
     found = look(made)
     assert found.findings == ()
     assert (found.images, found.ok, found.error, found.left) == (10, 3, 1, 6)
-    assert found.next_step == "Sound so far; 6 images are left: run the same vbp explain command again."
+    assert found.next_step == "Sound so far; 6 images are left: give the run's command again."
 
 
 def lose_a_row(made):
@@ -187,7 +187,7 @@ def test_damage_is_found_mended_and_gone(finished, damage):
     mended = look(finished, repair=True)
     assert kinds(mended) == kinds(found)
     assert mended.repaired
-    assert "vbp explain" in mended.next_step
+    assert "the run's command" in mended.next_step
     assert not path(finished, "_SUCCESS").exists()
     assert not path(finished, LEASE).exists()
     kept = {name for name, data in files_below(Path(finished.url)).items() if before.get(name) == data}
@@ -545,7 +545,7 @@ def test_a_manifest_that_is_damaged_is_listed_anew(finished):
     assert "--repair" in found.next_step
     mended = look(finished, repair=True)
     assert (mended.repaired, mended.redo) == (True, 0)
-    assert mended.next_step == "Repaired: run the same vbp explain command again."
+    assert mended.next_step == "Repaired: give the run's command again."
     assert not path(finished, "_run/manifest.json").exists()
     assert not path(finished, "_SUCCESS").exists()
     assert look(finished).is_sound

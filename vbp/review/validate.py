@@ -147,20 +147,20 @@ class Validation:
         """A sentence on what to run next."""
         if not self._wrong:
             if not self.is_listed:
-                return "Sound so far; there is no list of images: run the same vbp explain command again."
+                return "Sound so far; there is no list of images: give the run's command again."
             if self.left and not self.is_complete:
                 left = counted(self.left, "image is left", "images are left")
-                return f"Sound so far; {left}: run the same vbp explain command again."
+                return f"Sound so far; {left}: give the run's command again."
             return "Sound."
         to_move = " Move the files out of index/ that are not of it." if "index stranger" in self._wrong else ""
         if self.repaired:
             taken = f"{counted(self.redo, 'row was', 'rows were')} taken back" if self.redo else "Repaired"
-            return f"{taken}: run the same vbp explain command again.{to_move}"
+            return f"{taken}: give the run's command again.{to_move}"
         to_repair = self._wrong - {*_ORPHANS, *_MOVED, *_BY_HAND}
         flags = ["--repair"] * bool(to_repair) + ["--remove-orphans"] * bool(self._wrong & {*_ORPHANS})
         flags += ["--rebase"] * (bool(self._wrong & {*_MOVED}) and not to_repair)
         command = f"Run vbp validate {shlex.quote(self.output)} {' '.join(flags)}"
-        then = ", then the same vbp explain command again" if to_repair else ""
+        then = ", then the run's command again" if to_repair else ""
         return f"{command}{then}.{to_move}" if flags else to_move.strip()
 
     def as_json(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
     """
     mend = (
         f"restore it, or have INPUT listed again, which keeps all results: vbp validate {quote(folder.url)} "
-        "--repair, then the same vbp explain command."
+        "--repair, then the run's command again."
     )
     try:
         with folder.open(path) as file:

@@ -202,7 +202,7 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
             if isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
             if damaged is None:
-                remedy = f"run vbp validate {output.url} --repair, then the same vbp explain command"
+                remedy = f"run vbp validate {output.url} --repair, then the run's command again"
                 why = " ".join(str(error).split())  # Arrow's own messages may have lines
                 raise StorageError(f"{output.uri(path)} is damaged ({why}); {remedy}") from error
             damaged.append(path)
