@@ -13,8 +13,10 @@ from click.testing import CliRunner
 
 from vbp.cli import main
 from vbp.errors import UsageError
-from vbp.flags import GROUPS, METAVARS, config_of, job_options
+from vbp.flags import GROUPS, METAVARS, config_of, evaluation_options, job_options
 from vbp.pipeline import RunConfig
+from vbp.pipeline.evaluation import Evaluation
+from vbp.pipeline.runfile import parse_run
 
 JOBS = ("explain", "plan", "evaluate")
 """Commands with the options of the main job."""
@@ -78,8 +80,8 @@ def asked():
     @click.command()
     @job_options
     @click.pass_context
-    def command(ctx, /, input, output, directory, **options):
-        command.found = config_of(ctx, input, output, directory, options)
+    def command(ctx, /, **options):
+        command.found = config_of(ctx, options)
 
     def parse(*arguments):
         command.main([str(each) for each in arguments], "vbp explain", standalone_mode=False)
@@ -168,3 +170,34 @@ def test_completion(words, expected):
     code = "from vbp.cli import main; main(prog_name='vbp')"
     done = subprocess.run([sys.executable, "-c", code], env=typed, cwd=ROOT, capture_output=True, text=True)
     assert expected in done.stdout.splitlines(), done.stderr
+
+
+def test_an_evaluation_is_saved_and_read_with_its_options(tmp_path):
+    @click.command("evaluate")
+    @job_options
+    @evaluation_options
+    @click.pass_context
+    def evaluate(ctx, /, **options):
+        evaluate.found = config_of(ctx, options)
+
+    file = tmp_path / "run.yaml"
+    asked = ["photos", "out", "--truth", "boxes", "--methods", "vbp,edge", "--size", "96", "--save-config", str(file)]
+    evaluate.main(asked, "vbp evaluate", standalone_mode=False)
+    first = evaluate.found
+    assert first.evaluation == Evaluation(truth="boxes", methods=("vbp", "edge"))
+    evaluate.main(["--config", str(file)], "vbp evaluate", standalone_mode=False)
+    assert evaluate.found == first
+    evaluate.main(["--config", str(file), "--methods", "edge"], "vbp evaluate", standalone_mode=False)
+    assert evaluate.found.evaluation == Evaluation(truth="boxes", methods=("edge",))
+
+
+def test_a_file_of_an_evaluation_is_no_other_commands(asked, tmp_path):
+    (tmp_path / "run.yaml").write_text("{input: photos, output: out, truth: boxes}")
+    with pytest.raises(UsageError, match=r"run.yaml: truth is an option of vbp evaluate"):
+        asked("--config", tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("text", ["truth: [boxes]", "methods: {vbp: 1}", "metrics: [1]"])
+def test_options_of_an_evaluation_have_their_types(text):
+    with pytest.raises(UsageError, match=r"run.yaml: (truth|methods|metrics) \(=.*must be"):
+        parse_run(text)

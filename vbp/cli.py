@@ -20,15 +20,7 @@ import click
 
 from vbp.choices import Preset
 from vbp.errors import InterruptedRunError, LeaseLostError, UsageError, VBPError
-from vbp.flags import (
-    CONTEXT,
-    Command,
-    config_of,
-    evaluation_of,
-    evaluation_options,
-    job_options,
-    json_object,
-)
+from vbp.flags import CONTEXT, Command, config_of, evaluation_options, job_options, json_object
 from vbp.plain import plain
 
 if TYPE_CHECKING:
@@ -106,19 +98,10 @@ def main() -> None:
 @click.option("--address", metavar="URL", help="Run on the Ray cluster whose job API is at this URL: http://HEAD:8265.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @click.pass_context
-def explain(
-    ctx: click.Context,
-    /,
-    input: str | None,
-    output: str | None,
-    directory: str | None,
-    address: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def explain(ctx: click.Context, /, address: str | None, as_json: bool, **options: Any) -> None:
     """Explain every image below INPUT; write masks, overlays and an index to OUTPUT."""
     with _translated():
-        config = config_of(ctx, input, output, directory, options)
+        config = config_of(ctx, options)
         sys.exit(_run(config, as_json) if address is None else _submit(config, address, as_json))
 
 
@@ -135,9 +118,6 @@ def explain(
 def plan(
     ctx: click.Context,
     /,
-    input: str | None,
-    output: str | None,
-    directory: str | None,
     price_per_hour: float | None,
     images_per_second: float | None,
     as_json: bool,
@@ -148,7 +128,7 @@ def plan(
         from vbp.pipeline.dryrun import plan as look
         from vbp.tables import print_plan
 
-        config = config_of(ctx, input, output, directory, options)
+        config = config_of(ctx, options)
         with _prints_aside():
             found = look(config, price_per_hour=price_per_hour, images_per_second=images_per_second)
         if as_json:
@@ -189,24 +169,14 @@ def _submit(config: RunConfig, address: str, as_json: bool) -> int:
 @click.option("--address", metavar="URL", help="Run on the Ray cluster whose job API is at this URL: http://HEAD:8265.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary and the table as JSON on standard output.")
 @click.pass_context
-def evaluate(
-    ctx: click.Context,
-    /,
-    input: str | None,
-    output: str | None,
-    directory: str | None,
-    address: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def evaluate(ctx: click.Context, /, address: str | None, as_json: bool, **options: Any) -> None:
     """Explain every image below INPUT, and score the masks and those of other methods.
 
     Writes what vbp explain does to OUTPUT, one row for each image, method and metric to OUTPUT/scores, and a page,
     OUTPUT/evaluation.html.
     """
     with _translated():
-        evaluation = evaluation_of(options)
-        config = config_of(ctx, input, output, directory, options, evaluation)
+        config = config_of(ctx, options)
         sys.exit(_evaluate(config, as_json) if address is None else _submit(config, address, as_json))
 
 

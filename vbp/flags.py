@@ -142,52 +142,44 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags of ``vbp evaluate`` that the main job has not."""
-    for name, help_text, metavar in (
-        ("metrics", f"Comma-separated [default: of {', '.join(USUAL_METRICS)} what can be measured].", "LIST"),
-        ("methods", f"Comma-separated [default: {', '.join(USUAL_METHODS)}].", "LIST"),
-        ("truth", "True objects: a COCO file (.json), or a folder of .xml or masks named like the images.", "PLACE"),
+    for name, help_text in (
+        ("metrics", f"Comma-separated [default: of {', '.join(USUAL_METRICS)} what can be measured]."),
+        ("methods", f"Comma-separated [default: {', '.join(USUAL_METHODS)}]."),
     ):
-        command = click.option(f"--{name}", metavar=metavar, help=help_text)(command)
-    return command
+        command = click.option(f"--{name}", metavar="LIST", help=help_text, callback=_names)(command)
+    return click.option(
+        "--truth",
+        metavar="PLACE",
+        help="True objects: a COCO file (.json), or a folder of .xml or masks named like the images.",
+    )(command)
 
 
-def evaluation_of(options: dict[str, Any]) -> Evaluation:
-    """The evaluation from the arguments of `evaluation_options`, which are taken out of `options`.
+def config_of(ctx: click.Context, options: dict[str, Any]) -> RunConfig:
+    """The configuration from the arguments of `job_options`, and of `evaluation_options` where the command has them.
 
-    Raises:
-        UsageError: a name is unknown.
-    """
-    truth, *lists = (options.pop(name) for name in ("truth", "methods", "metrics"))
-    methods, metrics = (tuple((given or "").split(",")) for given in lists)
-    return Evaluation(truth=truth, methods=methods, metrics=metrics)
-
-
-def config_of(
-    ctx: click.Context,
-    input: str | None,
-    output: str | None,
-    directory: str | None,
-    options: dict[str, Any],
-    evaluation: Evaluation | None = None,
-) -> RunConfig:
-    """The configuration from the arguments of `job_options`; ``--save-config`` also writes it to a file.
+    ``--save-config`` also writes it to a file.
 
     Raises:
         UsageError: the arguments are wrong.
     """
-    from vbp.pipeline.runfile import read_run, save_run
+    from vbp.pipeline.runfile import EVALUATION, read_run, save_run
 
+    input, output, directory = (options.pop(name) for name in ("input", "output", "directory"))
     file, target = options.pop("config_file"), options.pop("save_config")
     kept = {} if file is None else read_run(file)
+    places = kept.pop("input", None), kept.pop("output", None)
+    if strange := kept.keys() - options.keys():
+        raise UsageError(f"{file}: {min(strange)} is an option of vbp evaluate, not of vbp {ctx.command.name}.")
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     options |= {name: value for name, value in kept.items() if name not in given}
-    places = options.pop("input", None), options.pop("output", None)
     if directory is not None:
         input, output, options = _as_reference(input, output, directory, options, given | set(kept))
     input, output = input or places[0], output or places[1]
     if input is None or output is None:
         raise UsageError(f"Both INPUT and OUTPUT are needed: vbp {ctx.command.name} INPUT OUTPUT.")
-    config = RunConfig(input=input, output=output, evaluation=evaluation, **options)
+    evaluation = {name: options.pop(name) for name in EVALUATION if name in options}
+    asked = Evaluation(**evaluation) if evaluation else None
+    config = RunConfig(input=input, output=output, evaluation=asked, **options)
     if target is not None:
         save_run(config, target)
     return config
@@ -253,6 +245,10 @@ def _whole_number_or_auto(ctx: click.Context, param: click.Parameter, value: str
         return int(value)
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is neither a whole number nor auto.", ctx, param) from error
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(value.split(",")) if value else ()
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:

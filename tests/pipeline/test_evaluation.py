@@ -18,8 +18,13 @@ def test_names_are_in_one_order_and_once():
 
 @pytest.mark.parametrize("field", ["methods", "metrics"])
 def test_an_unknown_name_lists_the_known_ones(field):
-    with pytest.raises(UsageError, match=rf"--{field} \(=nothing\) must be one of .*, "):
+    with pytest.raises(UsageError, match=rf"--{field} \(=nothing\) has no such name: give some of .*, "):
         Evaluation(**{field: ("nothing",)})
+
+
+def test_a_near_name_is_suggested():
+    with pytest.raises(UsageError, match=r"--metrics \(=pointing\) .* did you mean pointing-game\?"):
+        Evaluation(metrics=("pointing",))
 
 
 def test_what_is_not_asked_for_is_what_can_be_had():
@@ -35,7 +40,7 @@ def test_what_is_not_asked_for_is_what_can_be_had():
     [
         ({"methods": ("gradcam",), "truth": "boxes"}, "--methods gradcam needs a network with a classifier"),
         ({"metrics": ("pointing-game",)}, "--metrics pointing-game needs --truth"),
-        ({}, "Nothing can be measured without --truth"),
+        ({}, "None of the usual metrics can be had: they need --truth"),
     ],
     ids=["method", "metric", "nothing"],
 )

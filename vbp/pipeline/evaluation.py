@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from vbp.choices import METHOD_NAMES, METRIC_NAMES
@@ -57,7 +58,10 @@ class Evaluation:
         methods = self.methods or tuple(name for name in USUAL_METHODS if name not in lacking)
         metrics = self.metrics or tuple(name for name in USUAL_METRICS if name in METRICS and name not in lacking)
         if not metrics:
-            raise UsageError(f"Nothing can be measured without {_NEEDED['truth']}, or {_NEEDED['classifier']}.")
+            raise UsageError(
+                f"None of the usual metrics can be had: they need {_NEEDED['truth']}, or {_NEEDED['classifier']}; "
+                "or name others by --metrics."
+            )
         return methods, metrics
 
     def as_json(self) -> dict[str, Any]:
@@ -80,6 +84,8 @@ _NEEDED = {
 def _in_order(flag: str, asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """The names that are asked for, each once, in the order of the tables, so that equal questions are equal."""
     names = {name.strip() for name in asked} - {""}
-    if unknown := sorted(names - set(known)):
-        raise UsageError(f"{flag} (={unknown[0]}) must be one of {', '.join(known)}.")
+    for unknown in sorted(names - set(known)):
+        close = get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"give some of {', '.join(known)}."
+        raise UsageError(f"{flag} (={unknown}) has no such name: {hint}")
     return tuple(name for name in known if name in names)

@@ -7,7 +7,8 @@
     weights: model.safetensors
     outputs: [mask]
 
-``vbp explain --config FILE`` reads it, ``vbp explain ... --save-config FILE`` writes it.
+``vbp explain --config FILE`` reads it, ``vbp explain ... --save-config FILE`` writes it.  That of ``vbp evaluate`` also
+has ``truth``, ``methods`` and ``metrics``.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
 _FIELDS = {field.name: field for field in option_fields()}
 
 
+EVALUATION = ("truth", "methods", "metrics")
+"""Options of ``vbp evaluate`` alone."""
+
+
 def read_run(place: str) -> dict[str, Any]:
-    """The settings in a file, as ``RunConfig`` takes them; relative paths count from the working directory.
+    """The settings in a file, as ``RunConfig`` and ``Evaluation`` take them.
+
+    Relative paths count from the working directory.
 
     Args:
         place: path or URL of the file.
@@ -38,8 +45,16 @@ def read_run(place: str) -> dict[str, Any]:
 def parse_run(text: str, name: str = "run.yaml") -> dict[str, Any]:
     """As ``read_run``, from a YAML text; `name` is the file's name, for messages.  An empty text has no settings."""
     reader = SettingsReader(name)
-    given = reader.by_field("", parse_yaml(text, name) or {}, list(_FIELDS))
-    return {field: reader.value(field, field, value) for field, value in given.items()}
+    given = reader.by_field("", parse_yaml(text, name) or {}, [*_FIELDS, *EVALUATION])
+    return {field: _value(reader, field, value) for field, value in given.items()}
+
+
+def _value(reader: SettingsReader, field: str, value: Any) -> Any:
+    if field == "truth":
+        return reader.text(field, value)
+    if field in EVALUATION:
+        return reader.names(field, value, "[vbp, eigencam]" if field == "methods" else "[pointing-game, insertion]")
+    return reader.value(field, field, value)
 
 
 def text_of_run(config: RunConfig) -> str:
@@ -53,11 +68,15 @@ def text_of_run(config: RunConfig) -> str:
     from vbp.storage.stores.options import check_options
 
     check_options(config.storage_options)
-    lines, recorded = [], config.as_json()
-    for name, field in _FIELDS.items():
-        value = getattr(config, name)
-        if value in (field.default, {}) or config.is_implied(name):
-            continue
+    lines, recorded = [], config.as_json() | (config.evaluation.as_json() if config.evaluation else {})
+    values = {
+        name: getattr(config, name)
+        for name, field in _FIELDS.items()
+        if getattr(config, name) not in (field.default, {}) and not config.is_implied(name)
+    }
+    if config.evaluation is not None:
+        values |= {name: value for name in EVALUATION if (value := getattr(config.evaluation, name))}
+    for name, value in values.items():
         if isinstance(value, str) and recorded[name] != value:
             raise UsageError(
                 f"--{name} (={recorded[name]}) is given with a password or a query, which may be secret and would "

@@ -84,10 +84,7 @@ class SettingsReader:
     def value(self, where: str, field: str, value: Any) -> Any:
         """The value as ``RunConfig`` takes it, checked against the field's type and domain."""
         if field in _LISTS and (value is not None or field == "outputs"):
-            kinds = value.split(",") if isinstance(value, str) else value
-            if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-                self.refuse(where, value, f"must be a list like {_LISTS[field]}")
-            value = tuple(kinds)
+            value = self.names(where, value, _LISTS[field])
         elif field in ("storage_options", "model_args"):
             value = self.mapping(where, value)
         elif field in ("mean", "std"):
@@ -102,6 +99,19 @@ class SettingsReader:
             return getattr(RunConfig(**{"input": "input", "output": "output", field: value}), field)
         except UsageError as error:
             raise UsageError(f"{self._name}: {where}: {error}") from error
+
+    def names(self, where: str, value: Any, like: str) -> tuple[str, ...]:
+        """Names from a list, or from a text with commas; `like` is an example, for the message."""
+        found = value.split(",") if isinstance(value, str) else value
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            self.refuse(where, value, f"must be a list like {like}")
+        return tuple(found)
+
+    def text(self, where: str, value: Any) -> str:
+        """Return the value, which must be a text."""
+        if not isinstance(value, str):
+            self.refuse(where, value, "must be text; put it in quotes")
+        return value
 
     def mapping(self, where: str, value: Any) -> Mapping[Any, Any]:
         """Return the value, which must be a mapping."""
