@@ -27,6 +27,11 @@ def filled(server, names, proxy=None):
     return Folder(folder.url, proxy.storage_options) if proxy else folder
 
 
+def believe_its_order(folder, monkeypatch):
+    """Nothing sorts behind the server in this test; the store is cached, so that later tests have the same one."""
+    monkeypatch.setattr(folder._store, "_is_sorted", True)
+
+
 def names_below(folders, count):
     return [f"{folder}/{number}.jpg" for folder in folders for number in range(count)]
 
@@ -37,7 +42,7 @@ def alphabet(rng, longest):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("depth", [1, 3])
-def test_byte_order_of_hostile_names(s3_server, seed, depth):
+def test_byte_order_of_hostile_names(s3_server, monkeypatch, seed, depth):
     print(f"seed {seed}")  # noqa: T201
     rng = random.Random(seed)
     folders = {alphabet(rng, 2) for _ in range(12)}
@@ -47,11 +52,8 @@ def test_byte_order_of_hostile_names(s3_server, seed, depth):
     names |= {f"{folder}{rest}" for folder in sorted(folders) for rest in ("-b", ".jpg", "0") if rng.random() < 0.4}
     folder = filled(s3_server, sorted(names))
     if depth == 1:  # the server sorts within a folder: no sorting behind us is needed
-        folder._store._is_sorted = True
-    try:
-        found = list(folder.walk())
-    finally:
-        folder._store._is_sorted = False
+        believe_its_order(folder, monkeypatch)
+    found = list(folder.walk())
     assert [file.path for file in found] == sorted(names, key=str.encode)
     assert [file.size for file in found] == [len(file.path.encode()) for file in found]
     assert all(file.version for file in found)
@@ -103,9 +105,9 @@ def test_an_unspeakable_folder(s3_server):
     assert filled(s3_server, names).list() == sorted(names)
 
 
-def test_an_error_in_one_folder(s3_server, fault_proxy):
+def test_an_error_in_one_folder(s3_server, fault_proxy, monkeypatch):
     folder = filled(s3_server, names_below("abc", 5), fault_proxy)
-    folder._store._is_sorted = True
+    believe_its_order(folder, monkeypatch)
     fault_proxy.faults = [Fault("denied", methods="LIST", path="/b/$")]
     stream = folder.walk()
     assert [next(stream).path for _ in range(5)] == names_below("a", 5)
@@ -120,9 +122,9 @@ def test_a_throttled_folder_is_waited_for(s3_server, fault_proxy):
     assert folder.list() == names
 
 
-def test_who_leaves_early_leaves_no_thread(s3_server):
+def test_who_leaves_early_leaves_no_thread(s3_server, monkeypatch):
     folder = filled(s3_server, names_below("abcdefgh", 5))
-    folder._store._is_sorted = True
+    believe_its_order(folder, monkeypatch)
     stream = folder.walk()
     assert next(stream).path == "a/0.jpg"
     stream.close()
