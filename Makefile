@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST_PROCESSES ?= 3
 export RAY_AUTH_MODE ?= disabled
+# Without kept bytecode, each process of the tests compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick slow check docs bench rehearsal zoo evidence chaos format lock s3 clean

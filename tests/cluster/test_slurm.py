@@ -118,6 +118,7 @@ def test_without_input_and_output_it_says_so(start):
     assert told.read_text() == ""
 
 
+@pytest.mark.long
 def test_shortly_before_the_end_of_its_time_it_queues_again(start):
     run, told = start
     process = run("in", "out", vbp="exec sleep 5")

@@ -19,13 +19,14 @@ def rows_of(text):
     return {row.split("|")[1].strip(): row.split("|")[2].strip() for row in text.splitlines() if "|" in row}
 
 
-@pytest.fixture
-def case(tmp_path):
-    (case,), (left_out,) = cases(None, tmp_path)
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    (case,), (left_out,) = cases(None, tmp_path_factory.mktemp("scenes"))
     assert "--data" in left_out
     return case
 
 
+@pytest.mark.long
 def test_a_section_has_a_row_for_each_method_and_marks_what_differs(case):
     table = Table(
         metric="pointing-game", meaning="m", paper="p", higher_is_better=True, settings="steps 3",
@@ -58,6 +59,7 @@ def test_the_introduction_names_every_method():
     assert all(f"| {name} |" in text for name in WITHOUT_CLASS)
 
 
+@pytest.mark.long
 def test_twins_of_several_seeds_stand_in_one_table(case):
     twins = dataclasses.replace(case, seeds=(500, 501), methods=("vbp", "random-twin"))
     names = [(each.name, each.settings["seed"]) for each in twins.runs()]

@@ -10,6 +10,7 @@ from vbp.review.output import Output
 from vbp.review.validate import validate
 from vbp.storage.manifest.manifest import Manifest
 
+pytestmark = pytest.mark.long
 SEED, SINGLE, PAIRS = 500, 4, 3
 
 

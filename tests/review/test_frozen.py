@@ -13,6 +13,7 @@ from vbp.storage.files import Folder
 from vbp.storage.ledger.lease import Lease
 from vbp.storage.record import is_complete
 
+pytestmark = pytest.mark.long
 KEYS = [f"cat/{number}.jpg" for number in range(8)]
 
 

@@ -253,6 +253,7 @@ def test_a_transformer_is_named_before_its_weights_are_read(weights):
         load_model("vit_b_16", weights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vgg11", "vgg16", "vgg16_bn", "alexnet"])
 def test_a_checkpoint_tells_its_network(name, tmp_path):
     torch.save(shrunk(name), tmp_path / "whole.pth")
@@ -261,6 +262,7 @@ def test_a_checkpoint_tells_its_network(name, tmp_path):
     assert fitting_model(str(tmp_path / "features.pth")) == name
 
 
+@pytest.mark.long
 def test_a_foreign_checkpoint_and_named_weights_tell_no_network(tmp_path):
     torch.save({"encoder.weight": torch.zeros(2)}, tmp_path / "foreign.pth")
     assert fitting_model(str(tmp_path / "foreign.pth")) is None
