@@ -288,7 +288,7 @@ def print_sweep(summary: SweepSummary) -> None:
 
 def gone_in_words(images: int) -> str:
     """A clause on images that are gone from INPUT and have a result."""
-    return f"{counted(images, 'image is', 'images are')} no longer in INPUT; what was made of them stays"
+    return f"{counted(images, 'image is', 'images are')} no longer in INPUT; the results stay"
 
 
 def duration(seconds: float) -> str:
