@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from vbp.cli import main
 from vbp.errors import UsageError
-from vbp.flags import GROUPS, METAVARS, config_of, evaluation_options, job_options
+from vbp.flags import GROUPS, METAVARS, card_options, config_of, evaluation_options, job_options
 from vbp.pipeline import RunConfig
-from vbp.pipeline.evaluation import Evaluation
+from vbp.pipeline.evaluation import Card, Evaluation
 from vbp.pipeline.runfile import parse_run
 
-JOBS = ("explain", "plan", "evaluate")
+JOBS = ("explain", "plan", "evaluate", "card")
 """Commands with the options of the main job."""
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +52,7 @@ def test_a_job_of_its_own_knows_the_short_help_too(job):
 def test_every_option_stands_in_one_group(command):
     shown = help_of(command, width=200)
     titles = re.findall(r"^(\w+):", shown, re.MULTILINE)
-    own = {"plan": ["Estimate"], "evaluate": ["Evaluation"]}.get(command, [])
+    own = {"plan": ["Estimate"], "evaluate": ["Evaluation"], "card": ["Evaluation"]}.get(command, [])
     cluster = ["Cluster"]
     assert titles == ["Usage", "Examples", *own, "Input", "Network", "Method", "Output", "Run", *cluster, "Other"]
     assert shown.partition("\nOther:\n")[2].split() == ["-h,", "--help", "Show", "this", "message", "and", "exit."]
@@ -197,7 +197,27 @@ def test_a_file_of_an_evaluation_is_no_other_commands(asked, tmp_path):
         asked("--config", tmp_path / "run.yaml")
 
 
-@pytest.mark.parametrize("text", ["truth: [boxes]", "methods: {vbp: 1}", "metrics: [1]"])
+@pytest.mark.parametrize("text", ["truth: [boxes]", "methods: {vbp: 1}", "metrics: [1]", "sample: many"])
 def test_options_of_an_evaluation_have_their_types(text):
-    with pytest.raises(UsageError, match=r"run.yaml: (truth|methods|metrics) \(=.*must be"):
+    with pytest.raises(UsageError, match=r"run.yaml: (truth|methods|metrics|sample) \(=.*must be"):
         parse_run(text)
+
+
+def test_a_card_is_saved_and_read_with_its_options(tmp_path):
+    @click.command("card")
+    @job_options
+    @card_options
+    @click.pass_context
+    def card(ctx, /, **options):
+        card.found = config_of(ctx, options)
+
+    file = tmp_path / "run.yaml"
+    asked = ["photos", "out", "--truth", "boxes", "--sample", "40", "--save-config", str(file)]
+    card.main(asked, "vbp card", standalone_mode=False)
+    first = card.found
+    assert first.evaluation == Card(truth="boxes", sample=40)
+    card.main(["--config", str(file)], "vbp card", standalone_mode=False)
+    assert card.found == first
+    file.write_text("{input: photos, output: out, methods: [vbp]}")
+    with pytest.raises(UsageError, match=r"methods is an option of vbp evaluate, not of vbp card"):
+        card.main(["--config", str(file)], "vbp card", standalone_mode=False)

@@ -20,11 +20,12 @@ import click
 
 from vbp.choices import Preset
 from vbp.errors import InterruptedRunError, LeaseLostError, UsageError, VBPError
-from vbp.flags import CONTEXT, Command, config_of, evaluation_options, job_options, json_object
+from vbp.flags import CONTEXT, Command, card_options, config_of, evaluation_options, job_options, json_object
 from vbp.plain import plain
 
 if TYPE_CHECKING:
     from vbp.pipeline.config import RunConfig
+    from vbp.pipeline.summary import Summary
     from vbp.pipeline.sweep.sweepfile import Sweep
 
 EXIT_CRASHED, EXIT_USAGE, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 3, 4
@@ -46,6 +47,10 @@ EVALUATE_EXAMPLES = """
 vbp evaluate photos out --truth annotations --weights model.safetensors
 vbp evaluate photos out --truth coco.json --methods vbp,eigencam,gradcam
 vbp evaluate photos out --weights model.pth --metrics insertion,deletion
+"""
+CARD_EXAMPLES = """
+vbp card photos out --truth annotations --weights model.safetensors
+vbp card photos out --weights model.pth --sample 40
 """
 SWEEP_EXAMPLES = """
 vbp sweep sweep.yaml --plan
@@ -182,22 +187,63 @@ def evaluate(ctx: click.Context, /, address: str | None, as_json: bool, **option
 
 def _evaluate(config: RunConfig, as_json: bool) -> int:
     """Run, then make table and page from what lies in OUTPUT."""
-    from vbp.pipeline.job import run
     from vbp.review.evaluation import evaluation, save
     from vbp.tables import print_evaluation
+
+    def show(summary: Summary) -> dict[str, Any]:
+        found = evaluation(summary.output, config.storage_options)
+        save(found, config.storage_options)
+        if not as_json:
+            print_evaluation(found)
+        return {"evaluation": found.as_json()}
+
+    return _run_and_show(config, as_json, show, "evaluation")
+
+
+@main.command(short_help="Whether a network's masks are worth something.", examples=CARD_EXAMPLES)
+@job_options
+@card_options
+@click.option("--address", metavar="URL", help="Run on the Ray cluster whose job API is at this URL: http://HEAD:8265.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary and the card as JSON on standard output.")
+@click.pass_context
+def card(ctx: click.Context, /, address: str | None, as_json: bool, **options: Any) -> None:
+    """Answer four questions about the masks of a network, from a sample of the images below INPUT.
+
+    Does the mask find objects, does training matter, is it stable, what does it cost? Does what vbp evaluate does, with
+    methods and metrics of its own choice, and writes one page, OUTPUT/card.html, and OUTPUT/card.json.
+    """
+    with _translated():
+        config = config_of(ctx, options)
+        sys.exit(_card(config, as_json) if address is None else _submit(config, address, as_json))
+
+
+def _card(config: RunConfig, as_json: bool) -> int:
+    """Run, then make the card from what lies in OUTPUT."""
+    from vbp.review.card import card, save
+    from vbp.tables import print_card
+
+    def show(summary: Summary) -> dict[str, Any]:
+        found = card(summary.output, config.storage_options)
+        save(found, config.storage_options)
+        if not as_json:
+            print_card(found)
+        return {"card": found.as_json()}
+
+    return _run_and_show(config, as_json, show, "card")
+
+
+def _run_and_show(config: RunConfig, as_json: bool, show: Callable[[Summary], dict[str, Any]], name: str) -> int:
+    """Run, and print the summary; if all is done, also what `show` makes of the output."""
+    from vbp.pipeline.job import run
     from vbp.terminal import print_summary, watching
 
-    with watching() as observer, redirect_stdout(sys.stderr):
+    with watching() as observer, _prints_aside():
         summary = run(config, observer)
-    found = evaluation(summary.output, config.storage_options) if summary.succeeded else None
-    if found is not None:
-        save(found, config.storage_options)
+    if not as_json:
+        print_summary(summary)
+    found = show(summary) if summary.succeeded else {name: None}
     if as_json:
-        _print_json({**summary.as_json(), "evaluation": found and found.as_json()})
-        return summary.exit_code
-    print_summary(summary)
-    if found is not None:
-        print_evaluation(found)
+        _print_json({**summary.as_json(), **found})
     return summary.exit_code
 
 

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from vbp.choices import choices_of
 from vbp.errors import UsageError
 from vbp.pipeline.config import RunConfig, option_fields
-from vbp.pipeline.evaluation import USUAL_METHODS, USUAL_METRICS, Evaluation
+from vbp.pipeline.evaluation import SAMPLE, USUAL_METHODS, USUAL_METRICS, Card, Evaluation
 
 ALIASES = {
     "weights": ("--cp", "--checkpoint"),
@@ -26,7 +26,7 @@ RESULTS = "results"
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "Estimate": ("price_per_hour", "images_per_second"),
-    "Evaluation": ("truth", "methods", "metrics"),
+    "Evaluation": ("truth", "sample", "methods", "metrics"),
     "Input": ("input", "limit", "refresh", "suffixes", "max_bytes", "directory"),
     "Network": (
         "model", "model_args", "submodule", "weights", "size", "fit", "device", "precision", "batch_size", "mean",
@@ -147,6 +147,20 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("methods", f"Comma-separated [default: {', '.join(USUAL_METHODS)}]."),
     ):
         command = click.option(f"--{name}", metavar="LIST", help=help_text, callback=_names)(command)
+    return truth_option(command)
+
+
+def card_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags of ``vbp card`` that the main job has not."""
+    help_text = "At most so many images, chosen by their names' hashes."
+    command = click.option("--sample", metavar="N", type=int, default=SAMPLE, show_default=True, help=help_text)(
+        command
+    )
+    return truth_option(command)
+
+
+def truth_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the objects are."""
     return click.option(
         "--truth",
         metavar="PLACE",
@@ -155,7 +169,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def config_of(ctx: click.Context, options: dict[str, Any]) -> RunConfig:
-    """The configuration from the arguments of `job_options`, and of `evaluation_options` where the command has them.
+    """The configuration from the arguments of `job_options`, and of `evaluation_options` or `card_options`.
 
     ``--save-config`` also writes it to a file.
 
@@ -169,7 +183,8 @@ def config_of(ctx: click.Context, options: dict[str, Any]) -> RunConfig:
     kept = {} if file is None else read_run(file)
     places = kept.pop("input", None), kept.pop("output", None)
     if strange := kept.keys() - options.keys():
-        raise UsageError(f"{file}: {min(strange)} is an option of vbp evaluate, not of vbp {ctx.command.name}.")
+        name = min(strange)
+        raise UsageError(f"{file}: {name} is an option of vbp {EVALUATION[name]}, not of vbp {ctx.command.name}.")
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     options |= {name: value for name, value in kept.items() if name not in given}
     if directory is not None:
@@ -178,7 +193,8 @@ def config_of(ctx: click.Context, options: dict[str, Any]) -> RunConfig:
     if input is None or output is None:
         raise UsageError(f"Both INPUT and OUTPUT are needed: vbp {ctx.command.name} INPUT OUTPUT.")
     evaluation = {name: options.pop(name) for name in EVALUATION if name in options}
-    asked = Evaluation(**evaluation) if evaluation else None
+    kind = Card if "sample" in evaluation else Evaluation
+    asked = kind(**evaluation) if evaluation else None
     config = RunConfig(input=input, output=output, evaluation=asked, **options)
     if target is not None:
         save_run(config, target)

@@ -15,6 +15,7 @@ from vbp.words import counted
 if TYPE_CHECKING:
     from vbp.pipeline.dryrun import Plan
     from vbp.pipeline.sweep.dryrun import SweepPlan
+    from vbp.review.card import Card
     from vbp.review.compare import Comparison
     from vbp.review.evaluation import Evaluated
     from vbp.review.failures import Failures
@@ -125,6 +126,15 @@ def print_evaluation(found: Evaluated) -> None:
                 line.verdict,
             )
     _print("", table, f"\npage: {found.output}/evaluation.html")
+
+
+def print_card(found: Card) -> None:
+    """Print the questions with their answers, the worst first."""
+    lines = []
+    for answer in found.first_the_worst:
+        verdict = f"{answer.verdict.capitalize()}: " if answer.verdict else ""
+        lines += [f"\n{answer.question} {verdict}{answer.sentence}", *(f"  {remark}" for remark in answer.remarks)]
+    _print(*lines, f"\npage: {found.output}/card.html")
 
 
 def print_plan(plan: Plan) -> None:

@@ -112,3 +112,24 @@ def test_changed_networks_and_images_are_explained_for_the_same_class(maps):
     evaluator(pixels, pixels[..., 0] / 255.0, np.array([3, 8]), [None] * 2)
     assert all(asked == ("vbp", 2, [3, 8]) for asked in (*random.asked, *maps.asked))
     assert len(random.asked) == 1
+
+
+def test_what_costs_passes_is_measured_of_some_methods_alone(maps):
+    pixels = np.random.default_rng(4).integers(0, 256, (1, 12, 12, 3), dtype=np.uint8)
+    evaluator = Evaluator(
+        maps,
+        lambda pixels_BHWC: torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).float() / 255,
+        ["vbp", "channel", "other"],
+        ["energy-inside", "deletion", "mprt-last-ssim", "noise-ssim", "sparseness"],
+        random=[("stem", maps)],
+        classify=lambda images_BCHW: torch.full((len(images_BCHW), 2), 0.5),
+        costly_for=["channel"],
+    )
+    inside = np.arange(144).reshape(12, 12) > 70
+    (found,) = evaluator(pixels, pixels[..., 0] / np.float32(255), np.array([1]), [inside])
+    measured = {
+        method: {metric for name, metric, *_ in found if name == method} - {"seconds"}
+        for method in ("vbp", "channel", "other")
+    }
+    assert measured["vbp"] == measured["other"] == {"energy-inside", "sparseness"}
+    assert measured["channel"] == {"energy-inside", "sparseness", "deletion", "mprt-last-ssim", "noise-ssim"}

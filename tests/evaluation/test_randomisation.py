@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vbp.errors import ModelError
-from vbp.evaluation.randomisation import RANDOMISATION, cascade, randomisation, rise_of_entropy
+from vbp.evaluation.randomisation import RANDOMISATION, cascade, randomisation, rise_of_entropy, steps_for
 from vbp.evaluation.randomness import noisy
 from vbp.evaluation.similarity import spearman, ssim, turned
 
@@ -180,3 +180,13 @@ def test_copies_share_what_is_equal(network):
         assert twin.head.weight.data_ptr() == network.head.weight.data_ptr()
     assert third.top.weight.data_ptr() == second.top.weight.data_ptr() == first.top.weight.data_ptr()
     assert first.stem.weight.data_ptr() == network.stem.weight.data_ptr() != third.stem.weight.data_ptr()
+
+
+def test_what_looks_at_the_last_step_alone_needs_no_other(network, pixels):
+    last = [name for name in RANDOMISATION if "last" in name or name == "efficient-mprt"]
+    assert (steps_for(last), steps_for([*last, "mprt-ssim"]), steps_for([])) == (1, 8, 1)
+    one, all_steps = (scored(network, pixels, "stem", last, steps=steps) for steps in (1, 8))
+    for first, second in zip(one, all_steps, strict=True):
+        assert [(each.metric, each.value) for each in first.scores] == [
+            (each.metric, each.value) for each in second.scores
+        ]

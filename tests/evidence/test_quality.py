@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
 from vbp.evidence.quality import WITHOUT_CLASS, cases, introduction, section
 from vbp.pipeline import run
 from vbp.review.evaluation import Evaluated, Line, Table, evaluation
+from vbp.review.reference import read, reference, write
 
 
 def line(method, mean, verdict=""):
@@ -21,7 +23,7 @@ def rows_of(text):
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    (case,), (left_out,) = cases(None, tmp_path_factory.mktemp("scenes"))
+    (case, _), (left_out,) = cases(None, tmp_path_factory.mktemp("scenes"))
     assert "--data" in left_out
     return case
 
@@ -75,3 +77,39 @@ def test_twins_of_several_seeds_stand_in_one_table(case):
     rows = rows_of(section(twins, runs))
     assert rows["random-twin"] == "0.25 (0.15 to 0.35)"
     assert rows["random-twin, seed 501"] == "0.75 (0.65 to 0.85)"
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
+
+def test_the_figures_of_a_card_are_those_of_the_page():
+    """Each interval of the masks that the package carries stands in the page, in a table with that metric."""
+    tables = re.findall(r"((?:^\|.*\n)+)", PAGE.read_text(), re.MULTILINE)
+    published = set()
+    for table in tables:
+        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        own = next((row for row in rows if row[0] == "**vbp**"), None)
+        if own is not None:
+            published |= {(name[:-2], cell) for name, cell in zip(head[1:-1], own[1:-1], strict=True)}
+    kept = {
+        (each.metric, f"{each.mean:.2f} ({each.low:.2f} to {each.high:.2f})")
+        for all_ in read()
+        for each in all_.figures
+    }
+    assert len(kept) > 10
+    assert kept <= published, kept - published
+
+
+def test_figures_are_kept_as_they_were_found(tmp_path, monkeypatch):
+    table = Table(
+        metric="deletion", meaning="m", paper="p", higher_is_better=False, settings="",
+        lines=(line("vbp", 0.5), line("random-twin", 0.75)),
+    )  # fmt: skip
+    found = Evaluated(output="o", images=9, tables=(table,), seconds={"random-twin": 2.0}, facts={})
+    kept = reference("Scenes", found)
+    (figure,) = kept.figures
+    assert (kept.title, kept.images, kept.seconds) == ("Scenes", 9, 2.0)
+    assert (figure.mean, figure.low, figure.twin, figure.chance) == (0.5, 0.4, 0.75, 0.25)
+    write([kept], tmp_path / "reference.json")
+    monkeypatch.setattr("vbp.review.reference.resources.files", lambda package: tmp_path)
+    assert read() == (kept,)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from collections import deque
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 
 from vbp.errors import UsageError
 from vbp.pipeline import Observer, RunConfig, run
-from vbp.pipeline.calibrate import Choice, _pixels
+from vbp.pipeline.calibrate import _pixels
 from vbp.pipeline.dryrun import plan
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
@@ -70,17 +69,6 @@ def test_scales_stay_with_the_run(tmp_path, monkeypatch):
 
 def row(key):
     return ManifestRow(key, f"file:///{key}", key.encode(), None)
-
-
-def test_images_are_chosen_by_the_hash_of_their_keys():
-    keys = [f"{number:05d}" for number in range(900)]
-    by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
-    choice = Choice()
-    assert [each.key for each in choice.watch(map(row, [*keys, *keys[:50]]))] == keys + keys[:50]
-    assert [each.key for each in choice.rows] == by_hash[:160]
-    first = Choice(310)
-    deque(first.watch(map(row, keys)), maxlen=0)
-    assert [each.key for each in first.rows] == [key for key in by_hash if key < "00310"][:160]
 
 
 def test_few_large_images_are_enough(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from vbp.errors import UsageError
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.evaluation import Evaluation
+from vbp.pipeline.evaluation import Card, Evaluation
 from vbp.pipeline.on_ray.submit import check_places
 from vbp.pipeline.prepare import absolute, contents_sha256
 from vbp.pipeline.recipe import rows_together
@@ -94,3 +94,29 @@ def test_few_images_are_in_flight_because_each_takes_long():
     plain = RunConfig(input="photos", output="out")
     asked = RunConfig(input="photos", output="out", evaluation=Evaluation(truth="boxes"))
     assert rows_together(asked, "cpu", 2, threads=4) == 2 < rows_together(plain, "cpu", 2, threads=4)
+
+
+def test_a_card_asks_for_all_that_can_be_had():
+    with_all = Card(truth="boxes").chosen(has_classifier=True)
+    assert set(with_all[1]) == {
+        "pointing-game", "energy-inside", "rank-accuracy", "insertion", "deletion", "mprt-last-ssim",
+        "mprt-last-spearman", "noise-ssim", "sparseness",
+    }  # fmt: skip
+    methods, metrics = Card().chosen(has_classifier=False)
+    assert methods == ("vbp", "random-twin", "eigencam", "centre", "edge", "uniform")
+    assert set(metrics) == {"mprt-last-ssim", "mprt-last-spearman", "noise-ssim", "sparseness"}
+
+
+def test_a_card_is_a_command_of_its_own_and_its_choice_is_in_the_fingerprint():
+    config = RunConfig(input="photos", output="out", evaluation=Card(truth="boxes", sample=40))
+    assert (config.command, config.sample) == ("card", 40)
+    assert config.arguments() == ["--truth=boxes", "--sample=40", "--", "photos", "out"]
+    found = config.fingerprint()
+    assert (found["sample"], found["methods"][:2]) == (40, ["vbp", "random-twin"])
+    assert RunConfig(input="photos", output="out", evaluation=Evaluation(truth="boxes")).sample is None
+    assert isinstance(absolute(config).evaluation, Card)
+
+
+def test_an_empty_sample_is_refused():
+    with pytest.raises(UsageError, match=r"--sample \(=0\) must be at least 1"):
+        Card(sample=0)

@@ -32,6 +32,7 @@ def test_contents(wheel):
     needed_files = (
         "vbp/py.typed", "vbp/cli.py", "vbp/demo/vgg16_demo.safetensors", "vbp/networks/imagenet_wnids.txt",
         "vbp/review/report.html.jinja",
+        "vbp/review/reference.json",
     )  # fmt: skip
     for needed in needed_files:
         assert needed in names

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -46,6 +46,7 @@ class Evaluator:
         seed: of what is random in the metrics.
         batch_size: images that a method gets at a time, always as many: smaller batches are filled with black images,
             so that no last bit of a map depends on the images beside it.
+        costly_for: methods that get the metrics which need passes through the network; None: all.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class Evaluator:
         classify: Classify | None = None,
         seed: int = 500,
         batch_size: int = 1,
+        costly_for: Collection[str] | None = None,
     ) -> None:
         self._maps, self._random, self._normalise, self._batch_size = maps, random, normalise, batch_size
         self._methods, self._classify, self._seed = methods, classify, seed
+        self._costly_for = methods if costly_for is None else costly_for
         self._asked: dict[Family, list[str]] = {family: [] for family in get_args(Family)}
         for name in metrics:
             self._asked[METRICS[name].family].append(name)
@@ -87,9 +90,11 @@ class Evaluator:
             started = time.perf_counter()
             maps_BHW = masks_BHW if method == "vbp" else self._explain(self._maps, method, classes_B)(pixels_BHWC)
             seconds = (time.perf_counter() - started) / len(maps_BHW)
-            changed = self._of_changes(method, pixels_BHWC, classes_B)
+            is_costly = method in self._costly_for
+            changed = self._of_changes(method, pixels_BHWC, classes_B) if is_costly else [[]] * len(maps_BHW)
             for i, map_HW in enumerate(maps_BHW):
-                found[i] += _named(method, [*self._of_one(map_HW, regions[i], perturbations[i]), *changed[i]])
+                own = self._of_one(map_HW, regions[i], perturbations[i] if is_costly else None)
+                found[i] += _named(method, [*own, *changed[i]])
                 if method != "vbp":
                     found[i].append((method, SECONDS, seconds, None, ""))
         return found

@@ -74,6 +74,11 @@ RANDOMISATION: Mapping[str, Way] = MappingProxyType(
 )
 
 
+def steps_for(metrics: Collection[str]) -> int:
+    """Steps of `cascade` that these metrics look at: one suffices where all of them look at the last alone."""
+    return STEPS if any(RANDOMISATION[metric].steps == "all" for metric in metrics) else 1
+
+
 @dataclass(frozen=True)
 class Randomised:
     """What randomisation says of one method's map of one image.

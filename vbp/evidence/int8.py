@@ -23,7 +23,8 @@ from vbp.explainer import Explainer
 from vbp.images.decode import decode
 from vbp.networks.model import Model
 from vbp.networks.models import load_model
-from vbp.pipeline.calibrate import Choice
+from vbp.pipeline.calibrate import TRIED
+from vbp.pipeline.sample import Choice
 from vbp.saliency.prepared.calibration import IMAGES, LEAST_CORRELATION
 from vbp.saliency.prepared.int8 import Scales
 from vbp.storage.collections.tree import list_tree
@@ -73,7 +74,7 @@ def brightest(mask_HW: Mask) -> NDArray[np.bool_]:
 
 def photos_of(folder: str) -> Photos:
     """The pixels of a tree's images by key, those with which a job would calibrate first."""
-    choice, source = Choice(), Folder(folder)
+    choice, source = Choice(TRIED), Folder(folder)
     deque(choice.watch(list_tree(source)), maxlen=0)
     return {row.key: decode(source.read(os.fsdecode(row.path or b""))).pixels_HWC for row in choice.rows}
 

@@ -1,9 +1,10 @@
 """How good the masks are, where the objects are known: writes docs/evaluation.md.
 
 ``python -m vbp.evidence.quality docs/evaluation.md --data FOLDER`` evaluates each case by ``vbp evaluate`` and writes
-the tables.  FOLDER may have ``raccoon/images`` with ``raccoon/annotations`` (photographs with boxes in VOC's XML),
-``photos`` and ``vgg16_features.safetensors``; what it lacks is left out, and the page says so.  The demo's scenes need
-nothing.  The outputs stay in ``--work``, so that the same command goes on where it was stopped.
+the tables.  ``--reference FILE`` also writes the figures that ``vbp card`` shows beside its own.  FOLDER may have
+``raccoon/images`` with ``raccoon/annotations`` (photographs with boxes in VOC's XML), ``photos`` and
+``vgg16_features.safetensors``; what it lacks is left out, and the page says so.  The demo's scenes need nothing.  The
+outputs stay in ``--work``, so that the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vbp.evidence.timing import machine
 from vbp.pipeline import Observer, RunConfig, run
 from vbp.pipeline.evaluation import Evaluation
 from vbp.review.evaluation import OWN, Evaluated, Line, evaluation
+from vbp.review.reference import reference, write
 
 SCENES, SEED = 200, 900
 """Scenes of the demo: others than those that the demo shows and than those that its network was trained on."""
@@ -36,6 +38,7 @@ ALL = tuple(name for name in METHODS if name != "smoothgrad")
 """SmoothGrad takes some twenty gradients an image, and is left out."""
 WITHOUT_REFERENCE = tuple(name for name in ALL if name != "vbp-reference")
 """The preset `reference` is for VGG and networks like it."""
+PHOTOS = "EfficientNet-Lite0, photographs of ImageNet's classes"
 TWINS = ("vbp", "random-twin")
 TWIN_SEEDS = (500, 501, 502, 503, 504)
 
@@ -55,6 +58,8 @@ class Case:
     """The first so many; None: all."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ``RunConfig``."""
+    cited: str = ""
+    """What `vbp card` calls it; empty: the title."""
     seeds: Sequence[int] = ()
     """Several runs, one for each seed, in one table; empty: one run."""
 
@@ -86,7 +91,8 @@ class Case:
 
 def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
     """The cases whose data are there, and sentences on what is left out."""
-    found, left_out = [_demo(work)], []
+    demo = _demo(work)
+    found, left_out = [demo, _sanity(demo)], []
     raccoon = None if data is None else data / "raccoon"
     weights = None if data is None else data / "vgg16_features.safetensors"
     if raccoon is None or weights is None or not (raccoon.exists() and weights.exists()):
@@ -135,7 +141,8 @@ def cases(data: Path | None, work: Path) -> tuple[list[Case], list[str]]:
             ("photos-lite0-sanity", "the same photographs, what the map depends on", SOME[:-1], SANITY, 16),
         ):
             place = data / "photos"
-            found.append(Case(name, f"EfficientNet-Lite0, {title}", about, place, None, methods, metrics, images, lite))
+            own = f"EfficientNet-Lite0, {title}"
+            found.append(Case(name, own, about, place, None, methods, metrics, images, lite, cited=PHOTOS))
     return found, left_out
 
 
@@ -150,7 +157,7 @@ def _twins(name: str, title: str, places: tuple[Path, Path], settings: Mapping[s
         LOCALISATION,
         images,
         settings,
-        TWIN_SEEDS,
+        seeds=TWIN_SEEDS,
     )
 
 
@@ -176,6 +183,19 @@ def _demo(work: Path) -> Case:
         (*LOCALISATION, *FAITHFULNESS),
         images=32,
         settings={"weights": "demo"},
+    )
+
+
+def _sanity(demo: Case) -> Case:
+    return replace(
+        demo,
+        name="demo-sanity",
+        title=f"{demo.title}, what the map depends on",
+        about="The same network on the same scenes.",
+        cited=demo.title,
+        truth=None,
+        methods=SOME[:-1],
+        metrics=SANITY,
     )
 
 
@@ -257,16 +277,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/evidence"), help="where the outputs are kept")
     parser.add_argument("--images", type=int, help="only the first so many of each case")
     parser.add_argument("--cases", nargs="+", help="only these")
+    parser.add_argument("--reference", type=Path, help="the file of figures to write")
     options = parser.parse_args()
     found, left_out = cases(options.data, options.work)
-    parts = ["\n".join(introduction()), *left_out]
+    parts, references = ["\n".join(introduction()), *left_out], []
     for case in found:
         if options.cases is None or case.name in options.cases:
             configs = [each.config(options.work, options.images) for each in case.runs()]
             for config in configs:
                 run(config, Observer())
-            parts.append(section(case, [evaluation(config.output) for config in configs]))
+            runs = [evaluation(config.output) for config in configs]
+            parts.append(section(case, runs))
+            if not case.seeds:
+                references.append(reference(case.cited or case.title, runs[0]))
             options.file.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")
+    if options.reference is not None:
+        write(references, options.reference)
 
 
 if __name__ == "__main__":

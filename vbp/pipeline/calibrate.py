@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from heapq import heappush, heappushpop
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,44 +46,6 @@ def calibrated(recipe: Recipe, model: Model, rows: Sequence[ManifestRow]) -> dic
     scales = Explainer(**engine, classify=False).scales
     assert scales is not None
     return scales.as_json()
-
-
-class Choice:
-    """Chooses up to `TRIED` images of a stream: those whose keys have the smallest SHA-256.
-
-    The choice is as good as random, the same in every run, and independent of the order of the stream.
-
-    Args:
-        limit: only the first `limit` images of the stream are considered; None: all.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit
-        self._ranks: list[int] = []
-        """A heap of the negated hashes, so that the largest hash comes first."""
-        self._rows: dict[int, ManifestRow] = {}
-
-    def watch(self, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
-        """Yield the rows unchanged, and consider each of them."""
-        for number, row in enumerate(rows):
-            if self._limit is None or number < self._limit:
-                self._look_at(row)
-            yield row
-
-    @property
-    def rows(self) -> list[ManifestRow]:
-        """The images that are chosen so far, the smallest hash first."""
-        return [self._rows[rank] for rank in sorted(self._rows)]
-
-    def _look_at(self, row: ManifestRow) -> None:
-        rank = int.from_bytes(hashlib.sha256(row.key.encode()).digest())
-        if rank in self._rows:  # a manifest file may name an image twice
-            return
-        self._rows[rank] = row
-        if len(self._rows) <= TRIED:
-            heappush(self._ranks, -rank)
-        else:
-            del self._rows[-heappushpop(self._ranks, -rank)]
 
 
 def _pixels(recipe: Recipe, rows: Sequence[ManifestRow], count: int) -> list[np.ndarray]:

@@ -39,7 +39,7 @@ from vbp.errors import UsageError
 from vbp.networks import names
 from vbp.networks.preprocessing import IMAGENET, Preprocessing, check_mean, check_std
 from vbp.pipeline.apart import check_places
-from vbp.pipeline.evaluation import Evaluation
+from vbp.pipeline.evaluation import Card, Evaluation
 from vbp.pipeline.resources import parse_labels
 from vbp.saliency.method import Method
 from vbp.storage.addresses import check_place, without_secrets
@@ -199,7 +199,7 @@ class RunConfig:
         metadata={"help": "JSON of non-secret options by URL prefix: endpoint_url, region, anon, requester_pays."},
     )
     evaluation: Evaluation | None = field(default=None, metadata={"group": True})
-    """What `vbp evaluate` measures besides; None in `vbp explain`."""
+    """What `vbp evaluate` or `vbp card` measures besides; None in `vbp explain`."""
 
     def __post_init__(self) -> None:
         if not self.input or not self.output:
@@ -277,6 +277,11 @@ class RunConfig:
     def truth(self) -> str | None:
         """Place of the true objects; None if there are none, or nothing is evaluated."""
         return None if self.evaluation is None else self.evaluation.truth
+
+    @property
+    def sample(self) -> int | None:
+        """At most so many images are looked at, chosen by their keys; None: all."""
+        return self.evaluation.sample if isinstance(self.evaluation, Card) else None
 
     def failures_allowed(self, images: int) -> int:
         """How many of `images` may fail before the run counts as failed (``max_failures``)."""
@@ -370,7 +375,7 @@ class RunConfig:
     @property
     def command(self) -> str:
         """Which command of ``vbp`` does such a run."""
-        return "explain" if self.evaluation is None else "evaluate"
+        return "explain" if self.evaluation is None else self.evaluation.command
 
     def arguments(self) -> list[str]:
         """The command line of this configuration: INPUT, OUTPUT, and a flag for each value that is not a default."""

@@ -106,7 +106,7 @@ def evaluated(recipe: Recipe, evaluation: Evaluation) -> Callable[[Batch], Batch
     import torch
 
     from vbp.evaluation.evaluator import Evaluator
-    from vbp.evaluation.randomisation import cascade
+    from vbp.evaluation.randomisation import cascade, steps_for
     from vbp.evaluation.saliencies import Saliencies
     from vbp.networks.models import load_model
     from vbp.pipeline.truths import Truths
@@ -129,9 +129,11 @@ def evaluated(recipe: Recipe, evaluation: Evaluation) -> Callable[[Batch], Batch
 
     has_classifier = model.num_classes is not None
     methods, metrics = evaluation.chosen(has_classifier)
+    changing = _that_change_networks(metrics)
+    twins = cascade(network, steps=steps_for(changing), seed=config.seed) if changing else ()
     random = [
         (layer, Saliencies(twin, config.method, seed=config.seed, has_classifier=has_classifier))
-        for layer, twin in (cascade(network, seed=config.seed) if _changes_networks(metrics) else ())
+        for layer, twin in twins
     ]
     evaluator = Evaluator(
         maps,
@@ -142,6 +144,7 @@ def evaluated(recipe: Recipe, evaluation: Evaluation) -> Callable[[Batch], Batch
         classify=classify if has_classifier else None,
         seed=config.seed,
         batch_size=recipe.batch_size if config.fit != "original" else 1,
+        costly_for=evaluation.costly_for,
     )
     truths = Truths(evaluation.truth, recipe.truth_rule, config.storage_options) if evaluation.truth else None
     evaluate = Evaluate(evaluator, truths)
@@ -158,12 +161,12 @@ def check_evaluation(config: RunConfig, model: Model) -> None:
 
     assert config.evaluation is not None
     if find_spec("scipy") is None:
-        raise UsageError("vbp evaluate needs more packages: pip install 'visualbackprop[eval]'.")
+        raise UsageError(f"vbp {config.command} needs more packages: pip install 'visualbackprop[eval]'.")
     from vbp.evaluation.randomisation import cascade
 
     has_classifier = model.num_classes is not None
     methods, metrics = config.evaluation.chosen(has_classifier)
-    if _changes_networks(metrics):
+    if _that_change_networks(metrics):
         cascade(model.network, steps=1)
     preprocessing = config.preprocessing(model.preprocessing)
     side = preprocessing.size or IMAGENET.size or 1
@@ -173,8 +176,8 @@ def check_evaluation(config: RunConfig, model: Model) -> None:
             raise UsageError(f"--methods {method}: {refusal}")
 
 
-def _changes_networks(metrics: Sequence[str]) -> bool:
-    return any(METRICS[name].family == "randomisation" for name in metrics)
+def _that_change_networks(metrics: Sequence[str]) -> list[str]:
+    return [name for name in metrics if METRICS[name].family == "randomisation"]
 
 
 def _answered(

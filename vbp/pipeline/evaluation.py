@@ -1,11 +1,11 @@
-"""Evaluation: what ``vbp evaluate`` measures of each image, besides what ``vbp explain`` leaves."""
+"""Evaluation: what ``vbp evaluate`` and ``vbp card`` measure of each image, besides what ``vbp explain`` leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 from vbp.choices import METHOD_NAMES, METRIC_NAMES
 from vbp.errors import UsageError
@@ -17,6 +17,13 @@ USUAL_METHODS = ("vbp", "random-twin", "eigencam", "gradcam", "centre", "edge", 
 """``--methods``, if it is not given; without a classifier those that need none."""
 USUAL_METRICS = ("pointing-game", "energy-inside", "rank-accuracy", "insertion", "deletion")
 """``--metrics``, if it is not given; those for which truth and classifier are there."""
+CARD_METHODS = ("vbp", "random-twin", "eigencam", "gradcam", "centre", "edge", "uniform")
+CARD_METRICS = (
+    "pointing-game", "energy-inside", "rank-accuracy", "insertion", "deletion", "mprt-last-ssim", "mprt-last-spearman",
+    "noise-ssim", "sparseness",
+)  # fmt: skip
+SAMPLE = 100
+"""``--sample`` of ``vbp card``, if it is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,13 @@ class Evaluation:
     """Empty: `USUAL_METHODS`."""
     metrics: tuple[str, ...] = ()
     """Empty: `USUAL_METRICS`."""
+    command: ClassVar[str] = "evaluate"
+    """Of ``vbp``."""
+    usual_methods: ClassVar[tuple[str, ...]] = USUAL_METHODS
+    usual_metrics: ClassVar[tuple[str, ...]] = USUAL_METRICS
+    costly_for: ClassVar[tuple[str, ...]] = METHOD_NAMES
+    """Methods that get the metrics which need passes through the network."""
+
     truth: str | None = None
     """A COCO file, or a folder of annotations or masks; None: nobody knows where the objects are."""
 
@@ -55,8 +69,8 @@ class Evaluation:
             for name in asked:
                 if name in lacking:
                     raise UsageError(f"{flag} {name} needs {_NEEDED[lacking[name]]}.")
-        methods = self.methods or tuple(name for name in USUAL_METHODS if name not in lacking)
-        metrics = self.metrics or tuple(name for name in USUAL_METRICS if name in METRICS and name not in lacking)
+        methods = self.methods or tuple(name for name in self.usual_methods if name not in lacking)
+        metrics = self.metrics or tuple(name for name in self.usual_metrics if name not in lacking)
         if not metrics:
             raise UsageError(
                 f"None of the usual metrics can be had: they need {_NEEDED['truth']}, or {_NEEDED['classifier']}; "
@@ -73,6 +87,37 @@ class Evaluation:
         """The flags of ``vbp evaluate`` for these values."""
         values = (("truth", self.truth), ("methods", ",".join(self.methods)), ("metrics", ",".join(self.metrics)))
         return [f"--{name}={value}" for name, value in values if value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(Evaluation):
+    """A fixed choice of methods and metrics on a sample of the images, enough for an answer in short time.
+
+    Raises:
+        UsageError: the sample is empty.
+    """
+
+    command: ClassVar[str] = "card"
+    usual_methods: ClassVar[tuple[str, ...]] = CARD_METHODS
+    usual_metrics: ClassVar[tuple[str, ...]] = CARD_METRICS
+    costly_for: ClassVar[tuple[str, ...]] = ("vbp", "random-twin")
+
+    sample: int = SAMPLE
+    """At most so many images, chosen by the hash of their keys."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sample < 1:
+            raise UsageError(f"--sample (={self.sample}) must be at least 1.")
+
+    def as_json(self) -> dict[str, Any]:
+        """As of every evaluation; a vbp that chooses other methods does not continue this one's card."""
+        chosen = {"methods": list(self.usual_methods), "metrics": list(self.usual_metrics)}
+        return {**super().as_json(), **chosen, "sample": self.sample}
+
+    def flags(self) -> list[str]:
+        """The flags of ``vbp card`` for these values."""
+        return [*super().flags(), f"--sample={self.sample}"]
 
 
 _NEEDED = {

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from vbp.pipeline import prepare
 from vbp.pipeline.apart import rows_apart
-from vbp.pipeline.calibrate import Choice, calibrated
+from vbp.pipeline.calibrate import TRIED, calibrated
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.clearing import clear, holds_run
 from vbp.pipeline.loading import NetworkFacts
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
+from vbp.pipeline.sample import Choice, sampled
 from vbp.pipeline.working import Due
 from vbp.storage.ledger import index
 from vbp.storage.ledger.reconcile import reconcile
@@ -44,7 +45,7 @@ class Checked:
     def __init__(self, attempt: Attempt, recipe: Recipe, network: NetworkFacts, load: Callable[[], Model]) -> None:
         self._attempt, self._recipe, self._network, self._load = attempt, recipe, network, load
         self._config, self._output, self._record = attempt.config, attempt.output, attempt.record
-        self._choice = Choice(attempt.config.limit)
+        self._choice = Choice(TRIED, attempt.config.limit)
 
     def listed(self, known: Manifest | None = None) -> Listed:
         """Read the manifest if there is one of this input, else list INPUT; with ``--refresh`` bring it up to date.
@@ -162,7 +163,8 @@ class Checked:
     def _rows(self, observer: Observer, left_out: LeftOut) -> Iterator[ManifestRow]:
         observer.doing("listing INPUT")
         rows = prepare.list_input(self._config, observer.listed, left_out)
-        return rows_apart(rows, self._config.input, self._config.output)
+        apart = rows_apart(rows, self._config.input, self._config.output)
+        return apart if self._config.sample is None else sampled(apart, self._config.sample)
 
     def _drop(self, keys: Sequence[str]) -> None:
         """Remove the result files of images; those in tars are removed with the tar, once no row names it."""

@@ -8,7 +8,7 @@
     outputs: [mask]
 
 ``vbp explain --config FILE`` reads it, ``vbp explain ... --save-config FILE`` writes it.  That of ``vbp evaluate`` also
-has ``truth``, ``methods`` and ``metrics``.
+has ``truth``, ``methods`` and ``metrics``, that of ``vbp card`` ``truth`` and ``sample``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vbp.pipeline.settings import SettingsReader, parse_yaml, read_text
 _FIELDS = {field.name: field for field in option_fields()}
 
 
-EVALUATION = ("truth", "methods", "metrics")
-"""Options of ``vbp evaluate`` alone."""
+EVALUATION = {"truth": "evaluate", "methods": "evaluate", "metrics": "evaluate", "sample": "card"}
+"""Options that the main job has not, each with a command that has it."""
 
 
 def read_run(place: str) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def parse_run(text: str, name: str = "run.yaml") -> dict[str, Any]:
 def _value(reader: SettingsReader, field: str, value: Any) -> Any:
     if field == "truth":
         return reader.text(field, value)
+    if field == "sample":
+        return reader.whole_number(field, value)
     if field in EVALUATION:
         return reader.names(field, value, "[vbp, eigencam]" if field == "methods" else "[pointing-game, insertion]")
     return reader.value(field, field, value)
@@ -75,7 +77,7 @@ def text_of_run(config: RunConfig) -> str:
         if getattr(config, name) not in (field.default, {}) and not config.is_implied(name)
     }
     if config.evaluation is not None:
-        values |= {name: value for name in EVALUATION if (value := getattr(config.evaluation, name))}
+        values |= {name: value for name in EVALUATION if (value := getattr(config.evaluation, name, None))}
     for name, value in values.items():
         if isinstance(value, str) and recorded[name] != value:
             raise UsageError(

@@ -113,6 +113,11 @@ class SettingsReader:
             self.refuse(where, value, "must be text; put it in quotes")
         return value
 
+    def whole_number(self, where: str, value: Any) -> int:
+        """Return the value, which must be a whole number."""
+        self._check_type(where, value, int)
+        return int(value)
+
     def mapping(self, where: str, value: Any) -> Mapping[Any, Any]:
         """Return the value, which must be a mapping."""
         if not isinstance(value, Mapping):

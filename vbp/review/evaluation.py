@@ -97,8 +97,9 @@ class Evaluated:
         return [METHODS[name] for name in METHODS if name in shown]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return dataclasses.asdict(self)
+        """JSON values; what is NaN is null."""
+        found: dict[str, Any] = without_nan(dataclasses.asdict(self))
+        return found
 
 
 def evaluation(place: str, options: Mapping[str, Any] | None = None) -> Evaluated:
@@ -111,19 +112,25 @@ def evaluation(place: str, options: Mapping[str, Any] | None = None) -> Evaluate
     Raises:
         UsageError: there are no scores, or the evaluation is not finished.
     """
+    output = finished(place, options)
+    scores = scores_of(output)
+    return Evaluated(
+        output=output.folder.url,
+        images=scores.images,
+        tables=tables_of(scores.values, scores.chances, scores.settings),
+        seconds=seconds_of(scores),
+        facts=facts_of_evaluation(output),
+    )
+
+
+def finished(place: str, options: Mapping[str, Any] | None = None) -> Output:
+    """The output of a finished evaluation; arguments and errors as for `evaluation`."""
     output = Output.open(place, options)
     if output.config.get("evaluation") is None:
         raise UsageError(f"OUTPUT (={place}) holds no evaluation; vbp evaluate makes one.")
     if not output.is_complete:
-        raise UsageError(f"The evaluation in {place} is not finished; the same vbp evaluate command continues it.")
-    values, chances, settings, images = _matrices(output)
-    return Evaluated(
-        output=output.folder.url,
-        images=images,
-        tables=tables_of(values, chances, settings),
-        seconds={method: float(np.nanmedian(own)) for method, own in values.get(SECONDS, {}).items()},
-        facts={**facts_of(output), **_facts(output)},
-    )
+        raise UsageError(f"The evaluation in {place} is not finished; the same command continues it.")
+    return output
 
 
 def save(found: Evaluated, options: Mapping[str, Any] | None = None) -> str:
@@ -137,10 +144,26 @@ Column = NDArray[np.float64]
 """One number for each image, NaN where there is none."""
 
 
-def _matrices(
-    output: Output,
-) -> tuple[dict[str, dict[str, Column]], dict[str, dict[str, Column]], dict[str, str], int]:
-    """Values and chance levels by metric and method, the settings by metric, and the number of images."""
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """All numbers of an evaluation."""
+
+    values: Mapping[str, Mapping[str, Column]]
+    """By metric and method."""
+    chances: Mapping[str, Mapping[str, Column]]
+    """Chance levels, in the same way."""
+    settings: Mapping[str, str]
+    """By metric, for people."""
+    images: int
+
+
+def seconds_of(scores: Scores) -> dict[str, float]:
+    """Median seconds an image of each method."""
+    return {method: float(np.nanmedian(own)) for method, own in scores.values.get(SECONDS, {}).items()}
+
+
+def scores_of(output: Output) -> Scores:
+    """Read the scores of a finished evaluation."""
     table = pa.concat_tables(_tables(output))
     keys = table["key"].combine_chunks().dictionary_encode()
     images = len(keys.dictionary)
@@ -159,7 +182,7 @@ def _matrices(
                 column = np.full(images, np.nan)
                 column[rows_R[chosen_R]] = values_R[chosen_R]
                 found[name].setdefault(metric, {})[method] = column
-    return found["value"], found["chance"], settings, images
+    return Scores(values=found["value"], chances=found["chance"], settings=settings, images=images)
 
 
 def _tables(output: Output) -> Iterator[pa.Table]:
@@ -250,6 +273,16 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _facts(output: Output) -> dict[str, str]:
+def facts_of_evaluation(output: Output) -> dict[str, str]:
+    """What the reader of an evaluation wants to know of its run, by name."""
     asked = output.config["evaluation"]
-    return {"truth": asked["truth"] or "none", "device": str(output.record.get("device"))}
+    return {**facts_of(output), "truth": asked["truth"] or "none", "device": str(output.record.get("device"))}
+
+
+def without_nan(value: Any) -> Any:
+    """The same JSON values with None for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
