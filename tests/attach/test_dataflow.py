@@ -219,6 +219,34 @@ def test_a_transposed_convolution_is_led_down_by_a_convolution(size):
     assert_leads(build, lead, size)
 
 
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_channels_that_become_squares_of_pixels_add_up(mode):
+    def lead(mask, size):
+        rows, columns = size
+        return mask.reshape(len(mask), rows, 3, columns, 3).sum((2, 4))
+
+    def build(net, x):
+        return net.convolution(net.node("DepthToSpace", x, blocksize=3, mode=mode), (1, 9), (1, 1))
+
+    assert_leads(build, lead, (7, 8), channels=9)
+
+
+def test_squares_of_pixels_that_become_channels_are_windows():
+    def build(net, x):
+        return net.convolution(net.node("SpaceToDepth", x, blocksize=2), (16, 4), (1, 1))
+
+    assert_leads(build, lambda mask, size: down(mask, size, (2, 2), (2, 2)))
+
+
+@pytest.mark.parametrize("operator", ["DepthToSpace", "SpaceToDepth"])
+def test_squares_of_other_axes_than_rows_and_columns_are_refused(operator):
+    net = Net()
+    first = net.node("Relu", net.convolution("image", (3, 4), **TOP))
+    moved = net.node(operator, net.node("Transpose", first, perm=[0, 2, 3, 1]), blocksize=2)
+    with pytest.raises(ModelError, match=f"whose last two axes are not the image's rows and columns: {operator}"):
+        attach(net.model(net.convolution(moved, (80, 4))))
+
+
 def test_padding_that_is_computed_from_a_known_size():
     """As exporters write TensorFlow's padding: ceil(rows / 2) * 2 - rows, by operators."""
 
@@ -366,7 +394,6 @@ def test_an_activation_of_several_operators_is_one(bend):
         (lambda net, x: net.node("Gather", x, np.int64([0]), axis=0), "that picks images"),
         (lambda net, x: net.node("ReduceMax", x, axes=[0]), "that mixes the images of a batch, or lays"),
         (lambda net, x: net.node("Transpose", x, perm=[1, 0, 2, 3]), "that moves the images to another axis"),
-        (lambda net, x: net.node("DepthToSpace", x, blocksize=2), "that cannot be followed: DepthToSpace"),
         (lambda net, x: net.node("Reshape", x, np.int64([0, 4, 22, 20])), "that moves pixels: Reshape"),
         (
             lambda net, x: net.node("Slice", x, np.int64([0]), np.int64([5]), np.int64([2]), np.int64([-1])),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vbp.evidence import attach
-from vbp.evidence.attach import HEAD, Row, kept_lines, measure, table
+from vbp.evidence.attach import HEAD, Row, kept_lines, measure, smallest_first, table
 
 ROW = Row("a", "dynamo", 20, 5, 3.2e-7, True, 0.010, 0.001)
 
@@ -22,6 +22,10 @@ def test_lines_of_before_are_kept(tmp_path):
     (tmp_path / "page.md").write_text("# Title\n\n" + table(lines))
     assert kept_lines(tmp_path / "page.md") == lines
     assert table(lines).splitlines() == [*HEAD, lines["a", "dynamo"], lines["b", "torchscript"]]
+
+
+def test_small_networks_come_first():
+    assert smallest_first(["vgg16", "resnet18", "squeezenet1_1"]) == ["squeezenet1_1", "resnet18", "vgg16"]
 
 
 @pytest.mark.long

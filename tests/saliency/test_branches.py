@@ -277,8 +277,9 @@ class _Scale(ops.SqueezeExcitation):
         return self._scale(x)
 
 
-def test_written_out_swish_is_a_clamped_stage():
-    (stage,) = stages(lambda net, x: (y := net.a(x)) * torch.sigmoid(y), a=convolution())
+@pytest.mark.parametrize("bend", [lambda x: x * torch.sigmoid(x), lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))])
+def test_written_out_activation_is_a_clamped_stage(bend):
+    (stage,) = stages(lambda net, x: bend(net.a(x)), a=convolution())
     assert stage.signed
     assert stage.steps == (CONVOLUTION,)
 

@@ -187,6 +187,24 @@ def _pair(call: Call, name: str) -> Pair:
     return rows, columns
 
 
+def _pixels_of_channels(call: Call) -> Value:
+    """Every pixel becomes a square of pixels, filled from its channels."""
+    window = _squares(call)
+    return window if isinstance(window, Unknown) else call.result(step=Transposed(window))
+
+
+def _channels_of_pixels(call: Call) -> Value:
+    """Every square of pixels becomes one pixel."""
+    window = _squares(call)
+    return window if isinstance(window, Unknown) else call.result(step=window)
+
+
+def _squares(call: Call) -> Window | Unknown:
+    side = call.settings["blocksize"]
+    window = _window(call, (side, side))
+    return window if isinstance(window, Unknown) else replace(window, stride=(side, side))
+
+
 def _padding(call: Call) -> Value:
     pads = call.constant(1, "pads")
     axes = call.constant(3) if call.is_given(3) else list(range(call.map.rank))
@@ -516,6 +534,8 @@ _RULES: tuple[tuple[Any, Callable[[Call], Value]], ...] = (
     (("ConvTranspose",), _transposed_convolution),
     (operators.INTEGER_CONVOLUTIONS, _integer_convolution),
     (operators.POOLINGS, _pooling),
+    (("DepthToSpace",), _pixels_of_channels),
+    (("SpaceToDepth",), _channels_of_pixels),
     (("Pad",), _padding),
     (("Slice",), _slicing),
     (("Resize", "Upsample"), _resizing),

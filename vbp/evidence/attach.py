@@ -1,7 +1,8 @@
 """CNNs of torchvision as ONNX with their masks attached: are they the library's masks, and what do they cost?
 
 ``python -m vbp.evidence.attach docs/attach.md`` writes the table. Exporting takes long, so lines that the file has
-already are kept, and the command can be stopped and repeated. ``--again`` measures them anew.
+already are kept, and the command can be stopped and repeated. ``--again`` measures them anew. The smallest networks
+come first, so that a table that was stopped early has most of its lines.
 """
 
 from __future__ import annotations
@@ -181,6 +182,12 @@ def table(lines: dict[tuple[str, str], str]) -> str:
     return "\n".join([*HEAD, *(lines[key] for key in sorted(lines))]) + "\n"
 
 
+def smallest_first(names: Iterable[str]) -> list[str]:
+    """Torchvision's networks in the order of their parameters, which torchvision tells without building them."""
+    parameters = {name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in names}
+    return sorted(parameters, key=lambda name: (parameters[name], name))
+
+
 def main() -> None:
     """Measure the networks and write the table, after each of them."""
     parser = argparse.ArgumentParser(prog="python -m vbp.evidence.attach", description=__doc__)
@@ -190,7 +197,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure also what the table has")
     options = parser.parse_args()
     lines = {} if options.again else kept_lines(options.file)
-    for name in options.models:
+    for name in smallest_first(options.models):
         for exporter in options.exporters:
             if (name, exporter) not in lines:
                 lines[name, exporter] = measure(name, exporter).line

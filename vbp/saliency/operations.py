@@ -27,9 +27,8 @@ SIGNED_BY_ACTIVATION: Mapping[Any, bool] = {
     **dict.fromkeys((nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign, F.hardtanh, F.celu, F.prelu, F.softsign), True),
     **dict.fromkeys((F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, F.softplus), False),
     **dict.fromkeys((F.hardsigmoid, "relu", "relu_", "sigmoid"), False),
-    **dict.fromkeys(
-        (F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh, F.tanh, "tanh"), True
-    ),
+    **dict.fromkeys((F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish), True),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh", torch.erf, torch.special.erf, "erf"), True),
 }
 """Activations, and whether their output can be negative."""
 

@@ -137,3 +137,26 @@ def test_what_is_not_followed(network, inputs, message, tmp_path):
     torch.export.save(program, tmp_path / "odd.pt2")
     with pytest.raises(ModelError, match=message):
         load_model(str(tmp_path / "odd.pt2"))
+
+
+class Bent(nn.Module):
+    """A GELU by hand, and further functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = F.celu(0.5 * x * (1 + torch.erf(x / 2**0.5)), 0.3)
+        return F.selu(self.last(torch.log(torch.reciprocal(x.exp()))))
+
+
+def test_activations_by_hand_and_of_fewer_networks():
+    network = Bent().eval()
+    images_BCHW = torch.randn(2, 3, 8, 8)
+    ours = rebuilt(torch.export.export(network, (images_BCHW,)), "net")
+    torch.testing.assert_close(ours(images_BCHW), network(images_BCHW))
+    one, other = VisualBackProp(ours), VisualBackProp(network)
+    assert len(one.stages) == len(other.stages) == 2
+    torch.testing.assert_close(one(images_BCHW), other(images_BCHW), atol=1e-6, rtol=0)

@@ -135,6 +135,9 @@ ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 FOLLOWED = {
     **{kind: on_map(kind) for kind in ("Relu", "Sigmoid", "Tanh", "HardSwish", "Softplus", "Exp", "Abs", "Neg")},
     **{kind: on_map(kind) for kind in ("Identity", "GlobalAveragePool", "GlobalMaxPool", "LeakyRelu", "Elu")},
+    **{kind: on_map(kind) for kind in ("Erf", "Selu", "Softsign", "Celu")},
+    **{kind: ([CONV, ("Exp", "c", "e", {}), (kind, "e", "y", {})], (), 17) for kind in ("Log", "Reciprocal")},
+    "Celu alpha": on_map("Celu", alpha=0.3),
     "Mish": on_map("Mish", opset=18),
     "Sqrt": ([CONV, ("Abs", "c", "a", {}), ("Sqrt", "a", "y", {})], (), 17),
     **{f"{kind} a map": on_map(kind, "c x1", [tensor("x1", 4, 1, 1, low=0.5)]) for kind in ARITHMETIC},
@@ -230,6 +233,10 @@ FOLLOWED = {
          ("Concat", "head two", "to", {"axis": 0}), ("Reshape", "c to", "y", {})],
         [sizes("at", 1), sizes("till", 4), sizes("by", 2), sizes("head", 0, 16)], 17,
     ),
+    **{f"DepthToSpace {mode}": ([("Conv", "x w12", "c", {}), ("DepthToSpace", "c", "y", {"blocksize": 2, **more})],
+                                [tensor("w12", 12, 3, 3, 3)], 17)
+       for mode, more in (("", {}), ("DCR", {"mode": "DCR"}), ("CRD", {"mode": "CRD"}))},
+    "SpaceToDepth": on_map("SpaceToDepth", blocksize=4),
     "Transpose": on_map("Transpose", perm=[0, 2, 3, 1]),
     "Transpose held": ([("Transpose", "k", "t", {}), ("Gemm", "f t", "y", {})], [tensor("k", 2, 4)], 17),
     "Squeeze": ([CONV, GAP, ("Squeeze", "g ax", "y", {})], [sizes("ax", -1, 2)], 17),
@@ -303,6 +310,23 @@ def test_each_operator_computes_what_onnxruntime_does(name):
     torch.testing.assert_close(ours, expected.float(), atol=rounding, rtol=1e-5)
 
 
+def test_a_gelu_in_several_operators_is_one_stage():
+    """As exporters write it before opset 20; the mask is that of the one operator."""
+    by_hand = [
+        ("Div", "c root", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}), ("Mul", "c a", "m", {}),
+        ("Mul", "m half", "h", {}),
+    ]  # fmt: skip
+    held = [W, tensor("w2", 2, 4, 3, 3), *(number(*each) for each in (("root", 2**0.5), ("one", 1), ("half", 0.5)))]
+    last = ("Conv", "h w2", "b", {"strides": [2, 2]}), ("Relu", "b", "y", {})
+    found, expected = (
+        VisualBackProp(rebuilt(model_of(nodes([CONV, *gelu, *last]), held, opset=20), "net"))
+        for gelu in (by_hand, [("Gelu", "c", "h", {})])
+    )
+    images_BCHW = torch.randn(2, 3, 16, 16)
+    assert len(found.stages) == len(expected.stages) == 2
+    torch.testing.assert_close(found(images_BCHW), expected(images_BCHW), atol=1e-6, rtol=0)
+
+
 def test_a_squeezed_result_keeps_its_images():
     """The file gives (4,) for its one image."""
     model = model_of(nodes([CONV, GAP, ("Squeeze", "g", "y", {})]), [W])
@@ -352,6 +376,7 @@ REFUSED = {
         ([CONV, ("MaxPool", "c", "p i", {"kernel_shape": [2, 2]}), ("Relu", "i", "y", {})], (), 17), "input i nothing"),
     "a broken node": (on_map("Pad", "c"), r"Pad of other axes"),
     "QLinearConv": (on_map("QLinearConv"), "the operator QLinearConv"),
+    "Selu": (on_map("Selu", alpha=1.0), r"Selu \(y\) with the attribute alpha"),
 }  # fmt: skip
 
 

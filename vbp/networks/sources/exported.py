@@ -24,12 +24,12 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
         "relu", "sigmoid", "tanh", "mean", "amax", "cat", "flatten", "add", "sub", "mul", "div", "clamp", "exp", "sqrt",
         "rsqrt", "abs", "neg", "pow", "permute", "transpose", "unsqueeze", "squeeze", "chunk", "split", "stack",
-        "maximum", "clamp_min", "clamp_max", "sum",
+        "maximum", "clamp_min", "clamp_max", "sum", "erf", "log", "reciprocal",
     )},
     **{name: getattr(F, name) for name in (
         "hardtanh", "silu", "hardswish", "hardsigmoid", "gelu", "leaky_relu", "elu", "mish", "softplus", "max_pool2d",
         "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "layer_norm", "group_norm", "pad", "softmax",
-        "prelu", "pixel_shuffle", "relu6",
+        "prelu", "pixel_shuffle", "relu6", "selu", "celu",
     )},
     "split_with_sizes": torch.split,
 }  # fmt: skip

@@ -178,6 +178,22 @@ def _slice(building: Building, call: Call) -> Any:
     return building.built.call(operator.getitem, source, tuple(index))
 
 
+def _depth_to_space(building: Building, call: Call) -> Any:
+    """ONNX counts the pixels of a square before the channels unless it says CRD, PyTorch behind them."""
+    side, image = call.settings.get("blocksize"), call.given[0]
+    if call.settings.text("mode", "DCR") == "DCR":
+        image = building.built.call(torch.channel_shuffle, image, side * side)
+    return building.built.call(F.pixel_shuffle, image, side)
+
+
+def _space_to_depth(building: Building, call: Call) -> Any:
+    channels = (building.shapes.get(call.inputs[0]) or [None] * 4)[1]
+    if channels is None:
+        raise building.unknown(f"SpaceToDepth ({call.name}) of a map whose channels the file does not tell")
+    image = building.built.call(F.pixel_unshuffle, call.given[0], call.settings.get("blocksize"))
+    return building.built.call(torch.channel_shuffle, image, channels)
+
+
 def _pad(building: Building, call: Call) -> Any:
     pads, filler = call.numbers(1, "pads") or [], call.at(2)
     value = call.settings.get("value", 0.0 if filler is None else float(filler))
@@ -222,6 +238,8 @@ RULES: Mapping[str, Rule] = {
     "Shape": _shape,
     "Gather": _gather,
     "Slice": _slice,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
     "Pad": _pad,
     "ReduceMean": partial(_reduction, function=torch.mean),
     "ReduceSum": partial(_reduction, function=torch.sum),

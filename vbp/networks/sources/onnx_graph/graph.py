@@ -20,11 +20,14 @@ from vbp.networks.sources.onnx_graph.building import Building, Call, Rule, Setti
 
 SIMPLE: Mapping[str, Callable[..., Any]] = {
     "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "HardSwish": F.hardswish, "Mish": F.mish,
-    "Softplus": F.softplus, "Exp": torch.exp, "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg,
+    "Softplus": F.softplus, "Exp": torch.exp, "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg, "Erf": torch.erf,
+    "Log": torch.log, "Reciprocal": torch.reciprocal, "Selu": F.selu, "Softsign": F.softsign,
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow,
 }  # fmt: skip
 """Operators that PyTorch has as functions of the same arguments."""
-WITH_ALPHA: Mapping[str, tuple[Callable[..., Any], float]] = {"LeakyRelu": (F.leaky_relu, 0.01), "Elu": (F.elu, 1.0)}
+WITH_ALPHA: Mapping[str, tuple[Callable[..., Any], float]] = {
+    "LeakyRelu": (F.leaky_relu, 0.01), "Elu": (F.elu, 1.0), "Celu": (F.celu, 1.0),
+}  # fmt: skip
 WITHOUT_EFFECT: Mapping[str, set[str]] = {
     "Conv": {"kernel_shape"}, "MaxPool": {"storage_order"}, "Dropout": {"ratio", "seed", "is_test"},
     "BatchNormalization": {"momentum", "is_test"}, "Gemm": {"broadcast"}, "Cast": {"saturate", "round_mode"},
