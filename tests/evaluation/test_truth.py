@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def png(values: np.ndarray, mode: str | None = None) -> bytes:
     image = Image.fromarray(values)
     if mode == "P":
         image = Image.fromarray(values)
-        image.putpalette(list(range(256)) * 3)
+        image.putpalette([0, 0, 0] + [128, 0, 0] * 254 + [224, 224, 192])  # PASCAL VOC's has more colours
     image.save(file, "PNG")
     return file.getvalue()
 
@@ -193,3 +194,76 @@ def test_a_coco_file_that_cannot_be_is_named(data, said):
 
 def test_no_truth_is_no_object():
     assert not Truth().in_frame((10, 6), WHOLE, (6, 10)).any()
+
+
+def with_palette(indices, colours) -> bytes:
+    image = Image.fromarray(indices)
+    image.putpalette([level for colour in colours for level in colour])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+BLACK, WHITE, RED, CREAM = (0, 0, 0), (255, 255, 255), (128, 0, 0), (224, 224, 192)
+
+
+def test_a_palette_that_begins_with_white_does_not_turn_the_mask_inside_out():
+    """Programs that optimise pictures order palettes as they like."""
+    drawn = np.zeros((6, 10), bool)
+    drawn[2:4, 3:8] = True
+    for colours in ([WHITE, BLACK], [RED, BLACK]):
+        data = with_palette(np.where(drawn, 0, 1).astype(np.uint8), colours)
+        assert np.array_equal(mask_truth(data).in_frame((10, 6), WHOLE, (6, 10)), drawn)
+
+
+def test_classes_of_a_palette_count_by_their_number_where_the_first_is_black():
+    values = np.arange(60, dtype=np.uint8).reshape(6, 10) % 4
+    data = with_palette(values, [BLACK, RED, BLACK, CREAM])  # the third class has no colour of its own
+    assert np.array_equal(mask_truth(data).mask_hw, values != 0)
+
+
+def test_the_last_colour_of_a_palette_is_a_border_unless_it_is_white():
+    values = np.zeros((6, 10), np.uint8)
+    values[1, 2], values[3, 4:7] = 128, 255
+    voc_colours = [BLACK] + [RED] * 254 + [CREAM]
+    assert mask_truth(with_palette(values, voc_colours)).mask_hw.sum() == 1
+    assert mask_truth(with_palette(values, [(level,) * 3 for level in range(256)])).mask_hw.sum() == 4
+
+
+def test_a_palette_without_black_has_no_background():
+    data = with_palette(np.eye(6, 10, dtype=np.uint8), [WHITE, RED])
+    with pytest.raises(TruthError, match=r"palette begins with the colour 255, 255, 255.*no black"):
+        mask_truth(data)
+
+
+@pytest.mark.parametrize("read", ["voc", "coco"])
+def test_a_box_in_shares_of_the_image_is_refused(read):
+    if read == "voc":
+        truth = voc_truth(voc([(0.1, 0.2, 0.5, 0.9)], 0, 0))
+    else:
+        truth = coco_truths(coco(bbox=[0.1, 0.2, 0.5, 0.8]), "c.json")["a/b.jpg"]
+    with pytest.raises(TruthError, match=r"lies in the first pixel; coordinates must be pixels, not shares"):
+        truth.in_frame((10, 6), WHOLE, (6, 10))
+
+
+def test_an_image_that_a_coco_file_lists_twice_has_the_objects_of_both():
+    content = json.loads(coco(bbox=[0, 0, 2, 1]))
+    content["images"].append(content["images"][0] | {"id": 8})
+    content["annotations"].append({"id": 2, "image_id": 8, "bbox": [5, 3, 3, 1]})
+    truth = coco_truths(json.dumps(content).encode(), "c.json")["a/b.jpg"]
+    assert truth.in_frame((10, 6), WHOLE, (6, 10)).sum() == 5
+
+
+@pytest.mark.parametrize("polygon", [[2, 1, 7, 4], [2, 1, 7, 1, 7, 4, 2]], ids=["two corners", "odd"])
+def test_a_polygon_has_three_corners(polygon):
+    """Four numbers are a box to pycocotools, of another kind than two corners."""
+    for segmentation in ([polygon], [[2, 1, 7, 1, 7, 4, 2, 4], polygon]):
+        with pytest.raises(UsageError, match="annotation 1 of a/b.jpg has neither"):
+            coco_truths(coco(segmentation=segmentation), "c.json")
+
+
+def test_without_pycocotools_run_lengths_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    for counts in ("51", [13, 3]):
+        with pytest.raises(UsageError, match=r"pip install 'visualbackprop\[eval\]'"):
+            coco_truths(coco(segmentation={"size": [6, 10], "counts": counts}), "c.json")

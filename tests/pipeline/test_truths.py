@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vbp.errors import TruthError, UsageError
-from vbp.pipeline.truths import COCO, Truths, found_rule
+from vbp.pipeline.truths import COCO, Truths, found_rule, refuse_shared
 
 KEYS = ("dog/one.jpg", "dog/two.jpg", "cat.png")
 
@@ -79,7 +79,7 @@ def test_two_images_with_one_last_part_are_not_confused(tmp_path):
     [
         ("none", "has nothing about dog/one.jpg, dog/two.jpg, cat.png; looked for dog/one.xml"),
         ("none.json", "cannot be read"),
-        ("other.json", r"has no annotation of dog/one.jpg, .*; its images are called x.jpg, y/x.jpg"),
+        ("other.json", r"has no annotation of dog/one.jpg, .*; its images are called y/x.jpg\. Names must end"),
         ("bad.json", "is no COCO file"),
     ],
 )
@@ -94,3 +94,47 @@ def test_a_damaged_truth_names_its_file(tmp_path):
     (tmp_path / "cat.xml").write_bytes(b"<annotation>")
     with pytest.raises(TruthError, match=r"cat.xml: the truth is no XML"):
         Truths(str(tmp_path), "{stem}.xml").of("cat.png")
+
+
+def test_an_image_that_lies_among_the_masks_is_not_its_own_truth(tmp_path):
+    """In a folder of photos and masks, both kinds are images of INPUT."""
+    for name in ("cat.png", "dog.png"):
+        (tmp_path / name).write_bytes(mask())
+    keys = ["cat.jpg", "cat.png", "dog.jpg", "dog.png"]
+    rule = found_rule(str(tmp_path), keys, images=str(tmp_path))
+    truths = Truths(str(tmp_path), rule, images=f"{tmp_path}/")
+    assert [truths.of(key) is not None for key in keys] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "is_there"),
+    [
+        ("cat/x.jpg", "dog/x.jpg", False),
+        ("cat/x.jpg", "x.jpg", True),
+        ("x.jpg", "a/b/x.jpg", True),
+        ("b/x.jpg", "a/b/x.jpg", True),
+        ("./x.jpg", "x.jpg", True),
+        ("my-x.jpg", "x.jpg", False),
+    ],
+)
+def test_a_name_with_folders_is_not_the_truth_of_an_image_in_other_folders(tmp_path, name, key, is_there):
+    place = tmp_path / "c.json"
+    place.write_bytes(coco(name))
+    assert (Truths(str(place), COCO).of(key) is not None) == is_there
+
+
+def test_one_truth_for_two_images_is_refused(tmp_path):
+    """Folders of classes number their images anew; a truth by the last part of the name is of none for sure."""
+    keys = ["cat/1.jpg", "cat/2.jpg", "dog/2.jpg", "dog/3.jpg"]
+    (tmp_path / "c.json").write_bytes(coco("1.jpg", "2.jpg"))
+    for name in ("1.xml", "2.xml"):
+        (tmp_path / name).write_bytes(voc())
+    for truths, other in (
+        (Truths(str(tmp_path / "c.json"), COCO), "2.jpg"),
+        (Truths(str(tmp_path), "{name}.xml"), "2.xml"),
+    ):
+        refuse_shared(truths, keys[:2])
+        refuse_shared(truths, ["cat/1.jpg", "cat/3.jpg", "dog/3.jpg"])  # no truth at all
+        with pytest.raises(UsageError, match=f"cat/2.jpg and dog/2.jpg.*{other}"):
+            refuse_shared(truths, keys)
+    refuse_shared(Truths(str(tmp_path), "{stem}.xml"), ["1.jpg", "1.png"])

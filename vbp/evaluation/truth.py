@@ -29,6 +29,9 @@ TOLERANCE = 1.0
 """So many pixels may a box extend beyond the image: tools round in different ways."""
 BORDER = 255
 """In masks with a palette, as PASCAL VOC has them: the border between objects, which is neither."""
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_CORNERS = 3
+"""The fewest of a polygon."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,10 @@ class Truth:
                 transposed = (box[1], box[0], box[3], box[2])
                 how = "; with x and y swapped it would fit" if _lies_in(transposed, image) else ""
                 raise TruthError(f"the box {_edges(box)} lies outside the image of {_times(image)} pixels{how}.")
+            if max(box[2:]) <= 1 < min(image):
+                raise TruthError(
+                    f"the box {_edges(box)} lies in the first pixel; coordinates must be pixels, not shares."
+                )
 
 
 def _lies_in(box: Box, image: tuple[int, int]) -> bool:
@@ -148,7 +155,7 @@ def _number(element: ElementTree.Element, name: str, default: float | None = Non
 
 
 def mask_truth(data: bytes) -> Truth:
-    """The object as an image: everything that is not black; in a picture with a palette, everything but 0 and 255.
+    """The object as an image: everything that is not black; in a picture with a palette see `_object_of`.
 
     Raises:
         TruthError: it is no image that Pillow reads, or shows no object.
@@ -156,17 +163,42 @@ def mask_truth(data: bytes) -> Truth:
     try:
         with Image.open(io.BytesIO(data)) as image:
             values = np.asarray(image)
-            has_palette = image.mode == "P"
+            colours = _colours(image) if image.mode == "P" else None
             if image.mode in ("LA", "RGBA"):  # a mask drawn on transparent ground has its object in the colours
                 values = values[..., :-1] * (values[..., -1:] > 0)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TruthError(f"the truth is no image ({error}).") from error
-    object_hw: NDArray[np.bool_] = np.any(values.reshape(*values.shape[:2], -1), axis=2)
-    if has_palette:
-        object_hw &= values != BORDER
+    object_hw = _object_of(values, colours)
     if not object_hw.any():
         raise TruthError("the truth shows no object: all of it is black.")
     return Truth(mask_hw=object_hw, size=(object_hw.shape[1], object_hw.shape[0]))
+
+
+def _colours(image: Image.Image) -> list[tuple[int, ...]]:
+    """The palette, filled up with white."""
+    levels = (image.getpalette("RGB") or [])[: 3 * 256]
+    levels += [255] * (3 * 256 - len(levels))
+    return [tuple(levels[first : first + 3]) for first in range(0, len(levels), 3)]
+
+
+def _object_of(values: NDArray[Any], colours: list[tuple[int, ...]] | None) -> NDArray[np.bool_]:
+    """What is not black.
+
+    With a palette the number 0 is the background, if its colour is black, and all others are objects, whatever their
+    colour, but 255 is a border unless it is white.  Where 0 has another colour, a program has sorted the palette, and
+    colours decide.
+    """
+    if colours is None:
+        return np.asarray(np.any(values.reshape(*values.shape[:2], -1), axis=2))
+    if colours[0] == _BLACK:
+        return np.asarray((values != 0) & ((values != BORDER) | (colours[BORDER] == _WHITE)))
+    object_hw: NDArray[np.bool_] = np.array([colour != _BLACK for colour in colours])[values]
+    if object_hw.all():
+        told = ", ".join(map(str, colours[0]))
+        raise TruthError(
+            f"the truth's palette begins with the colour {told}, and no black is there to be the background."
+        )
+    return object_hw
 
 
 def coco_truths(data: bytes, name: str) -> dict[str, Truth]:
@@ -194,10 +226,13 @@ def coco_truths(data: bytes, name: str) -> dict[str, Truth]:
         ) from error
     if strange := by_image.keys() - images.keys():
         raise UsageError(f"--truth (={name}) has annotations of images that it does not list: {sorted(strange)[:3]}.")
-    return {
-        str(images[number].get("file_name")): _coco_truth(images[number], found, name)
-        for number, found in by_image.items()
-    }
+    by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    first: dict[str, Mapping[str, Any]] = {}
+    for number, found in by_image.items():  # files that were put together may list an image twice
+        file_name = str(images[number].get("file_name"))
+        first.setdefault(file_name, images[number])
+        by_name[file_name] += found
+    return {file_name: _coco_truth(first[file_name], found, name) for file_name, found in by_name.items()}
 
 
 def _coco_truth(image: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]], name: str) -> Truth:
@@ -225,8 +260,6 @@ def _runs(segmentation: Any, width: int, height: int) -> list[Mapping[str, Any]]
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], str | bytes):
-        return [segmentation]
     with _numpy_of_today():
         try:
             from pycocotools import mask
@@ -234,6 +267,10 @@ def _runs(segmentation: Any, width: int, height: int) -> list[Mapping[str, Any]]
             raise UsageError(
                 "--truth has segmentations, and pycocotools reads them: pip install 'visualbackprop[eval]'."
             ) from error
+        if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], str | bytes):
+            return [segmentation]
+        if isinstance(segmentation, list) and any(len(each) < 2 * _CORNERS or len(each) % 2 for each in segmentation):
+            raise ValueError(f"a polygon has at least {_CORNERS} corners of two numbers")
         try:
             runs = mask.frPyObjects(segmentation, height, width)
         except Exception as error:  # the library has no other class for it

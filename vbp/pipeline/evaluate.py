@@ -146,7 +146,9 @@ def evaluated(recipe: Recipe, evaluation: Evaluation) -> Callable[[Batch], Batch
         batch_size=recipe.batch_size if config.fit != "original" else 1,
         costly_for=evaluation.costly_for,
     )
-    truths = Truths(evaluation.truth, recipe.truth_rule, config.storage_options) if evaluation.truth else None
+    truths = (
+        Truths(evaluation.truth, recipe.truth_rule, config.storage_options, config.input) if evaluation.truth else None
+    )
     evaluate = Evaluate(evaluator, truths)
     return lambda batch: evaluate(explain(batch))
 

@@ -7,9 +7,10 @@ file is named after its image is found out once, on the first images of the coll
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vbp.errors import StorageError, TruthError, UsageError, why_unread
@@ -43,18 +44,32 @@ class Truths:
         place: ``--truth``: a COCO file (.json), or a folder.
         rule: how a truth is named after its image, from `found_rule`.
         storage_options: non-secret options by URL prefix.
+        images: INPUT; where it is the same folder, an image is not its own truth.
 
     Raises:
         UsageError: the COCO file cannot be read.
     """
 
-    def __init__(self, place: str, rule: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._rule = rule
-        self._coco: dict[str, Truth] = {}
+    def __init__(
+        self, place: str, rule: str, storage_options: Mapping[str, Any] | None = None, images: str = ""
+    ) -> None:
+        self.rule, self._coco = rule, _Coco({})
         if rule == COCO:
-            self._coco = _by_key(coco_truths(_content(place, storage_options), place))
+            self._coco = _Coco(coco_truths(_content(place, storage_options), place))
         else:
             self._folder = Folder(place, storage_options)
+            self._is_input = _is_input(self._folder, images, storage_options)
+
+    def name_of(self, key: str) -> str | None:
+        """What the truth of an image is called, in the folder or the COCO file; None if it can have none."""
+        if self.rule == COCO:
+            return self._coco.name_of(key)
+        path = _path(self.rule, key)
+        return None if path == key and self._is_input else path
+
+    def is_there(self, name: str) -> bool:
+        """Whether there is a truth of that name."""
+        return self.rule == COCO or _is_there(self._folder, name)
 
     def of(self, key: str) -> Truth | None:
         """The truth of an image; None if there is none.
@@ -63,9 +78,9 @@ class Truths:
             TruthError: it cannot be read as one.
             StorageError: the store refuses it.
         """
-        if self._rule == COCO:
-            return self._coco.get(key) or self._coco.get(posixpath.basename(key))
-        path = _path(self._rule, key)
+        path = self.name_of(key)
+        if path is None or self.rule == COCO:
+            return None if path is None else self._coco.truths[path]
         try:
             data = self._folder.read(path)
         except FileNotFoundError:
@@ -91,15 +106,15 @@ def found_rule(
         UsageError: there is nothing at that place, or no image has a truth by any rule.
     """
     if place.lower().endswith(".json"):
-        known = _by_key(coco_truths(_content(place, storage_options), place))
-        if not any(key in known or posixpath.basename(key) in known for key in keys):
+        known = _Coco(coco_truths(_content(place, storage_options), place))
+        if not any(map(known.name_of, keys)):
             raise UsageError(
-                f"--truth (={place}) has no annotation of {_some(keys)}; its images are called {_some(sorted(known))}. "
-                "Names must be the images' keys, or the last part of them."
+                f"--truth (={place}) has no annotation of {_some(keys)}; its images are called "
+                f"{_some(sorted(known.truths))}. Names must end as the images' keys do."
             )
         return COCO
     folder = Folder(place, storage_options)
-    is_input = bool(images) and folder.url == Folder(images, storage_options).url
+    is_input = _is_input(folder, images, storage_options)
     found = Counter[str]()
     for rule in RULES:
         paths = [path for key in keys if (path := _path(rule, key)) != key or not is_input]
@@ -127,10 +142,11 @@ def tried(recipe: Recipe, rows: Iterable[ManifestRow]) -> str:
     evaluation, options = recipe.config.evaluation, recipe.config.storage_options
     assert evaluation is not None
     assert evaluation.truth is not None
+    rows = iter(rows)
     first = list(islice(rows, FIRST))
     rule = found_rule(evaluation.truth, [row.key for row in first], options, recipe.config.input)
     batch = recipe.decode()(recipe.fetch()(batch_of(with_positions(table_of(first)))))
-    truths, wrong, right = Truths(evaluation.truth, rule, options), dict[str, str](), 0
+    truths, wrong, right = Truths(evaluation.truth, rule, options, recipe.config.input), dict[str, str](), 0
     for row in good_rows(batch):
         key = batch["key"][row]
         try:
@@ -143,7 +159,53 @@ def tried(recipe: Recipe, rows: Iterable[ManifestRow]) -> str:
     if wrong and not right:
         key, why = next(iter(wrong.items()))
         raise UsageError(f"--truth (={evaluation.truth}) does not fit the images: {key}: {why}")
+    refuse_shared(truths, (row.key for row in chain(first, rows)))
     return rule
+
+
+def refuse_shared(truths: Truths, keys: Iterable[str]) -> None:
+    """Refuse a truth that would be that of two images, because only the last parts of names are compared.
+
+    Raises:
+        UsageError: names the truth and the images.
+    """
+    if truths.rule != COCO and "{name}" not in truths.rule:
+        return
+    owners: dict[str, str] = {}
+    for key in keys:
+        name = truths.name_of(key)
+        if name is not None and (other := owners.setdefault(name, key)) != key and truths.is_there(name):
+            raise UsageError(
+                f"--truth: {other} and {key} would have the same truth, {name}; give its name the folders that the "
+                "images have."
+            )
+
+
+class _Coco:
+    """Truths of a COCO file: a name is that of an image if one of the two ends as the other, by whole folders."""
+
+    def __init__(self, truths: Mapping[str, Truth]) -> None:
+        self.truths = truths
+        self._by_last: dict[str, list[str]] = defaultdict(list)
+        for name in truths:
+            self._by_last[posixpath.basename(name)].append(name)
+
+    def name_of(self, key: str) -> str | None:
+        """The name that the file has for an image; None if there is none, or more than one."""
+        if key in self.truths:
+            return key
+        found = [name for name in self._by_last.get(posixpath.basename(key), ()) if _ends_alike(name, key)]
+        return found[0] if len(found) == 1 else None
+
+
+def _ends_alike(name: str, key: str) -> bool:
+    parts, others = PurePosixPath(name).parts, PurePosixPath(key).parts
+    count = min(len(parts), len(others))
+    return parts[-count:] == others[-count:]
+
+
+def _is_input(folder: Folder, images: str, storage_options: Mapping[str, Any] | None) -> bool:
+    return bool(images) and folder.url == Folder(images, storage_options).url
 
 
 def _is_there(folder: Folder, path: str) -> bool:
@@ -156,13 +218,6 @@ def _is_there(folder: Folder, path: str) -> bool:
 def _path(rule: str, key: str) -> str:
     stem = posixpath.splitext(key)[0]
     return rule.format(key=key, stem=stem, name=posixpath.basename(stem))
-
-
-def _by_key(truths: Mapping[str, Truth]) -> dict[str, Truth]:
-    """The truths by file name, and by the last part of it where no two files have the same."""
-    names = Counter(posixpath.basename(name) for name in truths)
-    last = {base: truth for name, truth in truths.items() if names[base := posixpath.basename(name)] == 1}
-    return {**last, **truths}
 
 
 def _content(place: str, storage_options: Mapping[str, Any] | None) -> bytes:
