@@ -32,8 +32,8 @@ def test_a_line_has_rate_failures_and_time_left(clock, capsys):
     lines.show()
     assert capsys.readouterr().err.splitlines() == [
         "1000 images, 200 done before",
-        "250 of 1000 images, 0 failed",
-        "350 of 1000 images, 10 failed, 10.0/s, 1 min 05 s left",
+        "250 of 1000 images, 0 failed now",
+        "350 of 1000 images, 10 failed now, 10.0/s, 1 min 05 s left",
     ]
 
 
@@ -109,11 +109,19 @@ def test_the_table(capsys):
         "10.0 a second",
         "fetch 0.5, explain 9.0",
         "/out",
-        "3 end in .heic, 1 is a system file",
+        "3 end in .heic, 1 is hidden or a system file",
         "failed the run 3 of 103 images failed, 2.91 %, and --max-failures allows 1 (1% of 103 images): no _SUCCESS",
-        "next vbp failures /out shows why",
+        "next vbp failures /out shows why; or accept them by --max-failures",
     ):
         assert text in " ".join(shown.split())
+
+
+def test_a_run_from_the_start_counts_all_failures(capsys):
+    lines = Lines()
+    lines.started(8, 0)
+    lines.wrote(3, 2)
+    lines.show()
+    assert capsys.readouterr().err.splitlines()[-1] == "5 of 8 images, 2 failed"
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def print_plan(plan: Plan) -> None:
     """Print the plan of a run."""
     table = _facts()
     size = "" if plan.bytes is None else f", {_bytes(plan.bytes)}"
-    table.add_row("images", f"{plan.images}{size}, in {counted(plan.shards, 'shard')} of {plan.shard_size}")
+    table.add_row("images", f"{plan.images}{size}, in {counted(plan.shards, 'shard')} of up to {plan.shard_size}")
     if plan.left_out:
         table.add_row("left out", plan.left_out_in_words)
     table.add_row("done before", str(plan.done))

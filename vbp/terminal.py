@@ -91,6 +91,7 @@ class _Counting(Observer):
         self._doing, self._since = "starting", time.monotonic()
         self._first: tuple[float, int] | None = None
         self._newest: float | None = None
+        self._is_resumed = False
 
     @override
     def doing(self, what: str) -> None:
@@ -100,6 +101,7 @@ class _Counting(Observer):
     def started(self, images: int, done: int) -> None:
         self.images, self.done, self.errors = images, done, 0
         self._first, self._newest = None, time.monotonic()
+        self._is_resumed = done > 0
 
     @override
     def wrote(self, ok: int, error: int) -> None:
@@ -117,10 +119,15 @@ class _Counting(Observer):
         since, before = self._first
         return (self.done - before) / max(time.monotonic() - since, 1e-9)
 
+    @property
+    def failures(self) -> str:
+        """How many images failed; how many of those done before had failed is not known here."""
+        return f"{self.errors} failed now" if self._is_resumed else f"{self.errors} failed"
+
     def status(self) -> str:
         """One line: done, rate, failures, time left; and a remark if no work is finished for long."""
         pace = f", {self.rate:.1f}/s, {duration((self.images - self.done) / self.rate)} left" if self.rate else ""
-        return f"{self.done} of {counted(self.images, 'image')}, {self.errors} failed{pace}{self._quiet()}"
+        return f"{self.done} of {counted(self.images, 'image')}, {self.failures}{pace}{self._quiet()}"
 
     def _quiet(self) -> str:
         seconds = 0.0 if self._newest is None else time.monotonic() - self._newest
@@ -190,7 +197,7 @@ class Bar(_Counting):
     def wrote(self, ok: int, error: int) -> None:
         super().wrote(ok, error)
         self._progress.update(
-            self._task, completed=self.done, rate=f"{self.rate:.1f}/s, {self.errors} failed" if self.rate else ""
+            self._task, completed=self.done, rate=f"{self.rate:.1f}/s, {self.failures}" if self.rate else ""
         )
 
 
@@ -254,7 +261,7 @@ def print_summary(summary: Summary) -> None:
         table.add_row("not finished", f"{summary.failure}: no _SUCCESS; run the same command again")
     elif not summary.succeeded:
         table.add_row("failed the run", f"{summary.failure}: no _SUCCESS")
-        table.add_row("next", f"vbp failures {shlex.quote(summary.output)} shows why")
+        table.add_row("next", f"vbp failures {shlex.quote(summary.output)} shows why; or accept them by --max-failures")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(shown(f"results: {summary.output}"))  # not wrapped, however long

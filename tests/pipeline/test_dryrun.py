@@ -181,7 +181,7 @@ def test_what_a_listing_leaves_out(config, photos, tmp_path, capsys):
     planned = plan(config(input=str(root)), images_per_second=1)
     assert (planned.images, planned.left_out) == (22, {"system": 2, ".txt": 1})
     print_plan(planned)
-    assert "2 are system files, 1 ends in .txt" in capsys.readouterr().out
+    assert "2 are hidden or system files, 1 ends in .txt" in capsys.readouterr().out
 
 
 def test_classes_that_a_run_would_refuse(config, tmp_path):
@@ -205,7 +205,7 @@ def test_the_command(photos, network_file, tmp_path):
     arguments = [str(photos), str(tmp_path / "out"), "--weights", network_file, "--size", "32", "--price-per-hour", "9"]
     result = CliRunner().invoke(main, ["plan", *arguments])
     assert result.exit_code == 0, result.output
-    for text in ("22", "in 2 shards of 16", "local runner", "images a second", "at 9 an hour", "to be written"):
+    for text in ("22", "in 2 shards of up to 16", "local runner", "images a second", "at 9 an hour", "to be written"):
         assert text in result.stdout
     assert list(tmp_path.iterdir()) == []
     told = json.loads(CliRunner().invoke(main, ["plan", *arguments, "--images-per-second", "2", "--json"]).stdout)

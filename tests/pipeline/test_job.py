@@ -62,7 +62,7 @@ def test_what_is_left_out_is_said_and_read_when_it_is_asked_for(photos, tmp_path
     made = config(root, out, network_file)
     summary = run(made, seen)
     assert (summary.images, summary.left_out) == (1, {"system": 2, ".odd": 1, ".txt": 1})
-    assert "Left out of the listing: 2 are system files, 1 ends in .odd, 1 ends in .txt." in seen.notes
+    assert "Left out of the listing: 2 are hidden or system files, 1 ends in .odd, 1 ends in .txt." in seen.notes
     assert json.loads((out / "_run/run.json").read_text())["summary"]["left_out"] == summary.left_out
     assert status(str(out)).left_out == summary.left_out
     # an output of before all this was counted
@@ -474,9 +474,10 @@ def test_an_output_whose_classes_went_by_the_alphabet_goes_on_so(photos, network
     save_file(load_file(network_file), nameless)
     made, seen = config(photos, out, str(nameless), limit=1), Notes()
     run(made, seen)
-    assert [note for note in seen.notes if note.startswith("No prediction is called correct or wrong: nobody says")]
+    reason = "It is not known which predictions are correct: nobody says"
+    assert [note for note in seen.notes if note.startswith(reason)]
     run(dataclasses.replace(made, refresh=True), again := Notes())
-    assert not [note for note in again.notes if note.startswith("No prediction")]  # nothing is computed
+    assert not [note for note in again.notes if note.startswith("It is not known which")]  # nothing is computed
     assert next(iter(index_of(out).values()))["correct"] is None
     edited(out / "_run/run.json", classes={"bird": 0, "cat": 1, "dog": 2})
     run(dataclasses.replace(made, limit=2))

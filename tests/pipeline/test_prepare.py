@@ -58,8 +58,8 @@ def test_a_folder_without_images_names_what_it_holds(tmp_path, monkeypatch):
     for name in ("a.heic", "b.heic", "c.txt", "d", "._e.jpg"):
         (tmp_path / name).write_bytes(b"x")
     expected = (
-        r"holds no images: of its files 2 end in \.heic, 1 ends in \.txt, 1 has no suffix, 1 is a system file "
-        r"\(to read HEIF: pip install 'visualbackprop\[heif\]'\); "
+        r"holds no images: of its files 2 end in \.heic, 1 ends in \.txt, 1 has no suffix, "
+        r"1 is hidden or a system file \(to read HEIF: pip install 'visualbackprop\[heif\]'\); "
         r"images end in \.jpg .*, and --suffixes names others\.$"
     )
     with pytest.raises(UsageError, match=expected):
@@ -84,7 +84,8 @@ def test_the_demo_network_names_no_photos():
 
     photos = chosen(["cat", "dog"], weights="demo")
     assert (photos.index, photos.advice) == ({}, "")
-    assert photos.rule.startswith("--weights demo knows generated shapes only")
+    assert photos.rule.startswith("--weights demo knows generated shapes only, so its masks and predictions")
+    assert chosen([], weights="demo").rule.startswith("the images lie in no class folders, and --weights demo knows")
     assert chosen(["disc", "ring"], weights="demo").index == {"disc": 0, "ring": 1}
     assert "--classes FILE" in chosen(["cat", "dog"], weights="other.pth").advice
     with pytest.raises(UsageError, match="--select correct needs the class of each image: --weights demo knows"):

@@ -69,7 +69,7 @@ def test_words():
     assert in_words({}) == ""
     counts = {"system": 1, "none": 2, "others": 40, ".heic": 30, ".txt": 1, "repeated": 2}
     assert in_words(counts) == (
-        "30 end in .heic, 2 have no suffix, 2 repeat an image, 1 ends in .txt, 1 is a system file, "
+        "30 end in .heic, 2 have no suffix, 2 repeat an image, 1 ends in .txt, 1 is hidden or a system file, "
         "40 have other suffixes"
     )
 

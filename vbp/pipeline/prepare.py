@@ -335,7 +335,10 @@ def declared_classes(config: RunConfig) -> ClassNames | str | None:
         raise UsageError(f"--classes (={config.classes}) cannot be read: {why_unread(error)}.") from error
 
 
-_DEMO = "--weights demo knows generated shapes only, so its predictions on other images, such as photos, mean nothing"
+_DEMO = (
+    "--weights demo knows generated shapes only, so its masks and predictions of other images, such as photos, "
+    "mean nothing"
+)
 
 
 def choose_classes(
@@ -365,8 +368,8 @@ def choose_classes(
     if not chosen.index and before and set(folders) <= set(before):
         names = chosen.names or [folder for folder, _ in sorted(before.items(), key=lambda item: item[1])]
         chosen = ClassMap(dict(before), names, "folders stand for the classes that they did when the output was begun")
-    if config.weights == "demo" and folders and not chosen.index:
-        chosen = ClassMap({}, chosen.names, _DEMO)
+    if config.weights == "demo" and not chosen.index:
+        chosen = ClassMap({}, chosen.names, _DEMO if folders else f"{chosen.rule}, and {_DEMO}")
     if config.select != "all" and not chosen.index:
         raise UsageError(f"--select {config.select} needs the class of each image: {chosen.with_advice}.")
     return chosen

@@ -47,7 +47,7 @@ class Due:
         classes = self.recipe.classes
         if classes is None or classes.index:
             return None
-        return f"No prediction is called correct or wrong: {classes.with_advice}."
+        return f"It is not known which predictions are correct: {classes.with_advice}."
 
     def begun(self) -> Working:
         """Before the first image: delete the old ``_SUCCESS`` and record the configuration."""

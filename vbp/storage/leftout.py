@@ -39,7 +39,7 @@ KINDS = 40
 
 _SUFFIX = re.compile(r".\.([A-Za-z0-9_~+-]{1,12})\Z", re.DOTALL)
 _WORDS = {
-    SYSTEM: ("is a system file", "are system files"),
+    SYSTEM: ("is hidden or a system file", "are hidden or system files"),
     NO_SUFFIX: ("has no suffix", "have no suffix"),
     OTHERS: ("has another suffix", "have other suffixes"),
     REPEATED: ("repeats an image", "repeat an image"),
@@ -80,7 +80,7 @@ class LeftOut:
 
 
 def in_words(counts: Mapping[str, int], most: int = 12) -> str:
-    """The counts as a phrase, largest first: ``6 end in .heic, 1 is a system file``; empty if there are none."""
+    """The counts as a phrase, largest first: ``6 end in .heic, 1 has no suffix``; empty if there are none."""
     order = sorted(counts.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
     phrases = [_phrase(kind, count) for kind, count in order[:most]]
     rest = sum(count for _, count in order[most:])
