@@ -68,6 +68,7 @@ def compared(turns: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 def _run(tree: Path, command: list[str]) -> str:
     environment = os.environ | {"PYTHONPATH": str(tree), "RAY_AUTH_MODE": "disabled"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each command compiles the sources anew
     done = subprocess.run([sys.executable, "-m", *command], env=environment, cwd=tree, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{tree}: {command} ended with {done.returncode}: {done.stderr[-1000:]}")

@@ -7,7 +7,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 import vbp
@@ -287,6 +286,8 @@ def _first_below(output: Folder, folder: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
+    from importlib.metadata import version  # not needed by a run that is finished already
+
     packages = ("torch", "torchvision", "ray", "pyarrow", "pillow", "fsspec", "numpy")
     ours = {"python": platform.python_version(), "vbp": vbp.__version__}
     return ours | {name: version(name) for name in packages}

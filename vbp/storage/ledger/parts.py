@@ -144,7 +144,7 @@ def conformed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
         ArrowInvalid, KeyError: no run has written such a table.
     """
     fields = [PART_SCHEMA.field(name) for name in columns]
-    rows = pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
+    rows = pa.table(_columns(table, fields), schema=pa.schema(fields))
     rows.validate(full=True)
     lacking = [field.name for field in fields if not field.nullable and rows[field.name].null_count]
     if lacking:
@@ -196,12 +196,21 @@ def _conformed(table: pa.Table) -> pa.Table:
             for name in sorted(names)
         )
         raise ColumnError(f"rows cannot be committed: {odd}; the columns of the index are in vbp/columns.py")
-    rows = pa.table([_column(table, field) for field in PART_SCHEMA], schema=PART_SCHEMA)
+    rows = pa.table(_columns(table, PART_SCHEMA), schema=PART_SCHEMA)
     has_scores = rows["scores"].null_count < rows.num_rows  # in an evaluation alone
     return rows if has_scores else rows.drop_columns("scores")
 
 
-def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
-    if field.name not in table.column_names:
-        return pa.nulls(table.num_rows, field.type)
-    return table[field.name].cast(options=pc.CastOptions(field.type, allow_time_truncate=True))
+def _columns(table: pa.Table, fields: Iterable[pa.Field]) -> list[pa.ChunkedArray | pa.Array]:
+    """The table's columns with the types of `fields`; a column that it lacks is null."""
+    known = set(table.column_names)
+    return [
+        _cast(table[field.name], field.type) if field.name in known else pa.nulls(table.num_rows, field.type)
+        for field in fields
+    ]
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    return column.cast(options=pc.CastOptions(kind, allow_time_truncate=True))

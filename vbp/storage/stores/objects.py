@@ -4,7 +4,6 @@
 know, and for single names that it cannot express.
 """
 
-import asyncio
 import json
 import os
 import re
@@ -232,6 +231,8 @@ class ObjectStore:
 
     def _level(self, root: str, folder: str) -> list[File] | None:
         """The entries of ``folder`` in order, folders with a ``/``; None if they are too many or a name is refused."""
+        import asyncio
+
         prefix = self._key(f"{root}/{folder}".rstrip("/"))
 
         async def look() -> Any:

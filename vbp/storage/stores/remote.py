@@ -1,14 +1,13 @@
-"""Files of an object store or another fsspec file system, with one request for each file."""
+"""Files of an object store or another fsspec file system, with one request for each file.
+
+fsspec is imported when a store is opened, since outputs on a disk do not need it.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote
-
-import fsspec
-from fsspec.asyn import AsyncFileSystem, sync
-from fsspec.implementations.cached import CachingFileSystem
 
 from vbp.errors import StorageError, UsageError
 from vbp.storage.addresses import without_secrets
@@ -200,6 +199,8 @@ class HttpStore(RemoteStore):
 
     def read(self, path: str, start: int | None = None, end: int | None = None, *, limit: int | None = None) -> bytes:
         """The bytes from ``start`` up to ``end``, also from a server that always sends the whole file."""
+        from fsspec.asyn import sync
+
         if end is not None and end <= (start or 0):
             return b""
         read = partial(sync, self.filesystem.loop, self._get, path, start or 0, end, limit)
@@ -236,6 +237,8 @@ def open_store(url: str, options: Mapping[str, Any] | None) -> tuple[RemoteStore
     Raises:
         UsageError: the protocol is unknown, a package is not installed, or the settings do not fit.
     """
+    import fsspec
+
     protocol = protocol_of(url)
     try:
         filesystem, path = fsspec.url_to_fs(url, **_settings(url, options))
@@ -265,12 +268,16 @@ def quoted(path: str) -> str:
 
 def _is_listed_by_folder(filesystem: Any) -> bool:
     """Whether the file system cannot list whole trees, so that fsspec would list folder by folder."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.implementations.cached import CachingFileSystem
+
     kind = type(filesystem)
     if issubclass(kind, CachingFileSystem):  # it wraps another file system
         return False
     if issubclass(kind, AsyncFileSystem):
         return kind._find is AsyncFileSystem._find and kind.find is AsyncFileSystem.find
-    return bool(kind.find is fsspec.AbstractFileSystem.find)
+    return bool(kind.find is AbstractFileSystem.find)
 
 
 def _same(files: list[File]) -> list[File]:
