@@ -1,7 +1,8 @@
 """The card of a network: four questions about its masks, answered in plain words from the scores of ``vbp card``.
 
 A card does not praise.  An answer is *yes* only where the masks are clearly better than everything that they are held
-against; where they are not, it says against what.  What cannot be answered says what is missing.
+against; where they are not, it says against what.  *Not shown* is what more images may show: better in the mean, but
+perhaps by chance.  What cannot be answered says what is missing.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ RANDOMISED, NOISY = "mprt-last-ssim", "noise-ssim"
 FEW = 20
 """Intervals of fewer images are too narrow."""
 
-Verdict = Literal["no", "unknown", "in part", "yes", ""]
+Verdict = Literal["no", "not shown", "in part", "unknown", "yes", ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Card:
     @property
     def first_the_worst(self) -> list[Answer]:
         """The answers as the top of the page has them."""
-        order = ("no", "in part", "unknown", "yes", "")
+        order = ("no", "not shown", "in part", "unknown", "yes", "")
         return sorted(self.answers, key=lambda answer: order.index(answer.verdict))
 
     def as_json(self) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class _Asked:
         ]
         return Answer(
             question=question,
-            verdict="no" if not is_found else "in part" if losses else "yes",
+            verdict=self._against(CHANCE, metrics[:1]) if not is_found else "in part" if losses else "yes",
             sentence=f"{self._level(metrics[0])} of the masks' sum lies in the objects; by chance it is "
             f"{self._mean(metrics[0], CHANCE)}.",
             remarks=tuple(remarks),
@@ -228,7 +229,7 @@ class _Asked:
             remarks.append("Insertion and deletion reward a mask that follows the image. Give --truth to know more.")
         return Answer(
             question=question,
-            verdict="no" if len(losses) == len(judged) else "in part" if losses else "yes",
+            verdict=self._against(TWIN, judged) if len(losses) == len(judged) else "in part" if losses else "yes",
             sentence=f"with its own weights and with random ones, the masks have {beside}.",
             remarks=tuple(remarks),
             **self._figures(metrics, BESIDE),
@@ -243,7 +244,8 @@ class _Asked:
         assert own is not None
         level = 0.0 if chance is None else chance.mean
         is_stable = own.low > (1 + level) / 2
-        verdict: Verdict = "no" if not self._is_beaten(NOISY, CHANCE) else "yes" if is_stable else "in part"
+        is_alike = self._is_beaten(NOISY, CHANCE)
+        verdict: Verdict = self._against(CHANCE, [NOISY]) if not is_alike else "yes" if is_stable else "in part"
         twin = self._mean(NOISY, TWIN)
         return Answer(
             question=question,
@@ -288,6 +290,15 @@ class _Asked:
     def _is_beaten(self, metric: str, method: str) -> bool:
         line = self._line(metric, method)
         return line is not None and line.verdict == "worse"
+
+    def _against(self, method: str, metrics: Sequence[str]) -> Verdict:
+        """What to say of masks that are not clearly better: *no* only if they are not better in the mean either."""
+        for name in metrics:
+            own, other = self._line(name, OWN), self._line(name, method)
+            sign = 1 if METRICS[name].higher_is_better else -1
+            if own is not None and other is not None and sign * own.mean > sign * other.mean:
+                return "not shown"
+        return "no"
 
     def _losses(self, metrics: Sequence[str], methods: Sequence[str]) -> dict[str, list[str]]:
         """For each method the metrics by which the masks are not clearly better."""
