@@ -1,6 +1,8 @@
 """The page of timm's networks: which are looked at, in which turn, and what is counted."""
 
 import pytest
+import torch
+from torch import nn
 
 timm = pytest.importorskip("timm")
 zootimm = pytest.importorskip("vbp.evidence.zootimm")
@@ -48,10 +50,61 @@ def test_attention_and_mixers_do_not_count_as_convolutional():
     assert "1 of these have no fault." in page
     assert "| wrong | flat |" in page
     assert "| moves | Net has an operation that moves pixels: a.view |" in page
-    assert "| nets | 2 of 5 | attention; no convolution with an activation; operation that moves pixels |" in page
+    assert (
+        "| nets | 2 of 5 | attention or recurrence; no convolution with an activation; operation that moves pixels |"
+        in page
+    )
 
 
-def test_attention_is_told_by_its_operations():
+class Net(nn.Module):
+    """A convolution and what `forward` of a test does with its map, which tracing need not follow."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.first, self.rest = nn.Conv2d(3, 4, 3, stride=8), forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.rest(self, x) if x.sum() is not None else x
+
+
+def linear_attention(net, x):
+    one = x.flatten(2).relu()
+    return one @ (one.transpose(1, 2) @ one)
+
+
+def by_einsum(net, x):
+    return torch.einsum("bcp,bdp->bcd", x.flatten(2), x.flatten(2))
+
+
+def softmax_that_fails_later(net, x):
+    return x.flatten(2).softmax(-1).view(-1, 7)[:, 9]
+
+
+@pytest.mark.parametrize("forward", [linear_attention, by_einsum, softmax_that_fails_later])
+def test_attention_is_told_by_what_runs(forward):
+    assert zootimm.attends(Net(forward))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: net.last(x.mean((2, 3))),
+        lambda net, x: x.permute(0, 2, 3, 1) @ net.last.weight.t(),
+        lambda net, x: torch.einsum("bchw,dc->bdhw", x, net.last.weight),
+    ],
+)
+def test_weights_are_no_attention(forward):
+    assert not zootimm.attends(Net(forward, last=nn.Linear(4, 2)))
+
+
+def test_recurrence_counts_as_attention():
+    assert zootimm.attends(Net(lambda net, x: net.last(x.flatten(2).mT)[0], last=nn.LSTM(4, 4)))
+
+
+def test_timms_networks_are_told_apart():
     assert zootimm.attends(timm.create_model("test_vit"))
     assert not zootimm.attends(timm.create_model("test_resnet"))
     assert zootimm.look("test_resnet") == {

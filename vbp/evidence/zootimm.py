@@ -16,25 +16,30 @@ import platform
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from vbp.errors import VBPError
 from vbp.evidence.page import table
 from vbp.evidence.receptive import enliven, problems
-from vbp.saliency.graph import graph_of
-from vbp.saliency.operations import ATTENTIONS, operation_of
 from vbp.saliency.trace import trace
 from vbp.saliency.visualbackprop import VisualBackProp
 
 LARGEST = 60_000_000
 SIZE = (96, 128)
 """Rows and columns of the images of the check: a multiple of 32, which some networks need."""
+WEIGHINGS = {"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
+PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum"}
+"""PyTorch's functions, by name, with which networks weigh pixels against each other."""
 
 Row = dict[str, Any]
 """What is known of a name so far: its network, what tracing found, and what the check found."""
@@ -53,7 +58,7 @@ def survey(name: str) -> Row:
 
 
 def look(name: str) -> Row:
-    """Trace a network without weights: its stages, or why it is refused, and whether it has attention then."""
+    """Trace a network without weights: its stages, or why it is refused, and whether it attends then."""
     model = _made(name)
     try:
         return {"stages": len(trace(model).stages), "reason": ""}
@@ -62,14 +67,41 @@ def look(name: str) -> Row:
 
 
 def attends(model: nn.Module) -> bool:
-    """Whether a network weighs pixels against each other: by its operations, or by its layers' names."""
-    if any("Attention" in type(layer).__name__ for layer in model.modules()):
+    """Whether a network weighs pixels against each other, or passes them on one after the other.
+
+    That is told by the names and kinds of its layers, and by what it calls when it runs, for whatever cannot be traced.
+    """
+    layers = list(model.modules())
+    if any("Attention" in type(layer).__name__ or isinstance(layer, nn.RNNBase) for layer in layers):
         return True
-    try:
-        graph, _ = graph_of(model, (2, 3, 224, 224))
-    except VBPError:
-        return False
-    return any(operation_of(node, model) in ATTENTIONS for node in graph.nodes if node.op.startswith("call"))
+    size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    device = next(model.requires_grad_(False).parameters()).device
+    images = torch.empty(2, *size, device=device, requires_grad=True).clone()  # which layers in place may change
+    watching = _Watching()
+    with watching, suppress(Exception):  # what ran before it failed counts
+        model(images)
+    return watching.attends
+
+
+class _Watching(TorchFunctionMode):
+    """Looks for a softmax, or a product of two matrices that are both computed, as linear attention has it.
+
+    What is computed from the images is told by its gradient, which no weight has here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attends = False
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in WEIGHINGS | PRODUCTS:
+            computed = [one for one in pytree.tree_leaves(args) if isinstance(one, Tensor) and one.requires_grad]
+            self.attends |= len(computed) >= (1 if name in WEIGHINGS else 2)
+        return func(*args, **(kwargs or {}))
 
 
 def check(name: str) -> Row:
@@ -138,7 +170,8 @@ def page(rows: dict[str, Row]) -> str:
         f"{len(looked)} of {len(first)} architectures were looked at: {_share(looked)}.",
         f"{len(traced)} of the {len(small)} names were looked at: {_share(traced)}.",
         "Convolutional is a network that is explained, or one that is refused, has a convolution with an activation, "
-        "and no attention: neither a softmax nor a layer of that name.",
+        "and neither attention nor recurrence: no layer of PyTorch's recurrent ones or with Attention in its name, and "
+        "when it runs, no softmax and no product of two matrices that are both computed, as linear attention has it.",
         f"Of {len(checked)} architectures, two images of {SIZE[0]}x{SIZE[1]} pixels were explained, too. The mask has "
         "the input's size, is finite, in [0, 1] and not flat; it is the same alone as in the batch; the network's "
         "output is bit-equal. In every stage, a pixel depends by autograd on the pixels of its window, and on those "
@@ -198,7 +231,7 @@ def _kind(row: Row) -> str:
         if pattern in row["reason"]:
             return kind
     if row["attends"]:
-        return "attention"
+        return "attention or recurrence"
     return re.sub(r"^\w+ (has an )?", "", row["reason"].partition(":")[0])
 
 
