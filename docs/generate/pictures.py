@@ -113,9 +113,9 @@ def label(text: str) -> Image.Image:
     return strip
 
 
-def save(name: str, sheet: Image.Image) -> None:
+def save(name: str, sheet: Image.Image, quality: int = 82) -> None:
     """Write one picture."""
-    sheet.save(FOLDER / name, quality=82, optimize=True)
+    sheet.save(FOLDER / name, quality=quality, optimize=True)
 
 
 if __name__ == "__main__":
