@@ -350,6 +350,10 @@ REFUSED = {
     "Transpose": (on_map("Transpose"), r"Transpose \(y\) over the first axis, which is that of the images"),
     "Softmax": (on_map("Softmax", axis=0), "over the first axis"),
     "Concat": (on_map("Concat", "c c", axis=0), "over the first axis"),
+    "Concat of coordinates": (
+        on_map("Concat", "c k", [tensor("k", 1, 2, 16, 16)], axis=1), r"Concat \(y\) of a map and a tensor"),
+    "Mul of images": (on_map("Mul", "c k", [tensor("k", 2, 4, 1, 1)]), r"Mul \(y\) over the first axis"),
+    "Add of images": (([*FLAT, ("Add", "k f", "y", {})], [tensor("k", 3, 4)], 17), r"Add \(y\) over the first axis"),
     "Split": (([CONV, ("Split", "c", "y", {})], (), 13), "over the first axis"),
     "Squeeze": (([CONV, GAP, ("Squeeze", "g", "q", {}), ("Exp", "q", "y", {})], (), 17), "over the first axis"),
     "Unsqueeze": (on_map("Unsqueeze", "c ax", [sizes("ax", 0)]), "over the first axis"),

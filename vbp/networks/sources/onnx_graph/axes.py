@@ -52,7 +52,9 @@ def _concat(building: Building, call: Call) -> Any:
     if any(isinstance(value, list) for value in call.given):
         return [number for value in call.given for number in numbers_in(value)]
     building.refuse_images(call, building.axes(call, [axis]))
-    return building.built.call(torch.cat, [building.node(value, call) for value in call.given], axis)
+    if any(isinstance(value, Tensor) for value in call.given):
+        raise building.unknown(f"Concat ({call.name}) of a map and a tensor of the file, as for coordinates")
+    return building.built.call(torch.cat, list(call.given), axis)
 
 
 def _split(building: Building, call: Call) -> Any:

@@ -122,9 +122,21 @@ class Building:
         return value
 
     def nodes(self, call: Call) -> list[Any]:
-        """The inputs as arguments of PyTorch's functions."""
+        """The inputs as arguments of PyTorch's functions.
+
+        Raises:
+            ModelError: sizes are among them, or a tensor that has other values for each image.
+        """
         if any(isinstance(value, list) for value in call.given):
             raise self.unknown(f"{call.kind} ({call.name}) of sizes and other numbers")
+        ranks = {
+            len(self.shapes[name])
+            for name, value in zip(call.inputs, call.given, strict=True)
+            if not isinstance(value, Tensor) and name in self.shapes
+        }
+        tensors = [value for value in call.given if isinstance(value, Tensor)]
+        if any(value.ndim >= max(ranks, default=value.ndim + 1) and value.shape[0] > 1 for value in tensors):
+            self.refuse_images(call, [0])
         as_tensor = call.kind == "Div"  # PyTorch divides no plain number by a tensor
         return [
             self.node(value.reshape(1) if as_tensor and number == 0 and isinstance(value, Tensor) else value, call)
