@@ -1,7 +1,11 @@
+import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from tests.evaluation.kinds import KINDS, images
+from vbp.errors import ModelError
+from vbp.evaluation.randomisation import cascade
 from vbp.evaluation.twin import random_twin
 
 
@@ -39,3 +43,33 @@ def test_norms_forget_and_biases_are_none():
     norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.running_mean.eq(0).all() and norm.running_var.eq(1).all() for norm in norms)
     assert not any(tensor.any() for name, tensor in twin.named_parameters() if name.endswith("bias"))
+
+
+class Functional(nn.Module):
+    """A convolution whose kernel no layer holds, beside one that a layer holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.conv(torch.conv2d(x, self.kernel).relu()).relu()
+
+
+def normed():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), spectral_norm(nn.Conv2d(4, 4, 3)), nn.ReLU())
+
+
+@pytest.mark.parametrize("draw", [lambda network: random_twin(network, 500), cascade], ids=["twin", "cascade"])
+@pytest.mark.parametrize(("network", "name"), [(Functional, "kernel"), (normed, "2.parametrizations.weight.original")])
+def test_a_kernel_that_cannot_be_drawn_anew_is_refused(draw, network, name):
+    """A twin that is partly trained would seem to show that training does not matter."""
+    with pytest.raises(ModelError, match=rf"{name} would stay as it is.*reset_parameters"):
+        draw(network().eval())
+
+
+def test_a_twin_has_a_twin():
+    """Also by the same seed, which draws some weights a second time: metrics of randomisation ask for it."""
+    twin = random_twin(KINDS["vgg-norm"](), 500)
+    assert all(torch.isfinite(tensor).all() for tensor in random_twin(twin, 500).parameters())

@@ -1,6 +1,7 @@
 """The card, by the command: its page, its JSON, a sample, a resumed run, a wrong truth."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from vbp.cli import main
+from vbp.evaluation.saliencies import MAKERS
 
 SMALL = ["--size", "64", "--fit", "stretch", "--runner", "local", "--precision", "float32"]
 
@@ -95,3 +97,24 @@ def test_a_wrong_truth_is_refused_before_any_work(photos, truth, tmp_path, netwo
     assert done.exit_code == 2
     assert "does not fit the images" in done.stderr
     assert not (tmp_path / "out" / "card.html").exists()
+
+
+def test_a_rival_that_does_not_suit_the_network_is_left_out(photos, tmp_path, network_file, monkeypatch):
+    """Nobody can leave it out by hand: a card has no --methods."""
+
+    def unfit(subject):
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr("vbp.evaluation.saliencies.MAKERS", {**MAKERS, "gradcam": unfit})
+    done = card(photos, tmp_path / "out", "--weights", network_file, "--sample", "2")
+    assert done.exit_code == 0, done.output
+    found = set(pq.read_table(tmp_path / "out" / "scores")["method"].to_pylist())
+    assert found == {"vbp", "random-twin", "eigencam", "centre", "edge", "uniform"}
+
+
+def test_a_rival_s_missing_package_is_named(photos, tmp_path, network_file, monkeypatch):
+    monkeypatch.setattr("vbp.pipeline.evaluate.find_spec", lambda name: None if "cam" in name else find_spec(name))
+    monkeypatch.setattr("vbp.evaluation.saliencies.find_spec", lambda name: None if "cam" in name else find_spec(name))
+    done = card(photos, tmp_path / "out", "--weights", network_file, "--sample", "2")
+    assert done.exit_code == 2
+    assert "pip install 'visualbackprop[eval]'" in done.stderr

@@ -37,7 +37,7 @@ from vbp.evaluation.randomness import noisy
 from vbp.evaluation.scores import Score
 from vbp.evaluation.similarity import spearman, ssim, stretched, turned
 from vbp.evaluation.stability import Explain
-from vbp.evaluation.twin import redraw
+from vbp.evaluation.twin import random_twin, redraw
 
 STEPS, COPIES, NOISE = 8, 8, 0.1
 _BINS = 100
@@ -112,13 +112,14 @@ def cascade(network: nn.Module, *, steps: int = STEPS, seed: int = 500) -> list[
         one all are.
 
     Raises:
-        ModelError: there is no convolution to randomise.
+        ModelError: there is no convolution to randomise, or one that cannot be.
     """
     layers = len(_layers(network))
     if not layers:
         raise ModelError(
             "the network has no convolution whose weights can be drawn anew: leave out the metrics of randomisation."
         )
+    random_twin(network, seed)  # refuses a network that would stay partly trained
     copies = []
     for run in np.array_split(np.arange(layers)[::-1], min(steps, layers)):
         network = _with_random(network, run.tolist(), seed)

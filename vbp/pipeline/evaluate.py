@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from vbp.columns import Contract
 from vbp.errors import ImageError, UsageError
+from vbp.evaluation.methods import METHODS
 from vbp.evaluation.metrics import METRICS
 from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline.steps import FRAME, Batch, Explain, Step, frame_of, good_rows, is_missing, objects
@@ -135,10 +136,11 @@ def evaluated(recipe: Recipe, evaluation: Evaluation) -> Callable[[Batch], Batch
         (layer, Saliencies(twin, config.method, seed=config.seed, has_classifier=has_classifier))
         for layer, twin in twins
     ]
+    shape = _shape(config, model)
     evaluator = Evaluator(
         maps,
         normalise,
-        methods,
+        [name for name in methods if name not in evaluation.rivals or maps.refusal(name, shape) is None],
         metrics,
         random=random,
         classify=classify if has_classifier else None,
@@ -170,12 +172,22 @@ def check_evaluation(config: RunConfig, model: Model) -> None:
     methods, metrics = config.evaluation.chosen(has_classifier)
     if _that_change_networks(metrics):
         cascade(model.network, steps=1)
-    preprocessing = config.preprocessing(model.preprocessing)
-    side = preprocessing.size or IMAGENET.size or 1
+    shape = _shape(config, model)
     saliencies = Saliencies(model.network, config.method, seed=config.seed, has_classifier=has_classifier)
     for method in methods:
-        if refusal := saliencies.refusal(method, (2, preprocessing.depth, side, side)):
+        library = METHODS[method].library
+        is_missing_package = library is not None and find_spec(library) is None
+        if method in config.evaluation.rivals and not is_missing_package:
+            continue
+        if refusal := saliencies.refusal(method, shape):
             raise UsageError(f"--methods {method}: {refusal}")
+
+
+def _shape(config: RunConfig, model: Model) -> tuple[int, int, int, int]:
+    """Of the images on which methods are tried."""
+    preprocessing = config.preprocessing(model.preprocessing)
+    side = preprocessing.size or IMAGENET.size or 1
+    return 2, preprocessing.depth, side, side
 
 
 def _that_change_networks(metrics: Sequence[str]) -> list[str]:

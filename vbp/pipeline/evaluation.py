@@ -45,6 +45,9 @@ class Evaluation:
     costly_for: ClassVar[tuple[str, ...]] = METHOD_NAMES
     """Methods that get the metrics which need passes through the network."""
 
+    rivals: ClassVar[tuple[str, ...]] = ()
+    """Methods that are left out where they do not suit the network."""
+
     truth: str | None = None
     """A COCO file, or a folder of annotations or masks; None: nobody knows where the objects are."""
 
@@ -101,6 +104,8 @@ class Card(Evaluation):
     usual_methods: ClassVar[tuple[str, ...]] = CARD_METHODS
     usual_metrics: ClassVar[tuple[str, ...]] = CARD_METRICS
     costly_for: ClassVar[tuple[str, ...]] = ("vbp", "random-twin")
+
+    rivals: ClassVar[tuple[str, ...]] = ("eigencam", "gradcam")
 
     sample: int = SAMPLE
     """At most so many images, chosen by the hash of their keys."""
