@@ -160,3 +160,47 @@ def test_activations_by_hand_and_of_fewer_networks():
     one, other = VisualBackProp(ours), VisualBackProp(network)
     assert len(one.stages) == len(other.stages) == 2
     torch.testing.assert_close(one(images_BCHW), other(images_BCHW), atol=1e-6, rtol=0)
+
+
+class Then(nn.Module):
+    """A convolution and ReLU, then a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.function = nn.Conv2d(3, 4, 3), function
+
+    def forward(self, x):
+        return self.function(F.relu(self.first(x)))
+
+
+def exported(function, count=2):
+    network = Then(function).eval()
+    return network, torch.export.export(network, (torch.randn(count, 3, 8, 8),))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.elu(x - 1),
+        lambda x: F.elu(x - 1, 0.3),
+        lambda x: F.adaptive_max_pool2d(x, 2).flatten(1),
+        lambda x: x.view(-1, 2, 6, 6).mul(2),
+    ],
+)
+def test_functions_give_what_they_give_for_any_number_of_images(function):
+    network, program = exported(function)
+    images_BCHW = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(rebuilt(program, "net")(images_BCHW), network(images_BCHW))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.reshape(4, 2, 6, 6), r"aten\.reshape\.default that mixes images"),
+        (lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True)[1], "whose second result is used"),
+        (lambda x: torch.ops.aten.elu(x - 1, 1.0, 2.0), r"aten\.elu\.default with a scale"),
+    ],
+)
+def test_what_would_be_wrong_for_other_images_is_refused(function, message):
+    with pytest.raises(ModelError, match=message):
+        rebuilt(exported(function)[1], "net")

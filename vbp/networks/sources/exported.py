@@ -36,6 +36,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """PyTorch's functions that take what ATen's operators of these names take."""
 IGNORED: Mapping[str, set[str]] = {
     "layer_norm": {"cudnn_enable"}, "group_norm": {"cudnn_enabled"}, "softmax": {"dtype"},
+    "elu": {"scale", "input_scale"},
 }  # fmt: skip
 """Arguments that these functions do not have, without effect."""
 PASSED = ("dropout", "feature_dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy", "lift_fresh_copy")
@@ -123,10 +124,13 @@ class _Making:
 
     def _add(self, node: Node) -> None:
         if node.target is operator.getitem:
-            value = self._value(node.args[0])
-            self.values[node] = (
-                value if self._is_norm(node.args[0]) else self.built.call(operator.getitem, value, node.args[1])
-            )
+            source, place = node.args[0], node.args[1]
+            value = self._value(source)
+            if not self._has_one_here(source):
+                value = self.built.call(operator.getitem, value, place)
+            elif place != 0 and node.users:
+                raise self._unknown(node, f" ({source}) whose second result is used")
+            self.values[node] = value
             return
         operation = str(getattr(node.target, "_schema", node.target)).partition("(")[0].removeprefix("aten::")
         operation = operation.partition(".")[0].rstrip("_")
@@ -172,8 +176,10 @@ class _Making:
         return source
 
     @staticmethod
-    def _is_norm(value: Any) -> bool:
-        return isinstance(value, Node) and "native_batch_norm" in str(value.target)
+    def _has_one_here(value: Any) -> bool:
+        """Whether an operator of several results becomes a layer or function that gives the first one alone."""
+        several = ("native_batch_norm", "adaptive_max_pool2d")
+        return isinstance(value, Node) and any(name in str(value.target) for name in several)
 
     def _made(self, operation: str, node: Node, given: dict[str, Any]) -> Any:
         built, name = self.built, node.name
@@ -203,6 +209,8 @@ class _Making:
             return self._reshaped(node, given)
         if operation == "constant_pad_nd":
             return built.call(F.pad, given["self"], tuple(given["pad"]), "constant", given["value"])
+        if operation == "elu" and (given["scale"], given["input_scale"]) != (1, 1):
+            raise self._unknown(node, " with a scale")
         if operation.startswith(("upsample_nearest2d", "upsample_bilinear2d")):
             return self._resized(operation, node, given)
         return self._called(operation, node, given)
@@ -231,6 +239,8 @@ class _Making:
         size = list(given.get("size", given.get("shape", ())))
         if after[0] == before[0]:
             size[0] = self.built.method("size", given["self"], 0)
+        elif isinstance(given["self"], Node) and isinstance(size[0], int) and size[0] != -1:
+            raise self._unknown(node, " that mixes images")
         if len(after) > 3 and after[-2:] == before[-2:]:  # as channels are shuffled
             size[-2:] = (self.built.method("size", given["self"], len(before) + axis) for axis in (-2, -1))
         return self.built.method("reshape", given["self"], *size)
