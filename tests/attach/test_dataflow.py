@@ -392,6 +392,7 @@ def test_an_activation_of_several_operators_is_one(bend):
         (lambda net, x: net.node("Concat", x, x, axis=0), "that sets maps side by side"),
         (lambda net, x: net.node("Slice", x, np.int64([0]), np.int64([1]), np.int64([0])), "that picks images"),
         (lambda net, x: net.node("Gather", x, np.int64([0]), axis=0), "that picks images"),
+        (lambda net, x: net.node("Pad", x, np.int64([0] * 4 + [2, 0, 0, 0])), "that adds or drops images: Pad 'node2'"),
         (lambda net, x: net.node("ReduceMax", x, axes=[0]), "that mixes the images of a batch, or lays"),
         (lambda net, x: net.node("Transpose", x, perm=[1, 0, 2, 3]), "that moves the images to another axis"),
         (lambda net, x: net.node("Reshape", x, np.int64([0, 4, 22, 20])), "that moves pixels: Reshape"),

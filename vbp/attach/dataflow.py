@@ -212,6 +212,8 @@ def _padding(call: Call) -> Value:
         return call.unknown("that pads by computed amounts")
     places = [axis % call.map.rank for axis in axes]
     by_axis = dict(zip(places, zip(pads[: len(places)], pads[len(places) :], strict=True), strict=True))
+    if any(by_axis.get(call.map.images, ())):
+        return call.unknown("that adds or drops images")
     (top, bottom), (left, right) = (by_axis.get(axis, (0, 0)) for axis in call.map.spatial)
     window = Window(call.below, (1, 1), before=(top, left), after=(bottom, right))
     return call.result(signed=True, step=_unless_empty(window))
