@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vbp.errors import TruthError, UsageError
-from vbp.pipeline.truths import COCO, Truths, found_rule, refuse_shared
+from vbp.pipeline.truths import COCO, Truths, found_rule, refuse_shared, until_an_object
 
 KEYS = ("dog/one.jpg", "dog/two.jpg", "cat.png")
 
@@ -94,6 +94,18 @@ def test_a_damaged_truth_names_its_file(tmp_path):
     (tmp_path / "cat.xml").write_bytes(b"<annotation>")
     with pytest.raises(TruthError, match=r"cat.xml: the truth is no XML"):
         Truths(str(tmp_path), "{stem}.xml").of("cat.png")
+
+
+def test_images_without_an_object_may_come_first(tmp_path, monkeypatch):
+    keys = [f"{number}.jpg" for number in range(6)]
+    for number in (0, 1, 2):
+        (tmp_path / f"{number}.xml").write_bytes(b"<annotation><filename>n.jpg</filename></annotation>")
+    (tmp_path / "3.xml").write_bytes(voc())
+    truths = Truths(str(tmp_path), "{stem}.xml")
+    assert until_an_object(truths, iter(keys), "boxes") == keys[:4]
+    monkeypatch.setattr("vbp.pipeline.truths.LOOKED_AT", 3)
+    with pytest.raises(UsageError, match=r"--truth \(=boxes\) shows no object in any of the first 3 images: .*black"):
+        until_an_object(truths, iter(keys), "boxes")
 
 
 def test_an_image_that_lies_among_the_masks_is_not_its_own_truth(tmp_path):

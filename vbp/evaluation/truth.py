@@ -45,6 +45,11 @@ class Truth:
     size: tuple[int, int] | None = None
     """Width and height of the image, as the truth says; None if it does not say so."""
 
+    @property
+    def shows_object(self) -> bool:
+        """Whether there is any; without one the image has no scores of where the mask lies."""
+        return bool(self.boxes or self.runs or (self.mask_hw is not None and self.mask_hw.any()))
+
     def in_frame(self, image: tuple[int, int], frame: Frame, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """Which pixels of the network's frame show an object: those whose centre lies in one.
 
@@ -130,8 +135,8 @@ def voc_truth(data: bytes) -> Truth:
     except ElementTree.ParseError as error:
         raise TruthError(f"the truth is no XML ({error}).") from error
     boxes = [_voc_box(each) for each in root.iter("bndbox")]
-    if not boxes:
-        raise TruthError("the truth has no <bndbox>, so it names no object.")
+    if not boxes and root.tag != "annotation":
+        raise TruthError(f"the truth is no annotation: it has no <bndbox>, and begins with <{root.tag}>.")
     width, height = (_number(root, f"size/{name}", 0) for name in ("width", "height"))
     return Truth(tuple(boxes), size=(int(width), int(height)) if width and height else None)
 
@@ -158,7 +163,7 @@ def mask_truth(data: bytes) -> Truth:
     """The object as an image: everything that is not black; in a picture with a palette see `_object_of`.
 
     Raises:
-        TruthError: it is no image that Pillow reads, or shows no object.
+        TruthError: it is no image that Pillow reads.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -169,8 +174,6 @@ def mask_truth(data: bytes) -> Truth:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TruthError(f"the truth is no image ({error}).") from error
     object_hw = _object_of(values, colours)
-    if not object_hw.any():
-        raise TruthError("the truth shows no object: all of it is black.")
     return Truth(mask_hw=object_hw, size=(object_hw.shape[1], object_hw.shape[0]))
 
 

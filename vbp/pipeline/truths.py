@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from vbp.pipeline.steps import frame_of, good_rows
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder, read_uri
 from vbp.storage.manifest.rows import table_of, with_positions
+from vbp.words import counted
 
 if TYPE_CHECKING:
     from vbp.pipeline.recipe import Recipe
@@ -35,6 +37,8 @@ suffix, `name` the stem without its folders."""
 
 FIRST = 16
 """Images on which the rule is tried."""
+LOOKED_AT = 1000
+"""Images among which one must show an object; others may show none."""
 
 
 class Truths:
@@ -137,7 +141,7 @@ def tried(recipe: Recipe, rows: Iterable[ManifestRow]) -> str:
         rows: the images.
 
     Raises:
-        UsageError: as for `found_rule`; or no truth of the first images fits its image.
+        UsageError: as for `found_rule`; or no truth of the first images fits its image, or none shows an object.
     """
     evaluation, options = recipe.config.evaluation, recipe.config.storage_options
     assert evaluation is not None
@@ -159,8 +163,34 @@ def tried(recipe: Recipe, rows: Iterable[ManifestRow]) -> str:
     if wrong and not right:
         key, why = next(iter(wrong.items()))
         raise UsageError(f"--truth (={evaluation.truth}) does not fit the images: {key}: {why}")
-    refuse_shared(truths, (row.key for row in chain(first, rows)))
+    keys = (row.key for row in chain(first, rows))
+    looked = until_an_object(truths, keys, evaluation.truth)
+    refuse_shared(truths, chain(looked, keys))
     return rule
+
+
+def until_an_object(truths: Truths, keys: Iterator[str], place: str) -> list[str]:
+    """The keys up to the first image whose truth shows an object; images without one may come before.
+
+    Args:
+        truths: the truths.
+        keys: of the images.
+        place: ``--truth``.
+
+    Raises:
+        UsageError: there is none among the first `LOOKED_AT`.
+    """
+    looked = []
+    for key in islice(keys, LOOKED_AT):
+        looked.append(key)
+        with suppress(TruthError):
+            truth = truths.of(key)
+            if truth is not None and truth.shows_object:
+                return looked
+    raise UsageError(
+        f"--truth (={place}) shows no object in any of the first {counted(len(looked), 'image')}: its masks are "
+        "black, or its annotations have no box. Give the truth in which the objects are."
+    )
 
 
 def refuse_shared(truths: Truths, keys: Iterable[str]) -> None:
