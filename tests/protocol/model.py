@@ -307,17 +307,28 @@ class World:
         if not is_complete(self.folder):
             return []
         record = json.loads(self.folder.read("_run/run.json"))
-        config, listed = record["config"], json.loads(self.folder.read("_run/manifest.json"))["images"]
+        config = record["config"]
         named = json.loads(self.folder.read(SUCCESS))["index"]
         rows = pa.concat_tables(pq.read_table(io.BytesIO(self.folder.read(path))) for path in named).to_pylist()
         faults = [f"{key} has {n} rows" for key, n in Counter(row["key"] for row in rows).items() if n > 1]
-        if len(rows) < min(listed, config["limit"] or listed):
-            faults.append(f"{len(rows)} rows of {listed} images")
+        by_key = {row["key"]: row for row in rows}
+        for image in self._listed()[: config["limit"]]:
+            row = by_key.get(image["key"])
+            if row is None and not image["gone"]:
+                faults.append(f"{image['key']} has no row")
+            if row is not None and row["gone"] != image["gone"]:
+                faults.append(f"{image['key']} is gone: {image['gone']}, and its row says {row['gone']}")
         for row in rows:
             if row["preset"] != config["preset"]:
                 faults.append(f"{row['key']} is of {row['preset']}")
             faults += self._faults_of(row)
         return faults
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """Key of every image in the manifest, and whether it is gone from INPUT."""
+        manifest = Manifest.load(self.folder)
+        assert manifest is not None
+        return [row for n in range(manifest.shards) for row in manifest.read_shard(n, ["key", "gone"]).to_pylist()]
 
     def _faults_of(self, row: dict[str, Any]) -> list[str]:
         path = row["mask_uri"].removeprefix(self.folder.url + "/")
@@ -378,6 +389,7 @@ OVER = Plan(mode="overwrite")
 OTHER = Plan(mode="overwrite", preset="reference")
 NEWER = Plan(refresh=True, version="2")
 LONGER = replace(NEWER, images=IMAGES + 2)
+FEWER = Plan(refresh=True, images=IMAGES - 1)
 SCENES = {
     "the same twice": Scene(Plan(), Plan()),
     "a limit, then all": Scene(Plan(limit=2), Plan()),
@@ -388,6 +400,9 @@ SCENES = {
     "resume, then refresh": Scene(Plan(), NEWER, Plan(limit=2)),
     "a longer list, then resume": Scene(LONGER, Plan(), Plan()),
     "two that refresh": Scene(LONGER, replace(LONGER, images=IMAGES + 3), Plan()),
+    "one is gone, then resume": Scene(FEWER, Plan(), Plan()),
+    "resume, then one is gone without a row": Scene(Plan(), FEWER, Plan(limit=2)),
+    "one is gone, and comes back": Scene(FEWER, replace(FEWER, images=IMAGES), Plan()),
     "tars with a limit, then all": Scene(replace(TARS, limit=2), TARS),
     "over tars": Scene(TARS, replace(TARS, mode="overwrite")),
 }

@@ -47,6 +47,13 @@ def test_a_longer_list_comes_late():
     assert not outcome.faults, outcome
 
 
+def test_an_index_comes_late_whose_version_was_there_again():
+    """One is gone, comes back, and the second's index has the rows that the first one's request was to replace."""
+    stop = ("put model/out/index/part-00000.parquet",) * 2
+    outcome = explore(lambda: "bucket", SCENES["one is gone, and comes back"], stop, None, False)
+    assert not outcome.faults, outcome
+
+
 def test_a_list_is_read_while_its_changed_rows_are_written_late():
     """They go into another file, so that no reader sees a half of each."""
     stop = ("put model/out/_run/manifest/",)

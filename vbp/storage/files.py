@@ -41,6 +41,9 @@ class Folder:
     PermissionError.  Every other error, and every error of a write, raises StorageError.
     """
 
+    attempt = ""
+    """The attempt that holds the folder and changes it (see ``HeldFolder``); empty otherwise."""
+
     def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None):
         """Open a folder; nothing is read yet, and the folder need not exist.
 

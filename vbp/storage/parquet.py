@@ -54,7 +54,8 @@ def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
 class RollingParquet:
     """Writes row groups to the numbered files of a series; the caller decides where a file ends.
 
-    A file is built in memory and written by ``roll``.
+    A file is built in memory and written by ``roll``.  Its metadata name the attempt, so that no two attempts write the
+    same bytes: S3 names a version by the hash of the content, and a late write must never find the version that it saw.
     """
 
     def __init__(self, folder: Folder, series: str, schema: pa.Schema, number: int = 0):
@@ -86,6 +87,8 @@ class RollingParquet:
         """Write the file, if anything was added to it, and go on to the next."""
         if self._writer is None or self._sink is None:
             return
+        if self._folder.attempt:
+            self._writer.add_key_value_metadata({"vbp.attempt": self._folder.attempt})
         self._writer.close()
         path, data = numbered(self._series, self.number), self._sink.getvalue().to_pybytes()
         self._folder.write(path, data)
