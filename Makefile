@@ -40,8 +40,9 @@ zoo: .venv/ready ## every CNN of torchvision at four sizes, and as ONNX; timm's 
 	$(BIN)/python -m vbp.evidence.zootimm docs/zoo-timm.md
 	$(BIN)/python -m vbp.evidence.attach docs/attach.md
 
-evidence: .venv/ready ## how good the masks are, beside other methods; docs/evaluation.md, hours; DATA=FOLDER adds photographs
+evidence: .venv/ready ## how good the masks are, beside other methods and variants; docs/evaluation.md, docs/variants.md, hours; DATA=FOLDER adds photographs
 	$(BIN)/python -m vbp.evidence.quality docs/evaluation.md --reference vbp/review/reference.json $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m vbp.evidence.variants docs/variants.md $(if $(DATA),--data $(DATA)) --images 80
 
 chaos: .venv/ready ## runs that are disturbed and killed until they are done, and what people bring; docs/chaos.md, docs/edges.md, about an hour
 	$(BIN)/python -m tests.protocol
