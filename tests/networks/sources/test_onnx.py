@@ -13,11 +13,13 @@ from vbp.networks.models import load_model
 from vbp.networks.sources.onnx_graph.graph import rebuilt
 from vbp.saliency import VisualBackProp
 
-RANDOM = np.random.default_rng(5)
+SEED = 5
 
 
 def tensor(name, *shape, low=-1.0):
-    return numpy_helper.from_array(RANDOM.uniform(low, 1, shape).astype(np.float32), name)
+    """Its values depend on its name and shape alone, and not on the tests before."""
+    draws = np.random.default_rng([SEED, *name.encode(), *shape])
+    return numpy_helper.from_array(draws.uniform(low, 1, shape).astype(np.float32), name)
 
 
 def sizes(name, *values):
