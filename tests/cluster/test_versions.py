@@ -10,7 +10,7 @@ import vbp
 
 ROOT = Path(__file__).parents[2]
 LOCK = dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
-FILES = sorted(path for path in (ROOT / "cluster").rglob("*") if path.is_file())
+FILES = sorted(path for path in (ROOT / "cluster").rglob("*") if path.is_file() and path.suffix != ".pyc")
 PATTERNS = {  # what stands in front of a version: which version that is
     r"rayVersion: \"?": LOCK["ray"],
     r"\b(?:ray|Ray)(?:\[\w+\])?(?:==| )": LOCK["ray"],
