@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vbp.evidence.quality import WITHOUT_CLASS, cases, introduction, section
+from vbp.evidence.quality import WITHOUT_CLASS, cases, introduction, rankings, section
 from vbp.pipeline import run
 from vbp.review.evaluation import Evaluated, Line, Table, evaluation
 from vbp.review.reference import read, reference, write
@@ -113,3 +113,25 @@ def test_figures_are_kept_as_they_were_found(tmp_path, monkeypatch):
     write([kept], tmp_path / "reference.json")
     monkeypatch.setattr("vbp.review.reference.resources.files", lambda package: tmp_path)
     assert read() == (kept,)
+
+
+def ranked(metric, values, higher_is_better=True):
+    lines = tuple(line(method, value) for method, value in values.items())
+    return Table(metric=metric, meaning="m", paper="p", higher_is_better=higher_is_better, settings="", lines=lines)
+
+
+def test_rankings_of_metrics_and_of_networks_are_compared(case):
+    """Deletion is better where it is less, so turned round it is the same ranking."""
+    values = {"vbp": 0.9, "eigencam": 0.6, "edge": 0.3, "uniform": 0.1}
+    turned = {name: 1 - value for name, value in values.items()}
+    opposite = ranked("pointing-game", turned)
+    tables = (ranked("pointing-game", values), ranked("deletion", turned, higher_is_better=False))
+    one, other = (Evaluated(output="o", images=9, tables=each, seconds={}, facts={}) for each in (tables, (opposite,)))
+    text = rankings([(dataclasses.replace(case, title="one"), one), (dataclasses.replace(case, title="other"), other)])
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("| ")]
+    assert rows[2:] == [
+        ["metrics: one", "2", "4", "1.00", "0.50"],
+        ["networks, by pointing-game", "2", "4", "0.00", "0.50"],
+    ]
+    assert "networks, by" not in rankings([(case, one)])
+    assert rankings([(case, dataclasses.replace(one, tables=()))]) == ""

@@ -19,11 +19,12 @@ from typing import Any
 from vbp.demo.scenes import write_tree
 from vbp.evaluation.methods import METHODS
 from vbp.evaluation.metrics import METRICS
+from vbp.evaluation.statistics import agreement
 from vbp.evidence.page import number, table
 from vbp.evidence.timing import machine
 from vbp.pipeline import Observer, RunConfig, run
 from vbp.pipeline.evaluation import Evaluation
-from vbp.review.evaluation import OWN, Evaluated, Line, evaluation
+from vbp.review.evaluation import OWN, Evaluated, Line, Table, evaluation
 from vbp.review.reference import reference, write
 
 SCENES, SEED = 200, 900
@@ -242,6 +243,43 @@ def _chance(metric: str, lines: Mapping[tuple[str, str], Line]) -> str:
     return f"{sum(levels) / len(levels):.2f}" if levels else ""
 
 
+def rankings(found: Sequence[tuple[Case, Evaluated]]) -> str:
+    """How alike the metrics rank the methods on one case, and how alike the cases do by one metric."""
+    values = {(case.title, each.metric): _values(each) for case, evaluated in found for each in evaluated.tables}
+    titles = dict.fromkeys(title for title, _ in values)
+    judging = (*LOCALISATION, *FAITHFULNESS)
+    groups = {
+        f"metrics: {title}": [values[title, metric] for metric in judging if (title, metric) in values]
+        for title in titles
+    }
+    groups |= {
+        f"networks, by {metric}": [values[title, metric] for title in titles if (title, metric) in values]
+        for metric in LOCALISATION
+    }
+    rows = []
+    for name, ranked in groups.items():
+        methods = [method for method in METHODS if ranked and all(method in each for each in ranked)]
+        if len(ranked) > 1 and len(methods) > 2:
+            agreed = agreement([[each[method] for method in methods] for each in ranked])
+            rows.append([name, str(len(ranked)), str(len(methods)), f"{agreed:.2f}", f"{1 / len(ranked):.2f}"])
+    if not rows:
+        return ""
+    return "\n\n".join(
+        (
+            "## Do the rankings agree?",
+            "Each metric ranks the methods, and so does each network. Kendall's W tells how alike these rankings are:\n"
+            "1 if they are equal. Rankings that know nothing of each other have about the value by chance.",
+            table(["rankings of the", "rankings", "methods", "W", "by chance"], rows),
+        )
+    )
+
+
+def _values(found: Table) -> dict[str, float]:
+    """The mean of each method, the greater the better."""
+    sign = 1 if found.higher_is_better else -1
+    return {line.method: sign * line.mean for line in found.lines}
+
+
 def introduction() -> Iterator[str]:
     """How to read the tables, and how they were made."""
     told = ", ".join(f"{name} {value}" for name, value in machine("cpu").items() if name in ("cpu", "torch"))
@@ -280,7 +318,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="the file of figures to write")
     options = parser.parse_args()
     found, left_out = cases(options.data, options.work)
-    parts, references = ["\n".join(introduction()), *left_out], []
+    parts, references, compared = ["\n".join(introduction()), *left_out], [], []
     for case in found:
         if options.cases is None or case.name in options.cases:
             configs = [each.config(options.work, options.images) for each in case.runs()]
@@ -290,7 +328,9 @@ def main() -> None:
             parts.append(section(case, runs))
             if not case.seeds:
                 references.append(reference(case.cited or case.title, runs[0]))
-            options.file.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")
+                compared.append((case, runs[0]))
+            told = [*parts, rankings(compared)]
+            options.file.write_text("\n\n".join(part.rstrip() for part in told if part) + "\n")
     if options.reference is not None:
         write(references, options.reference)
 
