@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -25,8 +25,11 @@ from vbp.plain import plain
 
 if TYPE_CHECKING:
     from vbp.pipeline.config import RunConfig
-    from vbp.pipeline.summary import Summary
     from vbp.pipeline.sweep.sweepfile import Sweep
+    from vbp.review.card import Card
+    from vbp.review.evaluation import Evaluated
+
+Shown = TypeVar("Shown", "Evaluated", "Card")
 
 EXIT_CRASHED, EXIT_USAGE, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 3, 4
 WATCH_SECONDS = 5
@@ -190,14 +193,7 @@ def _evaluate(config: RunConfig, as_json: bool) -> int:
     from vbp.review.evaluation import evaluation, save
     from vbp.tables import print_evaluation
 
-    def show(summary: Summary) -> dict[str, Any]:
-        found = evaluation(summary.output, config.storage_options)
-        save(found, config.storage_options)
-        if not as_json:
-            print_evaluation(found)
-        return {"evaluation": found.as_json()}
-
-    return _run_and_show(config, as_json, show, "evaluation")
+    return _run_and_show(config, as_json, "evaluation", evaluation, save, print_evaluation)
 
 
 @main.command(short_help="Whether a network's masks are worth something.", examples=CARD_EXAMPLES)
@@ -222,18 +218,18 @@ def _card(config: RunConfig, as_json: bool) -> int:
     from vbp.review.card import card, save
     from vbp.tables import print_card
 
-    def show(summary: Summary) -> dict[str, Any]:
-        found = card(summary.output, config.storage_options)
-        save(found, config.storage_options)
-        if not as_json:
-            print_card(found)
-        return {"card": found.as_json()}
-
-    return _run_and_show(config, as_json, show, "card")
+    return _run_and_show(config, as_json, "card", card, save, print_card)
 
 
-def _run_and_show(config: RunConfig, as_json: bool, show: Callable[[Summary], dict[str, Any]], name: str) -> int:
-    """Run, and print the summary; if all is done, also what `show` makes of the output."""
+def _run_and_show(
+    config: RunConfig,
+    as_json: bool,
+    name: str,
+    make: Callable[[str, Mapping[str, Any]], Shown],
+    save: Callable[[Shown, Mapping[str, Any]], str],
+    show: Callable[[Shown], None],
+) -> int:
+    """Run, and print the summary; if all is done, make the page of the output, save it and show it."""
     from vbp.pipeline.job import run
     from vbp.terminal import print_summary, watching
 
@@ -241,9 +237,13 @@ def _run_and_show(config: RunConfig, as_json: bool, show: Callable[[Summary], di
         summary = run(config, observer)
     if not as_json:
         print_summary(summary)
-    found = show(summary) if summary.succeeded else {name: None}
+    found = make(summary.output, config.storage_options) if summary.succeeded else None
+    if found is not None:
+        save(found, config.storage_options)
     if as_json:
-        _print_json({**summary.as_json(), **found})
+        _print_json({**summary.as_json(), name: None if found is None else found.as_json()})
+    elif found is not None:
+        show(found)
     return summary.exit_code
 
 
