@@ -29,7 +29,7 @@ from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency.method import Method
 from vbp.saliency.prepared.calibration import IMAGES
 from vbp.saliency.prepared.int8 import Scales
-from vbp.saliency.visualbackprop import Explanation, VisualBackProp
+from vbp.saliency.visualbackprop import VisualBackProp
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 """The precisions, and for each the type of values that are not computed in integers."""
@@ -249,10 +249,21 @@ class Explainer:
         if self.batch_size is not None and count < self.batch_size:
             black = pixels_BHWC.new_zeros(self.batch_size - count, *pixels_BHWC.shape[1:])
             pixels_BHWC = torch.cat([pixels_BHWC, black])
+        results = self._compute(pixels_BHWC.to(self._device))
+        return self._batch([_array(result[:count]) for result in results])
+
+    def _compute(self, pixels_BHWC: Tensor) -> tuple[Tensor, ...]:
+        """All work on the device: uint8 pixels in, results out, in an order that `_batch` knows.
+
+        On CUDA nothing here waits for the device or copies from the host, so that batches overlap, and a graph can
+        capture it.
+        """
         with torch.inference_mode(), true_float32(self._device):
             images_BCHW = self.normalise(pixels_BHWC).to(PRECISIONS[self.precision])
-            explanation = self._vbp.explain(images_BCHW, target=self.method.target, classify=self._classify)
-        return self._batch(explanation, count)
+            found = self._vbp.explain(images_BCHW, target=self.method.target, classify=self._classify)
+            logits = [found.output.float()] if self._classify else []
+            planes = [plane_B1HW[:, 0] for plane_B1HW in [*found.maps, *found.masks]] if self._keep_maps else []
+            return found.mask[:, 0], found.flat, found.finite, found.log10_max, *logits, *planes
 
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
         """Pixels, uint8 (B, H, W, 3), as the network takes them: float32 (B, C, H, W) on its device."""
@@ -264,18 +275,18 @@ class Explainer:
         # Permuted to (B, C, H, W), these pixels have torch's memory format channels_last.
         return rows_BHX.view(channels_BHWC.shape).permute(0, 3, 1, 2)
 
-    def _batch(self, explanation: Explanation, count: int) -> ExplainedBatch:
-        def planes(maps_B1HW: list[Tensor]) -> list[NDArray[np.float32]] | None:
-            return [_array(map_B1HW[:count, 0]) for map_B1HW in maps_B1HW] if self._keep_maps else None
-
+    def _batch(self, results: Sequence[NDArray[Any]]) -> ExplainedBatch:
+        mask_BHW, flat_B, finite_B, log10_max_B, *planes = results
+        logits_BK = planes.pop(0) if self._classify else None
+        stages = len(planes) // 2
         return ExplainedBatch(
-            mask_BHW=_array(explanation.mask[:count, 0]),
-            flat_B=_array(explanation.flat[:count]),
-            finite_B=_array(explanation.finite[:count]),
-            log10_max_B=_array(explanation.log10_max[:count].cpu().double()),
-            logits_BK=_array(explanation.output[:count].float()) if self._classify else None,
-            maps=planes(explanation.maps),
-            masks=planes(explanation.masks),
+            mask_BHW=mask_BHW,
+            flat_B=flat_B,
+            finite_B=finite_B,
+            log10_max_B=log10_max_B.astype(np.float64, copy=False),
+            logits_BK=logits_BK,
+            maps=planes[:stages] if self._keep_maps else None,
+            masks=planes[stages:] if self._keep_maps else None,
         )
 
 
