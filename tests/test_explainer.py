@@ -10,12 +10,14 @@ from PIL import Image
 from torch import nn
 
 from tests import reference
+from tests.late_device import LateDevice, PromptDevice
 from tests.small_networks import small_vgg
 from vbp.errors import ImageError, UsageError
 from vbp.explainer import resolve_precision, true_float32
 from vbp.networks.model import Model
 from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency import Explainer, VisualBackProp
+from vbp.staging import Staged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,6 +166,7 @@ MEMORY_ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)."),
 ]
@@ -209,6 +212,54 @@ def test_another_error_ends_at_once(pixels_BHWC, monkeypatch):
     with pytest.raises(RuntimeError, match="illegal memory access"):
         explainer(pixels_BHWC)
     assert len(tried) == 1
+
+
+def staged(explainer, device):
+    """The explainer as on CUDA: its batches go through the streams of a device."""
+    explainer._staged = Staged(explainer._compute, device)
+    return explainer
+
+
+@pytest.mark.parametrize("settings", [{}, {"target": "predicted"}, {"smooth": 2}, {"pooling": "unpool"}])
+@pytest.mark.parametrize("batch_size", [None, 2, 5])
+def test_batches_through_streams_are_as_others(pixels_BHWC, settings, batch_size):
+    settings |= {"batch_size": batch_size, "keep_maps": True}
+    expected = engine(**settings).arrays(pixels_BHWC)
+    pixels_BHWC.flags.writeable = False  # as in Ray's shared memory
+    found = staged(engine(**settings), LateDevice()).arrays(pixels_BHWC)
+    assert list(found) == list(expected)
+    for name in found:
+        assert found[name].dtype == expected[name].dtype
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS, ids=str)
+def test_threads_at_the_same_time_get_their_own_masks_where_memory_runs_out(pixels_BHWC, error, monkeypatch):
+    pixels = [np.roll(pixels_BHWC, shift, 1) for shift in range(6)]
+    expected = [engine(batch_size=1).arrays(each) for each in pixels]
+    explainer = staged(engine(batch_size=8), PromptDevice())
+    narrow(explainer, 1, monkeypatch, error)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(explainer.arrays, pixels))
+    assert explainer.batch_size == 1
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one["mask"], other["mask"])
+
+
+def test_what_is_made_of_an_explanation_comes_instead_of_it(pixels_BHWC):
+    def finish(pixels_BHWC, found):
+        return {"brightest": found.mask.amax((1, 2, 3)), "corner": pixels_BHWC[:, 0, 0]}
+
+    found = engine(batch_size=2, finish=finish).arrays(pixels_BHWC)
+    assert set(found) == {"brightest", "corner", "flat", "finite", "log10_max"}
+    assert found["brightest"].tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(found["corner"], pixels_BHWC[:, 0, 0])
+
+
+def test_read_only_pixels_are_explained_without_a_warning(pixels_BHWC):
+    expected = engine()(pixels_BHWC)
+    pixels_BHWC.flags.writeable = False
+    np.testing.assert_array_equal(engine()(pixels_BHWC).mask_BHW, expected.mask_BHW)
 
 
 def test_target_needs_a_classifier():
@@ -294,7 +345,7 @@ def test_misshapen_pixels_are_named(shape):
 
 
 def test_float_pixels_are_named():
-    with pytest.raises(UsageError, match="not torch.float32"):
+    with pytest.raises(UsageError, match="not float32"):
         engine()(np.zeros((1, 8, 8, 3), np.float32))
 
 

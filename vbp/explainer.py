@@ -29,7 +29,8 @@ from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency.method import Method
 from vbp.saliency.prepared.calibration import IMAGES
 from vbp.saliency.prepared.int8 import Scales
-from vbp.saliency.visualbackprop import VisualBackProp
+from vbp.saliency.visualbackprop import Explanation, VisualBackProp
+from vbp.staging import Cuda, Staged
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 """The precisions, and for each the type of values that are not computed in integers."""
@@ -45,7 +46,12 @@ LACK_OF_MEMORY = (
 
 
 Calibration = NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | Scales
-"""Type variable for a batch of images or of results."""
+"""Images, or scales that were found with some."""
+Finish = Callable[[Tensor, Explanation], Mapping[str, Tensor]]
+"""Makes the results of a batch on the device, of the uint8 pixels (B, H, W, 3) and their explanation: tensors by name,
+each with one entry an image first."""
+Arrays = dict[str, NDArray[Any]]
+"""Results by name, each with one entry an image first."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,26 @@ class ExplainedBatch:
     """With `keep_maps`: the averaged feature maps (B, h, w), from the input upwards."""
     masks: list[NDArray[np.float32]] | None
     """With `keep_maps`: the intermediate masks (B, h, w), each at the size of its map."""
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> ExplainedBatch:
+        """The batch with these results of `Explainer.arrays`."""
+        maps, masks = ([arrays[name] for name in arrays if name.startswith(kind)] for kind in ("map_", "submask_"))
+        return cls(
+            mask_BHW=arrays["mask"],
+            flat_B=arrays["flat"],
+            finite_B=arrays["finite"],
+            log10_max_B=arrays["log10_max"],
+            logits_BK=arrays.get("logits"),
+            maps=maps or None,
+            masks=masks or None,
+        )
+
+
+def as_it_is(_: Tensor, found: Explanation) -> dict[str, Tensor]:
+    """The results ``mask``, float32 (B, H, W), and with a classifier ``logits``, float32 (B, K)."""
+    mask = {"mask": found.mask[:, 0]}
+    return mask if found.output is None else mask | {"logits": found.output.float()}
 
 
 class Explainer:
@@ -105,6 +131,8 @@ class Explainer:
             (H, W, 3); or the `scales` of another `Explainer` of this network.
         method: preset, stages, pooling, multiply_input, smooth, noise, target and the noise's seed as one value,
             instead of these arguments.
+        finish: what `arrays` returns of each batch, computed on the device, so that nothing else is copied from there;
+            on CUDA it must not wait for the device.
 
     Attributes:
         method: the method, with all its settings.
@@ -144,6 +172,7 @@ class Explainer:
         code: OwnCode | None = None,
         calibration: Calibration | None = None,
         method: Method | None = None,
+        finish: Finish = as_it_is,
     ):
         self.method = method or Method(
             preset=preset,
@@ -194,8 +223,11 @@ class Explainer:
         self._std_C = torch.tensor(self.preprocessing.std, device=self._device)
         self.scales = self._scales(calibration) if self.precision == "int8" else None
         self._vbp.prepare(self._device, self.precision, self.scales)
+        self._finish = finish
+        self._names: tuple[str, ...] = ()
         if self._device.type == "cpu" and side_by_side:
             self._pool = single_threads()
+        self._staged = Staged(self._compute, Cuda(self._device)) if self._device.type == "cuda" else None
 
     @property
     def device(self) -> str:
@@ -205,16 +237,27 @@ class Explainer:
     def __call__(self, pixels_BHWC: NDArray[np.uint8] | Tensor) -> ExplainedBatch:
         """Explain a batch of RGB images of one size, uint8 (B, H, W, 3).
 
+        Several threads may call it at the same time. On CUDA their batches overlap: one is copied to the device while
+        another is computed.
+
         Raises:
             UsageError: the pixels have another shape or type.
             ImageError: the images are too small for the network, or a single one is too large for the GPU's memory.
         """
-        pixels = _checked(torch.as_tensor(pixels_BHWC))
+        return ExplainedBatch.of(self.arrays(pixels_BHWC))
+
+    def arrays(self, pixels_BHWC: NDArray[np.uint8] | Tensor) -> Arrays:
+        """The results of such a batch by name: those of `finish`, and ``flat``, ``finite`` and ``log10_max``.
+
+        With `keep_maps` also ``map_00``, ... and ``submask_00``, ..., from the input upwards. See `ExplainedBatch` for
+        their meaning, and `__call__` for errors.
+        """
+        pixels = _checked(pixels_BHWC)
         if self._pool is not None:
             size = self.batch_size or len(pixels)
             batches = (pixels[first : first + size] for first in range(0, len(pixels), size))
             return _join(list(self._pool.map(self._explain, batches)))
-        parts: list[ExplainedBatch] = []
+        parts: list[Arrays] = []
         done = 0
         while done < len(pixels):
             size = self.batch_size or len(pixels)
@@ -227,7 +270,7 @@ class Explainer:
                 if size == 1:
                     place = "x".join(map(str, pixels.shape[1:3]))
                     raise ImageError(f"an image of {place} pixels needs more memory than the GPU has.") from error
-                self.batch_size = size // 2
+                self.batch_size = min(size // 2, self.batch_size or size)  # another thread may have halved it too
                 torch.accelerator.empty_cache()
         return _join(parts)
 
@@ -241,19 +284,23 @@ class Explainer:
                 f"precision 'int8' needs calibration: about {IMAGES} images like those to come, uint8 (N, H, W, 3), or "
                 "the .scales of an earlier Explainer."
             )
-        images = [_checked(torch.as_tensor(pixels_HWC)[None]) for pixels_HWC in calibration[:IMAGES]]
+        images = [_tensor(_checked(pixels_HWC[None])) for pixels_HWC in calibration[:IMAGES]]
         return self._vbp.calibrate([partial(self.normalise, image_1HWC) for image_1HWC in images])
 
-    def _explain(self, pixels_BHWC: Tensor) -> ExplainedBatch:
+    def _explain(self, pixels_BHWC: NDArray[np.uint8] | Tensor) -> Arrays:
         count = len(pixels_BHWC)
-        if self.batch_size is not None and count < self.batch_size:
-            black = pixels_BHWC.new_zeros(self.batch_size - count, *pixels_BHWC.shape[1:])
-            pixels_BHWC = torch.cat([pixels_BHWC, black])
-        results = self._compute(pixels_BHWC.to(self._device))
-        return self._batch([_array(result[:count]) for result in results])
+        rows = max(count, self.batch_size or 0)
+        if self._staged is not None and isinstance(pixels_BHWC, np.ndarray):
+            results = self._staged(pixels_BHWC, rows)
+        else:
+            pixels = _tensor(pixels_BHWC).to(self._device)
+            if count < rows:
+                pixels = torch.cat([pixels, pixels.new_zeros(rows - count, *pixels.shape[1:])])
+            results = [_array(result[:count]) for result in self._compute(pixels)]
+        return dict(zip(self._names, results, strict=True))
 
     def _compute(self, pixels_BHWC: Tensor) -> tuple[Tensor, ...]:
-        """All work on the device: uint8 pixels in, results out, in an order that `_batch` knows.
+        """All work on the device: uint8 pixels in, results out, in the order of `_names`.
 
         On CUDA nothing here waits for the device or copies from the host, so that batches overlap, and a graph can
         capture it.
@@ -261,9 +308,19 @@ class Explainer:
         with torch.inference_mode(), true_float32(self._device):
             images_BCHW = self.normalise(pixels_BHWC).to(PRECISIONS[self.precision])
             found = self._vbp.explain(images_BCHW, target=self.method.target, classify=self._classify)
-            logits = [found.output.float()] if self._classify else []
-            planes = [plane_B1HW[:, 0] for plane_B1HW in [*found.maps, *found.masks]] if self._keep_maps else []
-            return found.mask[:, 0], found.flat, found.finite, found.log10_max, *logits, *planes
+            results = {
+                **self._finish(pixels_BHWC, found),
+                "flat": found.flat,
+                "finite": found.finite,
+                "log10_max": found.log10_max,
+                **(self._planes(found) if self._keep_maps else {}),
+            }
+        self._names = tuple(results)  # always the same
+        return tuple(results.values())
+
+    def _planes(self, found: Explanation) -> dict[str, Tensor]:
+        kinds = {"map": found.maps, "submask": found.masks}
+        return {f"{kind}_{n:02d}": each[:, 0] for kind, planes in kinds.items() for n, each in enumerate(planes)}
 
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
         """Pixels, uint8 (B, H, W, 3), as the network takes them: float32 (B, C, H, W) on its device."""
@@ -275,20 +332,6 @@ class Explainer:
         # Permuted to (B, C, H, W), these pixels have torch's memory format channels_last.
         return rows_BHX.view(channels_BHWC.shape).permute(0, 3, 1, 2)
 
-    def _batch(self, results: Sequence[NDArray[Any]]) -> ExplainedBatch:
-        mask_BHW, flat_B, finite_B, log10_max_B, *planes = results
-        logits_BK = planes.pop(0) if self._classify else None
-        stages = len(planes) // 2
-        return ExplainedBatch(
-            mask_BHW=mask_BHW,
-            flat_B=flat_B,
-            finite_B=finite_B,
-            log10_max_B=log10_max_B.astype(np.float64, copy=False),
-            logits_BK=logits_BK,
-            maps=planes[:stages] if self._keep_maps else None,
-            masks=planes[stages:] if self._keep_maps else None,
-        )
-
 
 def _known(preprocessing: Preprocessing | None, name: str) -> Preprocessing:
     if preprocessing is None:
@@ -299,17 +342,22 @@ def _known(preprocessing: Preprocessing | None, name: str) -> Preprocessing:
     return preprocessing
 
 
-def _checked(pixels_BHWC: Tensor) -> Tensor:
-    if (
-        pixels_BHWC.dtype is not torch.uint8
-        or pixels_BHWC.ndim != 4
-        or pixels_BHWC.shape[3] != 3
-        or len(pixels_BHWC) == 0
-    ):
-        raise UsageError(
-            f"pixels must be uint8 (B, H, W, 3) with B > 0, not {pixels_BHWC.dtype} {tuple(pixels_BHWC.shape)}."
-        )
+def _checked(pixels_BHWC: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8] | Tensor:
+    """The pixels, as an array if they are on the CPU."""
+    if isinstance(pixels_BHWC, Tensor) and pixels_BHWC.device.type == "cpu":
+        pixels_BHWC = pixels_BHWC.numpy()
+    kind = str(pixels_BHWC.dtype).removeprefix("torch.")
+    shape = tuple(pixels_BHWC.shape)
+    if kind != "uint8" or len(shape) != 4 or shape[3] != 3 or shape[0] == 0:
+        raise UsageError(f"pixels must be uint8 (B, H, W, 3) with B > 0, not {kind} {shape}.")
     return pixels_BHWC
+
+
+def _tensor(pixels_BHWC: NDArray[np.uint8] | Tensor) -> Tensor:
+    """The pixels as a tensor; torch has none that is read-only, as arrays from Ray's shared memory are."""
+    if isinstance(pixels_BHWC, Tensor):
+        return pixels_BHWC
+    return torch.from_numpy(np.require(pixels_BHWC, requirements="W"))
 
 
 def _channels(pixels_BHWC: Tensor, channels: Channels) -> Tensor:
@@ -455,16 +503,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _join(batches: list[ExplainedBatch]) -> ExplainedBatch:
+def _join(batches: list[Arrays]) -> Arrays:
     if len(batches) == 1:
         return batches[0]
-
-    def joined(name: str) -> Any:
-        parts = [getattr(batch, name) for batch in batches]
-        if parts[0] is None:
-            return None
-        if isinstance(parts[0], list):
-            return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        return np.concatenate(parts)
-
-    return ExplainedBatch(**{name: joined(name) for name in ExplainedBatch.__dataclass_fields__})
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

@@ -62,7 +62,8 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
     "vbp.saliency.pixels": (set(), set()),
     "vbp.saliency.cuts": ({"vbp.errors", "vbp.saliency.pixels"}, set()),
     "vbp.attach": ({"vbp.choices", "vbp.errors", "vbp.saliency.cuts", "vbp.saliency.pixels"}, {"numpy", "onnx"}),
-    "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency"} | NETWORKS, {"torch", "numpy"}),
+    "vbp.staging": (set(), {"torch", "numpy"}),
+    "vbp.explainer": ({"vbp.errors", "vbp.choices", "vbp.saliency", "vbp.staging"} | NETWORKS, {"torch", "numpy"}),
     "vbp.evaluation": (
         {"vbp.errors", "vbp.choices", "vbp.words", "vbp.saliency", "vbp.images"},
         {"torch", "numpy", "PIL"},

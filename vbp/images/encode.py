@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,17 @@ from vbp.errors import CorruptImageError, EmptyFileError, NotAnImageError
 from vbp.images.decode import first_bytes
 
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
+_LEVELS = {"png8": np.uint8, "png16": np.uint16}
+"""Types of the levels that a format holds."""
 _GAP = 2
 """Pixels between the pictures of a strip, as in the authors' Lua code."""
 
 
-def encode_mask(mask_HW: NDArray[np.float32], mask_format: MaskFormat) -> bytes:
+def encode_mask(mask_HW: NDArray[Any], mask_format: MaskFormat) -> bytes:
     """Encodes a mask.
 
     Args:
-        mask_HW: float32 in [0, 1].
+        mask_HW: float32 in [0, 1]; or what `vbp.images.on_device.stored` makes of it for this format.
         mask_format: ``png8`` grey, floor(255 m + 0.5); ``png16`` grey, floor(65535 m + 0.5); ``npy`` float32 as it is.
 
     Raises:
@@ -36,6 +39,8 @@ def encode_mask(mask_HW: NDArray[np.float32], mask_format: MaskFormat) -> bytes:
         raise ValueError(f"mask format (={mask_format!r}) must be one of {', '.join(MASK_FORMATS)}")
     if mask_HW.ndim != 2 or 0 in mask_HW.shape:
         raise ValueError(f"mask of shape {mask_HW.shape} must be (H, W) and not empty; encode one mask at a time")
+    if mask_format in _LEVELS and mask_HW.dtype == _LEVELS[mask_format]:
+        return _png(mask_HW)
     if not (mask_HW.min() >= 0 and mask_HW.max() <= 1):
         raise ValueError(f"mask values {mask_HW.min()} .. {mask_HW.max()} must lie in [0, 1]; normalise it first")
     if mask_format == "npy":

@@ -57,7 +57,7 @@ def heat(pixels_HWC: NDArray[np.uint8], mask_HW: NDArray[np.float32]) -> NDArray
     _check(pixels_HWC, mask_HW)
     levels_HW = (255 * np.sqrt(mask_HW) + 0.5).astype(np.uint16)
     grey_HW = np.asarray(Image.fromarray(pixels_HWC).convert("L"))
-    drawn_HWC: NDArray[np.uint8] = np.take(_heat_colours(), levels_HW << 8 | grey_HW, axis=0)
+    drawn_HWC: NDArray[np.uint8] = np.take(heat_colours(), levels_HW << 8 | grey_HW, axis=0)
     return drawn_HWC
 
 
@@ -112,7 +112,7 @@ _DIMMED = 0.6
 
 
 @cache
-def _heat_colours() -> NDArray[np.uint8]:
+def heat_colours() -> NDArray[np.uint8]:
     """The colour of every mask level on every grey, RGB at 256 * level + grey."""
     import matplotlib
 
