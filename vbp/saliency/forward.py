@@ -56,10 +56,10 @@ def positive_mean(map_NCHW: Tensor) -> Tensor:
 
     The map itself is checked, since clamping would turn minus infinity into 0.
     """
-    return channel_mean(map_NCHW.clamp(min=0)) + _nothing(map_NCHW)
+    return channel_mean(map_NCHW.clamp(min=0)) + nothing(map_NCHW)
 
 
-def _nothing(map_NCHW: Tensor) -> Tensor:
+def nothing(map_NCHW: Tensor) -> Tensor:
     """0 where all channels are finite, else NaN, as (N, 1, H, W)."""
     if not map_NCHW.is_contiguous(memory_format=torch.channels_last):
         whole_N1HW = channel_mean(map_NCHW)

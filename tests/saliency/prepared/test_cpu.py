@@ -174,6 +174,29 @@ def test_what_cannot_be_packed_is_left_alone():
         np.testing.assert_allclose(fast(images), plain(images), atol=1e-6)
 
 
+class ChangedBetween(nn.Module):
+    """A map is changed in place after a convolution has read it, and before the ReLU of that convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, images):
+        below = F.relu(self.first(images))
+        above = self.second(below)
+        below.sub_(0.5)
+        return F.relu(above) + below
+
+
+def test_a_map_that_is_changed_in_place_is_read_before():
+    network = randomise(ChangedBetween())
+    images = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(6))
+    with torch.inference_mode():
+        expected, found = network(images), packed_copy(network).explain(images).output
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_network_is_not_changed_and_its_hooks_run():
     network = small_vgg(norm=True)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from vbp.saliency.operations import module_of
+from vbp.saliency.operations import ADDITIONS, module_of
 
 RELU: Mapping[Any, str] = dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu")
 ACTIVATIONS: Mapping[Any, str] = {
@@ -39,7 +39,7 @@ def is_convolution(node: Node, model: nn.Module) -> bool:
     # exactly this class: a subclass may do something else
     return (
         type(module) is nn.Conv2d
-        and not _has_hooks(module)
+        and not has_hooks(module)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )
@@ -47,12 +47,56 @@ def is_convolution(node: Node, model: nn.Module) -> bool:
 
 def chain_of(convolution: Node, model: nn.Module, activations: Mapping[Any, str] = ACTIVATIONS) -> list[Node]:
     """The convolution, and the batch norm and activation after it if nothing else reads its output."""
-    chain = [convolution]
-    if (norm := _only_reader(chain[-1])) and _is_norm(norm, model):
-        chain.append(norm)
+    chain = normed(convolution, model)
     if (last := _only_reader(chain[-1])) and activation_of(last, model) in activations.values():
         chain.append(last)
-    return chain
+    # The whole chain is computed where it ends.
+    return chain if is_unchanged(convolution.all_input_nodes[0], convolution, chain[-1], model) else [convolution]
+
+
+def normed(convolution: Node, model: nn.Module) -> list[Node]:
+    """The convolution, and the batch norm after it if nothing else reads its output."""
+    norm = _only_reader(convolution)
+    return [convolution, norm] if norm and _is_norm(norm, model) else [convolution]
+
+
+def addition_to(last: Node, model: nn.Module) -> tuple[Node, Node, Node] | None:
+    """The addition that alone reads a node, the other map that it adds, and the ReLU that alone reads the sum."""
+    addition = _only_reader(last)
+    if addition is None or addition.target not in ADDITIONS or addition.kwargs or len(addition.args) != 2:
+        return None
+    others = [node for node in addition.args if node is not last]
+    relu = _only_reader(addition)
+    if len(others) != 1 or not isinstance(others[0], Node) or relu is None or activation_of(relu, model) != "relu":
+        return None
+    # others may read the other map afterwards
+    return None if _changes(addition, others[0], model) else (addition, others[0], relu)
+
+
+def is_unchanged(map_: Node, first: Node, last: Node, model: nn.Module) -> bool:
+    """Whether no operation in place between two nodes changes a map, so that it can be read at the second one."""
+    return not any(_changes(user, map_, model) for user in map_.users if first < user < last)
+
+
+def has_changed(reader: Node, model: nn.Module) -> bool:
+    """Whether an operation in place changes a node's input before the node reads it."""
+    map_ = reader.all_input_nodes[0]
+    return any(user < reader and _changes(user, map_, model) for user in map_.users)
+
+
+def _changes(node: Node, map_: Node, model: nn.Module) -> bool:
+    """Whether a node is an operation in place on this map: on its first input."""
+    return _is_in_place(node, model) and node.all_input_nodes[0] is map_
+
+
+def _is_in_place(node: Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module_of(node, model), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") or name in _IN_PLACE or bool(node.kwargs.get("inplace"))
+
+
+_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv"))
 
 
 def _only_reader(node: Node) -> Node | None:
@@ -64,7 +108,7 @@ def _is_norm(node: Node, model: nn.Module) -> bool:
     if node.op != "call_module":
         return False
     module = module_of(node, model)
-    return type(module) is nn.BatchNorm2d and module.running_mean is not None and not _has_hooks(module)
+    return type(module) is nn.BatchNorm2d and module.running_mean is not None and not has_hooks(module)
 
 
 def activation_of(node: Node, model: nn.Module) -> str | None:
@@ -73,7 +117,7 @@ def activation_of(node: Node, model: nn.Module) -> str | None:
         return ACTIVATIONS.get(node.target)
     module = module_of(node, model)
     # exactly this class: a subclass may do something else
-    return None if _has_hooks(module) else ACTIVATIONS.get(type(module))
+    return None if has_hooks(module) else ACTIVATIONS.get(type(module))
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
@@ -95,6 +139,11 @@ def modules_of(chain: list[Node], model: nn.Module) -> tuple[nn.Conv2d, nn.Batch
     return modules[0], norm, activation_of(chain[-1], model) or "none"
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def is_finite(model: nn.Module) -> bool:
+    """Whether all weights and statistics of a network are finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in [*model.parameters(), *model.buffers()])
+
+
+def has_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks, which must run, or which compute its weight."""
     return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))

@@ -25,6 +25,7 @@ from vbp.saliency.prepared.chains import (
     chain_of,
     folded,
     is_convolution,
+    is_finite,
     modules_of,
     nodes_until,
 )
@@ -50,12 +51,11 @@ def packed(forward: ForwardPass) -> ForwardPass:
 
     Layers that are not replaced are shared with the model, which is not changed; later changes of the model's
     convolutions have no effect. A convolution whose weights are not finite is not prepared: oneDNN's ReLU gives 0 for
-    NaN, and would hide them. One case stays hidden: NaN that arises within one convolution of finite weights and a
-    finite map, if partial sums exceed 3.4e38 both upwards and downwards. A sum that exceeds it only upwards gives
-    infinity, which is noticed.
+    NaN, and would hide them. Infinity in an averaged map is noticed. One case stays hidden: NaN that arises within one
+    convolution. It needs partial sums that exceed 3.4e38 both upwards and downwards, or a map with infinities in it
+    that nothing averages, within a branch.
     """
-    tensors = [*forward.model.parameters(), *forward.model.buffers()]
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+    if not is_finite(forward.model):
         return forward
     module = GraphModule(forward.model, deepcopy(forward.graph))
     convolutions = [

@@ -25,7 +25,7 @@ from typing_extensions import override
 from vbp.errors import UsageError
 from vbp.saliency.forward import ForwardPass, channel_mean, last_tap, positive_mean
 from vbp.saliency.operations import module_of, window_of
-from vbp.saliency.prepared.chains import RELU, chain_of, folded, is_convolution, modules_of, nodes_until
+from vbp.saliency.prepared.chains import RELU, chain_of, folded, has_changed, is_convolution, modules_of, nodes_until
 from vbp.saliency.prepared.layouts import BySize
 
 WEIGHT_MAX = 63
@@ -103,23 +103,8 @@ def quantisable(forward: ForwardPass) -> list[list[Node]]:
     """The chains whose convolution can be computed in integers, from the input upwards."""
     model = forward.model
     nodes = nodes_until(last_tap(forward.graph))
-    convolutions = [node for node in nodes if is_convolution(node, model) and not _has_changed(node, model)]
+    convolutions = [node for node in nodes if is_convolution(node, model) and not has_changed(node, model)]
     return [chain_of(node, model, RELU) for node in convolutions]
-
-
-def _has_changed(reader: Node, model: nn.Module) -> bool:
-    """Whether an operation in place changes a node's input before the node reads it."""
-    return any(user < reader and _is_in_place(user, model) for user in reader.all_input_nodes[0].users)
-
-
-def _is_in_place(node: Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(module_of(node, model), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") or name in _IN_PLACE or bool(node.kwargs.get("inplace"))
-
-
-_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv"))
 
 
 @cache
