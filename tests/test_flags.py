@@ -38,10 +38,10 @@ def test_help_fits_the_terminal_and_holds_no_escapes(command):
     assert "..." not in shown.partition("Commands:")[2]  # short enough to be told in full
 
 
-@pytest.mark.parametrize("job", ["explain", "sweep", "benchmark"])
+@pytest.mark.parametrize("job", ["explain", "sweep", "benchmark", "gpu_check"])
 def test_a_job_of_its_own_knows_the_short_help_too(job):
     """click keeps the help option of a command's first call, so every call must make the same one."""
-    command = main.commands[job]
+    command = main.commands[job.replace("_", "-")]
     assert command.get_help_option_names(click.Context(command)) == ["-h", "--help"]
     done = subprocess.run([sys.executable, "-m", f"jobs.{job}", "-h"], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")

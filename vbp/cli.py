@@ -397,6 +397,52 @@ def benchmark(parts: tuple[str, ...], output: Path | None, **options: Any) -> No
             output.with_suffix(".md").write_text(page(figures))
 
 
+CHECKED = ("machine", "correctness", "rates", "job", "codecs", "kernels", "decoders", "networks", "compiling")
+"""Sections of ``vbp gpu-check``."""
+
+
+@main.command("gpu-check", short_help="Check and measure this machine's GPU.")
+@click.option("--sections", default=",".join(CHECKED), metavar="LIST", help="Only these, comma-separated.")
+@click.option("--budget", default=345.0, show_default=True, metavar="SECONDS", help="For all sections together.")
+@click.option("--weights", metavar="FILE", help="A checkpoint of VGG16 [default: random weights].")
+@click.option("--dry", is_flag=True, help="Everything small and on the CPU, to try the check itself.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for gpu-check.json and the printed page, gpu-check.md; written anew after each section.",
+)
+def gpu_check(sections: str, budget: float, weights: str | None, dry: bool, output: Path | None) -> None:
+    r"""Check and measure this machine's GPU in less than six minutes: one table at the end, and the same as JSON.
+
+    Each section has its time, and ends alone if it fails or takes longer.
+
+    \b
+    machine      products and copies on the GPU
+    correctness  masks of six networks beside those of the CPU
+    rates        VGG16, from the bare forward pass to masks as NumPy arrays
+    job          the main job through Ray, with 1, 2 and 3 workers
+    codecs       decoding and encoding, in a process a core
+    kernels      which kernels the time goes to
+    decoders     JPEG decoded by other libraries, on the GPU
+    networks     ResNet, DenseNet, MobileNet
+    compiling    torch.compile
+    """
+    with _translated():
+        from vbp.evidence.gpucheck.check import gpu_check as check
+        from vbp.evidence.page import page
+
+        def keep(found: Mapping[str, Any], line: str) -> None:
+            click.echo(line, err=True)
+            if output is not None:
+                output.mkdir(parents=True, exist_ok=True)
+                (output / "gpu-check.json").write_text(json.dumps(found, indent=1) + "\n")
+                (output / "gpu-check.md").write_text(page(found))
+
+        found = check(sections.split(","), seconds=budget, is_dry=dry, weights=weights, report=keep)
+        click.echo(page(found))
+        _print_json(found)
+
+
 def look_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """OUTPUT and the flags of all commands that read an output."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")(command)

@@ -78,7 +78,7 @@ def watched(function: Callable[..., Any], *arguments: Any, environment: Mapping[
         for each in _with_children(root):
             peaks[each.pid] = max(peaks.get(each.pid, 0.0), private(each))
             cpu[each.pid] = max(cpu.get(each.pid, 0.0), _cpu(each))
-        looks.append(Look(time.monotonic(), sum(cpu.values()), _gpu_use()))
+        looks.append(Look(time.monotonic(), sum(cpu.values()), gpu_use()))
     value, seconds = ours.recv()  # EOFError where the process has died; it has said why
     process.join()
     own = peaks.pop(root.pid, 0.0)
@@ -115,7 +115,7 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _gpu_use() -> float | None:
+def gpu_use() -> float | None:
     """GPU use by ``nvidia-smi``, if it is installed and finds a GPU."""
     command = shutil.which("nvidia-smi")
     if command is None:

@@ -1,0 +1,125 @@
+"""The check as a whole, dry: on a CPU, where nothing can be imported that a bare GPU machine lacks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vbp import cli
+from vbp.errors import UsageError
+from vbp.evidence.gpucheck.check import gpu_check
+from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.gpucheck.sections import SECTIONS
+from vbp.evidence.page import page
+from vbp.evidence.timing import Figure
+
+ROOT = Path(__file__).parents[3]
+ABSENT = (
+    "adlfs", "captum", "cv2", "gcsfs", "imagecodecs", "obstore", "paramiko", "pytorch_grad_cam", "s3fs", "simplejpeg",
+    "zennit",
+)  # fmt: skip
+"""What no machine need have for the check and for runs on its own disk."""
+BLOCK = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """The environment of processes that cannot import what is absent."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+
+def dry(environment, folder, *names):
+    command = [sys.executable, "-m", "jobs.gpu_check", "--dry", "--sections", ",".join(names), "--output", folder]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parent)
+
+
+def test_the_command_knows_all_sections():
+    assert tuple(SECTIONS) == cli.CHECKED
+
+
+def test_a_section_that_does_not_exist_is_named():
+    with pytest.raises(UsageError, match="--sections names 'rate', which is none of machine, correctness, rates,"):
+        gpu_check(["machine", "rate"], seconds=1, is_dry=True, weights=None, report=print)
+
+
+@pytest.mark.long
+def test_all_sections_without_ray_are_whole_on_a_bare_machine(bare, tmp_path):
+    names = [name for name in SECTIONS if name != "job"]
+    done = dry(bare, tmp_path / "out", *names)
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    found = json.loads(last)
+    assert list(found["sections"]) == names
+    assert {figure["part"] for figure in found["figures"]} == set(names)
+    assert [note for note in found["notes"] if "is not whole" in note] == []
+    wrong = [each["name"] for each in found["figures"] if each["part"] == "correctness" and not each["reached"]]
+    assert wrong == []
+    assert json.loads((tmp_path / "out" / "gpu-check.json").read_text()) == found
+    assert done.stdout.startswith((tmp_path / "out" / "gpu-check.md").read_text())
+    assert page(found) in done.stdout
+
+
+@pytest.mark.slow
+def test_the_main_job_runs_through_ray_on_a_bare_machine(bare, tmp_path):
+    done = dry(bare, tmp_path / "out", "job")
+    assert done.returncode == 0, done.stderr
+    assert [figure["name"] for figure in json.loads(done.stdout.splitlines()[-1])["figures"]][:1] == [
+        "main job through Ray, 1 worker"
+    ]
+
+
+class Watch:
+    """A clock that only sections move, and what each was allowed and yielded."""
+
+    def __init__(self, taken):
+        self.now, self.taken, self.allowed = 1000.0, taken, []
+
+    def monotonic(self):
+        return self.now
+
+    def limited(self, work, argument, seconds, receive):
+        if not isinstance(argument, Scope):
+            receive({"cores": 16})
+            return ""
+        self.allowed.append(round(seconds, 6))
+        self.now += min(seconds, self.taken.pop(0))
+        receive(Figure("machine", "rate", [2.0], "GB/s"))
+        receive("a note")
+        return "stopped" if len(self.allowed) == 2 else ""
+
+
+def test_each_section_has_its_time_and_what_those_before_it_left(monkeypatch):
+    watch = Watch(taken=[5, 500, 1])
+    monkeypatch.setattr("vbp.evidence.gpucheck.check.limited", watch.limited)
+    monkeypatch.setattr("time.monotonic", watch.monotonic)
+    lines = []
+    names = ["rates", "codecs", "machine"]
+    whole = sum(SECTIONS[name].seconds for name in names)
+    found = gpu_check(names, seconds=2 * whole, is_dry=True, weights=None, report=lambda _, line: lines.append(line))
+    machine, rates, codecs = (2 * SECTIONS[name].seconds for name in ("machine", "rates", "codecs"))
+    assert watch.allowed == [machine, machine + rates - 5, codecs]
+    assert found["sections"] == {"machine": 5, "rates": machine + rates - 5, "codecs": 1}
+    assert found["notes"][1:] == ["a note", "a note", "rates is not whole: stopped.", "a note"]
+    assert len(found["figures"]) == 3
+    assert lines == ["machine: 5.0 s", f"rates: {machine + rates - 5.0} s, stopped", "codecs: 1.0 s"]
+
+
+def test_no_gpu_is_told_before_any_work(monkeypatch):
+    monkeypatch.setattr(
+        "vbp.evidence.gpucheck.check.limited", lambda work, argument, seconds, receive: receive(None) or ""
+    )
+    with pytest.raises(UsageError, match="torch sees no CUDA device: vbp gpu-check needs one; --dry tries it"):
+        gpu_check(["machine"], seconds=1, is_dry=False, weights=None, report=print)

@@ -1,0 +1,82 @@
+"""The check as a whole: sections one after the other, each in the time that is left to it, and one result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from vbp.errors import UsageError
+from vbp.evidence.gpucheck.limited import limited
+from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.gpucheck.sections import SECTIONS, about
+from vbp.evidence.timing import Figure
+
+SECONDS = 345.0
+"""Of the whole check, unless told otherwise."""
+BATCH, SIZE, ROUNDS = 128, 224, 5
+DRY = "A dry check: small networks and images on a CPU. Its figures mean nothing."
+DRY_BATCH, DRY_SIZE, DRY_ROUNDS = 2, 64, 1
+
+
+def gpu_check(
+    names: Sequence[str],
+    *,
+    seconds: float,
+    is_dry: bool,
+    weights: str | None,
+    report: Callable[[dict[str, Any], str], None],
+) -> dict[str, Any]:
+    """Check this machine's GPU.
+
+    Args:
+        names: of `SECTIONS`; they are done in their own order.
+        seconds: for all together. What one section leaves, the next may use.
+        is_dry: everything small and on the CPU, to try the check itself.
+        weights: a checkpoint of VGG16; None: random weights.
+        report: gets the result so far, and a line of progress, after each section.
+
+    Returns:
+        JSON values as of ``vbp benchmark``: ``machine``, ``batch_size``, ``rounds``, ``rates`` (none), ``figures``
+        (with targets), ``notes`` (what is not whole, and why), and ``sections`` (the seconds that each took).
+
+    Raises:
+        UsageError: a section does not exist, or torch sees no GPU.
+    """
+    if unknown := set(names) - SECTIONS.keys():
+        raise UsageError(f"--sections names {min(unknown)!r}, which is none of {', '.join(SECTIONS)}.")
+    started = time.monotonic()
+    device: Literal["cpu", "cuda"] = "cpu" if is_dry else "cuda"
+    scope = Scope(
+        device=device,
+        batch_size=DRY_BATCH if is_dry else BATCH,
+        size=DRY_SIZE if is_dry else SIZE,
+        rounds=DRY_ROUNDS if is_dry else ROUNDS,
+        weights=weights,
+        is_dry=is_dry,
+    )
+    known: list[dict[str, Any] | None] = []
+    trouble = limited(about, device, seconds, known.append)
+    if trouble or known[0] is None:
+        raise UsageError(f"{trouble or 'torch sees no CUDA device'}: vbp gpu-check needs one; --dry tries it on a CPU.")
+    found: dict[str, Any] = {
+        "machine": known[0], "batch_size": scope.batch_size, "rounds": scope.rounds,
+        "rates": [], "figures": [], "notes": [DRY] if is_dry else [], "sections": {},
+    }  # fmt: skip
+
+    def receive(thing: Figure | str) -> None:
+        found["notes" if isinstance(thing, str) else "figures"].append(
+            thing if isinstance(thing, str) else thing.as_json()
+        )
+
+    chosen = {name: section for name, section in SECTIONS.items() if name in names}
+    whole, planned = sum(section.seconds for section in chosen.values()), 0.0
+    for name, section in chosen.items():
+        planned += section.seconds
+        begun = time.monotonic()
+        trouble = limited(section.work, scope, started + seconds * planned / whole - begun, receive)
+        found["sections"][name] = round(time.monotonic() - begun, 1)
+        if trouble:
+            found["notes"].append(f"{name} is not whole: {trouble}.")
+        report(found, f"{name}: {found['sections'][name]} s{f', {trouble}' if trouble else ''}")
+    return found

@@ -1,0 +1,40 @@
+"""Section ``kernels``: which kernels a batch's time goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.timing import Figure
+from vbp.saliency.visualbackprop import VisualBackProp
+
+SHOWN, DRY_SHOWN = 30, 3
+NAME = 90
+"""Letters of a kernel's name that are shown."""
+
+
+def kernels(scope: Scope) -> Iterator[Figure]:
+    """The time in kernels beside the time that passes, and the longest of them; launches by name."""
+    vbp, images_BCHW = VisualBackProp(scope.placed(scope.vgg16)), scope.images()
+    on_gpu = scope.device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch.inference_mode():
+        passes = scope.milliseconds(lambda: vbp(images_BCHW))
+        with profile(activities=activities) as profiled:
+            vbp(images_BCHW)
+            scope.synchronise()
+
+    def microseconds(row: Any) -> float:
+        return float(row.self_device_time_total if on_gpu else row.self_cpu_time_total)
+
+    rows = sorted(profiled.key_averages(), key=microseconds, reverse=True)
+    rows = [row for row in rows if microseconds(row) > 0]
+    yield Figure("kernels", "a batch", passes, "ms")
+    yield Figure("kernels", "in kernels", [sum(map(microseconds, rows)) / 1e3], "ms")
+    yield Figure("kernels", "launches", [sum(row.count for row in rows)])
+    for row in rows[: DRY_SHOWN if scope.is_dry else SHOWN]:
+        yield Figure("kernels", row.key[:NAME], [microseconds(row)], "us", detail=f"{row.count} launches")

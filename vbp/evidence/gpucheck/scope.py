@@ -1,0 +1,94 @@
+"""Scope: what all sections of the check have in common: the device, the sizes, the network, and how to time work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vbp.explainer import PRECISIONS
+from vbp.networks.model import Model
+from vbp.networks.models import load_model
+
+PRECISION: Final = "bfloat16"
+"""What the main job computes in on a GPU."""
+WARM_UPS = 2
+BUSY_SECONDS = 0.05
+"""A timed round takes at least so long; shorter work is repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What is checked, and how large."""
+
+    device: Literal["cpu", "cuda"]
+    """``cuda``; ``cpu`` for a dry check."""
+    batch_size: int
+    size: int
+    """Side of the square images that the network sees."""
+    rounds: int
+    weights: str | None
+    """A checkpoint of VGG16; None: random weights."""
+    is_dry: bool
+    """Whether everything is small, to try the check itself."""
+
+    @cached_property
+    def vgg16(self) -> Model:
+        """VGG16 with the weights that were asked for; in a dry check the demo's, whose layers are narrow."""
+        return load_model("vgg16", self.weights or ("demo" if self.is_dry else "random"))
+
+    def pixels(self, count: int | None = None) -> NDArray[np.uint8]:
+        """Random pixels, (count, size, size, 3); None: a batch."""
+        shape = (count or self.batch_size, self.size, self.size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def images(self, precision: str = PRECISION) -> Tensor:
+        """A batch as networks take it: normalised, on the device, in channels last."""
+        images_BCHW = torch.randn(self.batch_size, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        return images_BCHW.to(self.device, PRECISIONS[precision]).contiguous(memory_format=torch.channels_last)
+
+    def placed(self, model: Model, precision: str = PRECISION) -> Any:
+        """A copy of the model's network on the device, in evaluation mode, as the engine places it."""
+        network: Any = deepcopy(model.network).eval().to(self.device, PRECISIONS[precision])
+        network = network.to(memory_format=torch.channels_last)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.float()
+        return network
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def rates(self, work: Callable[[], Any], count: float | None = None) -> list[float]:
+        """How many images (or whatever `count` counts) a second `work` does, once a round; None: a batch a call."""
+        each = self.batch_size if count is None else count
+        return [each / seconds for seconds in self.seconds(work)]
+
+    def milliseconds(self, work: Callable[[], Any]) -> list[float]:
+        """How long a call of `work` takes, once a round."""
+        return [1e3 * seconds for seconds in self.seconds(work)]
+
+    def seconds(self, work: Callable[[], Any]) -> list[float]:
+        """Seconds of one call, once a round; calls follow each other as in a run, without waiting in between."""
+        for _ in range(WARM_UPS - 1):
+            work()
+        calls = max(1, int(BUSY_SECONDS / self._timed(work, 1))) if not self.is_dry else 1
+        return [self._timed(work, calls) / calls for _ in range(self.rounds)]
+
+    def _timed(self, work: Callable[[], Any], calls: int) -> float:
+        self.synchronise()
+        started = time.perf_counter()
+        for _ in range(calls):
+            work()
+        self.synchronise()
+        return time.perf_counter() - started

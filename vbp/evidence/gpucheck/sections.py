@@ -1,0 +1,50 @@
+"""The sections of the check by name, in the order in which they are done: the most important first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vbp.evidence.gpucheck.codecs import codecs
+from vbp.evidence.gpucheck.compiling import compiling
+from vbp.evidence.gpucheck.correctness import correctness
+from vbp.evidence.gpucheck.decoders import decoders
+from vbp.evidence.gpucheck.job import job
+from vbp.evidence.gpucheck.kernels import kernels
+from vbp.evidence.gpucheck.machine import machine
+from vbp.evidence.gpucheck.networks import networks
+from vbp.evidence.gpucheck.rates import rates
+from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.timing import Figure
+from vbp.evidence.timing import machine as facts
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the check."""
+
+    seconds: float
+    """How long it may take when the whole check takes `SECONDS`."""
+    work: Callable[[Scope], Iterator[Figure | str]]
+    """Yields figures, and notes on what could not be measured."""
+
+
+SECTIONS: Mapping[str, Section] = {
+    "machine": Section(20, machine),
+    "correctness": Section(50, correctness),
+    "rates": Section(60, rates),
+    "job": Section(80, job),
+    "codecs": Section(15, codecs),
+    "kernels": Section(20, kernels),
+    "decoders": Section(20, decoders),
+    "networks": Section(40, networks),
+    "compiling": Section(35, compiling),
+}
+
+
+def about(device: str) -> Iterator[dict[str, Any] | None]:
+    """What the machine is; None if it has no such device."""
+    yield facts(device) if device == "cpu" or torch.cuda.is_available() else None
