@@ -89,6 +89,7 @@ class _Counting(Observer):
     def __init__(self) -> None:
         self.images = self.done = self.errors = 0
         self._doing, self._since = "starting", time.monotonic()
+        self._indexed = 0
         self._first: tuple[float, int] | None = None
         self._newest: float | None = None
         self._is_resumed = False
@@ -111,6 +112,10 @@ class _Counting(Observer):
         if self._first is None:
             self._first = self._newest, self.done
 
+    @override
+    def indexed(self, images: int) -> None:
+        self._indexed = images
+
     @property
     def rate(self) -> float:
         """Images per second since the first ones were done, without start-up; 0 if unknown."""
@@ -132,7 +137,7 @@ class _Counting(Observer):
     def _quiet(self) -> str:
         seconds = 0.0 if self._newest is None else time.monotonic() - self._newest
         if self.done >= self.images:
-            return ", making the index"
+            return f", making the index{f' ({self._indexed} so far)' if self._indexed else ''}"
         if self._first is None:
             return f", no results yet after {duration(seconds)}"
         return f", nothing new for {duration(seconds)}" if seconds >= QUIET_SECONDS else ""
@@ -199,6 +204,11 @@ class Bar(_Counting):
         self._progress.update(
             self._task, completed=self.done, rate=f"{self.rate:.1f}/s, {self.failures}" if self.rate else ""
         )
+
+    @override
+    def indexed(self, images: int) -> None:
+        if self.done >= self.images:  # else other runs are at work
+            self._progress.update(self._task, completed=images, description="making the index")
 
 
 class JobLog:

@@ -25,7 +25,7 @@ from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.record import Record, fingerprint
 from vbp.storage.files import Folder
 from vbp.storage.ledger import lease
-from vbp.storage.ledger.index import compact
+from vbp.storage.ledger.compaction import compact
 from vbp.storage.ledger.parts import write_part
 from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.stores import local as local_store

@@ -33,7 +33,7 @@ from vbp.pipeline.working import Working
 from vbp.storage import files
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
-from vbp.storage.ledger import index
+from vbp.storage.ledger import compaction, index
 from vbp.storage.ledger.held import Conditional, HeldFolder
 from vbp.storage.ledger.lease import LEASE, Lease, read
 from vbp.storage.ledger.staged import StagedStore
@@ -220,6 +220,7 @@ class World:
         else:
             on_disk(patch, self.turns)
             self.url = place
+        patch.setattr(compaction, "ROWS_A_FILE", SHARD)  # so that the index has several files
         patch.setattr(prepare, "choose_device", lambda config: "cpu")
         patch.setattr(prepare, "list_input", lambda *_: rows_of(self._asked.plan))
         patch.setattr(prepare, "class_folders", lambda *_: [])

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vbp.storage.files import Folder
-from vbp.storage.ledger.index import compact, write_part
+from vbp.storage.ledger.compaction import compact
+from vbp.storage.ledger.index import write_part
 from vbp.storage.manifest.manifest import ManifestRow, write_manifest
 from vbp.storage.record import mark_complete, save_record
 

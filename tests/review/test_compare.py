@@ -12,7 +12,8 @@ from vbp.review import compare as module
 from vbp.review.compare import compare, measures_of, save
 from vbp.storage.files import Folder
 from vbp.storage.ledger.combined import combine
-from vbp.storage.ledger.index import compact, write_part
+from vbp.storage.ledger.compaction import compact
+from vbp.storage.ledger.index import write_part
 from vbp.storage.manifest.manifest import ManifestRow, write_manifest
 
 NOON = datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC)
@@ -229,7 +230,7 @@ def test_a_mask_that_is_gone_or_broken_is_left_out(made):
 
 @pytest.mark.parametrize("rows_at_once", [7, 65_536])
 def test_a_sample_is_even_seeded_and_the_same_in_all_runs(made, monkeypatch, rows_at_once):
-    monkeypatch.setattr("vbp.storage.ledger.index._ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("vbp.storage.ledger.index.ROWS_AT_ONCE", rows_at_once)
     masks = {f"{n:03d}": smooth(n) for n in range(100)}
     url = made({"x": ({}, masks), "y": ({}, masks)}, [])
     (pair,) = compare(url, sample=20).pairs

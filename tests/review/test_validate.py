@@ -21,7 +21,7 @@ from vbp.review.output import Output
 from vbp.review.validate import FAULTS, validate
 from vbp.storage import sorting
 from vbp.storage.files import Folder
-from vbp.storage.ledger.index import compact
+from vbp.storage.ledger.compaction import compact
 from vbp.storage.ledger.lease import LEASE, Lease
 from vbp.storage.record import save_record
 

@@ -37,6 +37,7 @@ from vbp.pipeline.resources import divide
 from vbp.pipeline.steps import Batch, as_table, objects
 from vbp.storage.files import Folder
 from vbp.storage.ledger import index
+from vbp.storage.ledger.compaction import compact
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 
 LISTED, RESUMED, FEW, MANY, SHARDS = 1_000_000, 100_000, 1_000, 20_000, 100_000
@@ -191,7 +192,7 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(commit, range(manifest.shards)))
-    totals = index.compact(output, manifest)
+    totals = compact(output, manifest)
     assert (totals.ok, totals.error) == (images, 0)
     record.end(
         Summary(

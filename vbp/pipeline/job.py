@@ -32,6 +32,7 @@ from vbp.pipeline.summary import Summary
 from vbp.pipeline.working import Due, Working
 from vbp.storage.files import Folder
 from vbp.storage.manifest.manifest import Manifest
+from vbp.storage.spreading import Spread, here
 
 T = TypeVar("T")
 
@@ -364,7 +365,7 @@ class _Work:
                     number = int(report["run"])
                     self._observer.wrote(*at_work[number].phase.count(report))
                     if at_work[number].phase.left <= 0 and number in open_runs and len(open_runs) > 1:
-                        self._complete(open_runs.pop(number))
+                        self._complete(open_runs.pop(number), here)  # the workers are busy
                     if (reason := self._stop()) is not None:
                         self._stop_all(reason)
                         break
@@ -372,11 +373,12 @@ class _Work:
             return failure
         return None
 
-    def _complete(self, each: AtWork) -> None:
+    def _complete(self, each: AtWork, spread: Spread | None = None) -> None:
         """Make the run's index and ``_SUCCESS``; if rows are missing, the run stays at work for another round."""
         each.phase.seconds += time.perf_counter() - self._since
         try:
-            summary = each.phase.completed(self._workers.runner.given)
+            runner = self._workers.runner
+            summary = each.phase.completed(runner.given, spread or runner.spread)
         except (VBPError, OSError) as error:
             self._fail(each, error)
         else:

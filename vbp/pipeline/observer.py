@@ -20,3 +20,6 @@ class Observer:
 
     def wrote(self, ok: int, error: int) -> None:
         """A part was committed with `ok` images and `error` failed images."""
+
+    def indexed(self, images: int) -> None:
+        """The index of a run has been made for `images` of its images so far."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.resources import Resources
+from vbp.storage.spreading import Spread, here
 
 if TYPE_CHECKING:
     from vbp.pipeline.recipe import Steps
@@ -61,6 +62,15 @@ class Runner:
             self._observer.note("Joining Ray." if joins else "Starting Ray.")
             self._observer.doing("joining Ray" if joins else "starting Ray")
             self.given = self._stack.enter_context(workers(self._configs))
+
+    @property
+    def spread(self) -> Spread:
+        """Carries out functions here or on Ray, while no images are worked on."""
+        if self.given is None:
+            return here
+        from vbp.pipeline.on_ray.spread import spread_by
+
+        return spread_by(self.given)
 
     def reports(self, steps: Steps, units: Sequence[int], images: int) -> Generator[dict[str, Any]]:
         """Work on `units`, which have `images` images, here or on Ray; yields a report for each committed part."""

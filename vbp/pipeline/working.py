@@ -10,12 +10,14 @@ from vbp.errors import InterruptedRunError
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.summary import Summary
 from vbp.storage.ledger import index
+from vbp.storage.ledger.compaction import Totals, compact
 from vbp.storage.ledger.orphans import remove_orphans
 from vbp.storage.ledger.scores import collect
 from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.outline import TARS
 from vbp.storage.parquet import Written
 from vbp.storage.results.files import files_of
+from vbp.storage.spreading import Spread, here
 from vbp.words import counted
 
 if TYPE_CHECKING:
@@ -92,13 +94,14 @@ class Working:
         attempt = self._attempt
         self._expect(list(index.pending_shards(attempt.output, self._manifest, retry_failed, attempt.config.limit)))
 
-    def completed(self, given: Resources | None) -> Summary | None:
+    def completed(self, given: Resources | None, spread: Spread = here) -> Summary | None:
         """Make the index, record the totals, and write ``_SUCCESS`` if the run succeeded.
 
         Rows can be lost: a part of the ledger is damaged, or Ray repeats a task that was half done.
 
         Args:
             given: resources from Ray; None for work in this process.
+            spread: makes the ranges of the index.
 
         Returns:
             The summary; None if images have no row, which are then `pending` again.
@@ -106,7 +109,7 @@ class Working:
         Raises:
             InterruptedRunError: no fewer images than last time are without a row.
         """
-        totals = self._indexed()
+        totals = self._indexed(spread)
         if totals.missing:
             self.look()
             return None
@@ -126,11 +129,11 @@ class Working:
         self.pending = pending
         self.left = sum(shard.images for shard in pending)
 
-    def _indexed(self) -> index.Totals:
+    def _indexed(self, spread: Spread) -> Totals:
         attempt = self._attempt
         output, observer = attempt.output, attempt.observer
         output.look()
-        totals = index.compact(output, self._manifest, limit=attempt.config.limit)
+        totals = compact(output, self._manifest, attempt.config.limit, spread=spread, tell=observer.indexed)
         for path in totals.damaged:
             observer.note(f"{output.uri(path)} is damaged and was removed; its images are done again.")
         if totals.strange:
@@ -144,7 +147,7 @@ class Working:
         self._missing = totals.missing
         return totals
 
-    def _summary(self, totals: index.Totals, given: Resources | None) -> Summary:
+    def _summary(self, totals: Totals, given: Resources | None) -> Summary:
         config, recipe = self._attempt.config, self.recipe
         return Summary(
             run_id=recipe.run_id,

@@ -33,10 +33,10 @@ from vbp.review.output import Output
 from vbp.review.status import is_at_work
 from vbp.storage.files import Folder
 from vbp.storage.ledger import lease
+from vbp.storage.ledger.compaction import compact
 from vbp.storage.ledger.held import HeldFolder
 from vbp.storage.ledger.index import (
     all_parts,
-    compact,
     forget,
     misfits,
     others_in_index,

@@ -21,6 +21,11 @@ class Written(NamedTuple):
     sha256: str
 
 
+def written(data: bytes | pa.Buffer) -> Written:
+    """What is to be recorded of a file with these bytes."""
+    return Written(len(data), hashlib.sha256(data).hexdigest())
+
+
 def numbered(series: str, number: int) -> str:
     """The path of the file with this number of a series, such as ``index/part-00000.parquet`` of ``index/part``."""
     return f"{series}-{number:05d}.parquet"
@@ -51,51 +56,79 @@ def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
         raise UsageError(f"{folder.uri(path)} is damaged ({reason}); {mend}") from error
 
 
-class RollingParquet:
-    """Writes row groups to the numbered files of a series; the caller decides where a file ends.
+class Building:
+    """A Parquet file that is built in memory, row group by row group.
 
-    A file is built in memory and written by ``roll``.  Its metadata name the attempt, so that no two attempts write the
-    same bytes: S3 names a version by the hash of the content, and a late write must never find the version that it saw.
+    Its metadata name the attempt, so that no two attempts write the same bytes: S3 names a version by the hash of the
+    content, and a late write must never find the version that it saw.
     """
+
+    def __init__(self, schema: pa.Schema, attempt: str):
+        """Begin a file of an attempt; an empty name is left out."""
+        self._schema, self._attempt = schema, attempt
+        self.groups = 0
+        """Row groups so far."""
+        self._sink = pa.BufferOutputStream()
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return int(self._sink.tell())
+
+    def add(self, table: pa.Table) -> None:
+        """Append the table as one row group."""
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd", write_page_checksum=True)
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.groups += 1
+
+    def finished(self) -> pa.Buffer | None:
+        """The file; None if nothing was added.  Nothing can be added afterwards."""
+        if self._writer is None:
+            return None
+        if self._attempt:
+            self._writer.add_key_value_metadata({"vbp.attempt": self._attempt})
+        self._writer.close()
+        return self._sink.getvalue()
+
+
+class RollingParquet:
+    """Writes row groups to the numbered files of a series; the caller decides where a file ends (`roll`)."""
 
     def __init__(self, folder: Folder, series: str, schema: pa.Schema, number: int = 0):
         """Begin at file ``number`` of ``series`` in ``folder``."""
         self._folder, self._series, self._schema = folder, series, schema
         self.number = number
         """Number of the file that gets the next row group."""
-        self.groups = 0
-        """Row groups in this file so far."""
         self.files: dict[str, Written] = {}
         """The files that ``roll`` has written, by path."""
-        self._sink: pa.BufferOutputStream | None = None
-        self._writer: pq.ParquetWriter | None = None
+        self._building = Building(schema, folder.attempt)
+
+    @property
+    def groups(self) -> int:
+        """Row groups in the current file so far."""
+        return self._building.groups
 
     @property
     def bytes(self) -> int:
         """Size of the current file so far."""
-        return self._sink.tell() if self._sink else 0
+        return self._building.size
 
     def add(self, table: pa.Table) -> None:
         """Append the table as one row group."""
-        if self._writer is None:
-            self._sink = pa.BufferOutputStream()
-            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd", write_page_checksum=True)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self.groups += 1
+        self._building.add(table)
 
     def roll(self) -> None:
         """Write the file, if anything was added to it, and go on to the next."""
-        if self._writer is None or self._sink is None:
+        data = self._building.finished()
+        if data is None:
             return
-        if self._folder.attempt:
-            self._writer.add_key_value_metadata({"vbp.attempt": self._folder.attempt})
-        self._writer.close()
-        path, data = numbered(self._series, self.number), self._sink.getvalue().to_pybytes()
-        self._folder.write(path, data)
-        self.files[path] = Written(len(data), hashlib.sha256(data).hexdigest())
-        self._sink = self._writer = None
+        path = numbered(self._series, self.number)
+        self._folder.write(path, data.to_pybytes())
+        self.files[path] = written(data)
+        self._building = Building(self._schema, self._folder.attempt)
         self.number += 1
-        self.groups = 0
 
     def remove_later_files(self) -> None:
         """Delete files with higher numbers, left by an earlier, longer series."""

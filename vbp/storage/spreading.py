@@ -4,6 +4,7 @@ Storage cuts its long work into functions of one argument, and calls a `Spread` 
 process; ``vbp.pipeline.on_ray.spread`` has tasks of Ray do it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
@@ -19,15 +20,20 @@ class Spread(Protocol):
     """As the builtin ``map``: the results of a function, one for each argument, in the order of the arguments."""
 
     def __call__(
-        self, function: Callable[[A], R], arguments: Iterable[A], done: Callable[[R], object] = ignored
+        self,
+        function: Callable[[A], R],
+        arguments: Iterable[A],
+        done: Callable[[R], object] = ignored,
+        most: float = math.inf,
     ) -> Iterator[R]:
         """Carry out the function.
 
         Args:
-            function: a function of a module.  It may be carried out again for an argument, and twice at once, because
-                workers are lost.
+            function: a function of a module, maybe with some arguments given (``partial``).  It may be carried out
+                again for an argument, and twice at once, because workers are lost.
             arguments: taken while results are taken, some ahead.  Functions, arguments and results are pickled.
             done: is called with each result as soon as it is there, in any order.
+            most: the most results, made or in the making, that have not been taken; for large ones.
 
         Raises:
             Exception: what the function has raised; for the first of the arguments, if for several.
@@ -35,7 +41,12 @@ class Spread(Protocol):
         ...
 
 
-def here(function: Callable[[A], R], arguments: Iterable[A], done: Callable[[R], object] = ignored) -> Iterator[R]:
+def here(
+    function: Callable[[A], R],
+    arguments: Iterable[A],
+    done: Callable[[R], object] = ignored,
+    most: float = math.inf,
+) -> Iterator[R]:
     """The `Spread` that carries out everything in this process, one after the other."""
     for argument in arguments:
         result = function(argument)

@@ -1,8 +1,8 @@
 """A function for many arguments as tasks of Ray."""
 
 import os
-import random
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,23 @@ from vbp.pipeline.resources import Resources
 GIVEN = Resources(workers=1, num_cpus=1, num_gpus=0, threads=1)
 
 
-def waited(argument):
-    number, seconds = argument
-    time.sleep(seconds)
+def same(argument):
+    return argument
+
+
+def last_of_five(argument):
+    """The first one waits for the fifth, which begins when others are done."""
+    number, folder = argument
+    (folder / str(number)).touch()
+    while not number and not (folder / "4").exists():
+        time.sleep(0.01)
+    return number
+
+
+def noted(folder, number):
+    (folder / str(number)).touch()
+    while len(list(folder.iterdir())) < 3:
+        time.sleep(0.01)
     return number
 
 
@@ -40,24 +54,29 @@ def killed(place):
     os._exit(1)
 
 
-def test_results_come_in_order_and_each_is_told_when_it_is_there(ray_session, monkeypatch):
+def test_results_come_in_order_and_each_is_told_when_it_is_there(ray_session, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "AT_ONCE", 3)
-    seed = random.randrange(1000)
-    print("seed", seed)  # noqa: T201
-    seconds = [0.3, *(random.Random(seed).choice([0, 0.02]) for _ in range(9))]
-    arguments, taken, told = list(enumerate(seconds)), [], []
+    arguments, taken, told = [(number, tmp_path) for number in range(10)], [], []
 
     def some():
         for argument in arguments:
             taken.append(argument)
             yield argument
 
-    results = spread_by(GIVEN)(waited, some(), told.append)
+    results = spread_by(GIVEN)(last_of_five, some(), told.append)
     assert next(results) == 0
     assert len(taken) <= len(told) + 3
     assert [0, *results] == list(range(10)) == sorted(told)
     assert told[0] != 0
-    assert list(spread_by(GIVEN)(waited, [])) == []
+    assert list(spread_by(GIVEN)(same, [])) == []
+
+
+def test_no_more_results_wait_than_are_wanted(ray_session, tmp_path):
+    """The first result is awaited while others are there; a partial function is carried out, too."""
+    results = spread_by(GIVEN)(partial(noted, tmp_path), range(6), most=3)
+    assert next(results) == 0
+    assert len(list(tmp_path.iterdir())) == 3
+    assert list(results) == [1, 2, 3, 4, 5]
 
 
 def test_a_lost_worker_is_replaced_and_the_first_failure_is_raised_as_it_was(ray_session, tmp_path):
@@ -78,4 +97,4 @@ def test_where_no_task_starts_it_is_said(ray_session, monkeypatch):
     monkeypatch.setattr(module, "START_SECONDS", 0.2)
     nowhere = Resources(workers=1, num_cpus=1, num_gpus=0, threads=1, labels={"zone": "none"})
     with pytest.raises(InterruptedRunError, match=r"within 0\.2 s: 1 worker claims 1 CPUs .*run the same command"):
-        list(spread_by(nowhere)(waited, [(0, 0)]))
+        list(spread_by(nowhere)(same, [0]))

@@ -10,7 +10,8 @@ import vbp.storage.ledger.combined as module
 from vbp.columns import INDEX_SCHEMA
 from vbp.storage.files import Folder
 from vbp.storage.ledger.combined import combine
-from vbp.storage.ledger.index import compact, write_part
+from vbp.storage.ledger.compaction import compact
+from vbp.storage.ledger.index import write_part
 from vbp.storage.manifest.manifest import ManifestRow, write_manifest
 
 COLUMNS = pa.schema([pa.field("run", pa.string(), nullable=False), ("run_size", pa.int64())])

@@ -13,11 +13,11 @@ import pytest
 from tests.killed import Killed, dying
 from vbp.columns import INDEX_SCHEMA
 from vbp.storage.files import Folder
+from vbp.storage.ledger import compaction
 from vbp.storage.ledger import index as module
+from vbp.storage.ledger.compaction import Totals, compact
 from vbp.storage.ledger.index import (
     PendingShard,
-    Totals,
-    compact,
     forget,
     pending_shards,
     progress,
@@ -314,8 +314,8 @@ def test_compact_again_writes_the_same(folder, monkeypatch):
     manifest = write_manifest(folder, listing(40), 4)
     for shard in range(10):
         write_part(folder, rows(shard, ok(0, 1, 2, 3)), shard, "a")
-    monkeypatch.setattr(module, "INDEX_FILE_BYTES", 1)
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(compaction, "ROWS_A_FILE", 16)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 8)
     totals = compact(folder, manifest)
     assert totals == Totals(40, 40, 0, {})
     names = ["index/part-00000.parquet", "index/part-00001.parquet", "index/part-00002.parquet"]
@@ -458,8 +458,8 @@ def test_compaction_killed_half_way_is_made_again(tmp_path, monkeypatch):
     """Killed before any of its writes and deletions: the next one gives what an undisturbed one gives."""
     folder = Folder(tmp_path)
     manifest = write_manifest(folder, listing(40), 4)
-    monkeypatch.setattr(module, "INDEX_FILE_BYTES", 1)
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(compaction, "ROWS_A_FILE", 16)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 8)
     for shard in range(10):
         write_part(folder, rows(shard, ok(0, 1, 2, 3)), shard, "a")
     for number in range(8):

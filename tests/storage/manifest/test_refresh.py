@@ -9,6 +9,7 @@ import pytest
 from tests.killed import Killed, dying
 from vbp.storage.files import Folder
 from vbp.storage.ledger import index
+from vbp.storage.ledger.compaction import compact
 from vbp.storage.manifest import manifest as manifest_module
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.manifest.refresh import Changes, refresh_manifest
@@ -58,7 +59,7 @@ def refresh(output, tree, before_change=None):
 
 def seen(output):
     """Which content each image's row tells of."""
-    index.compact(output, Manifest.load(output))
+    compact(output, Manifest.load(output))
     manifest = Manifest.load(output)
     newest = index.newest_rows(output, manifest, ["position", "status", "finished_at", "run_id"])
     assert sum(rows.num_rows for _, rows in newest) == manifest.images

@@ -6,6 +6,7 @@ do not run, and a task claims a CPU of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -35,8 +36,8 @@ START_SECONDS = 600
 def spread_by(given: Resources) -> Spread:
     """A `Spread` over the nodes where workers may run.
 
-    Results wait on the driver, so they must be small.  When a task has failed, no other one begins.  Besides what the
-    function raises, it raises InterruptedRunError: no worker starts, or Ray cannot go on.
+    Results wait on the driver, so they must be small, or few (`most`).  When a task has failed, no other one begins.
+    Besides what the function raises, it raises InterruptedRunError: no worker starts, or Ray cannot go on.
 
     Args:
         given: resources of the workers.
@@ -45,24 +46,31 @@ def spread_by(given: Resources) -> Spread:
 
 
 def _spread(
-    given: Resources, function: Callable[[A], R], arguments: Iterable[A], done: Callable[[R], object] = ignored
+    given: Resources,
+    function: Callable[[A], R],
+    arguments: Iterable[A],
+    done: Callable[[R], object] = ignored,
+    most: float = math.inf,
 ) -> Iterator[R]:
     claims: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES}
     if given.labels:
         claims["label_selector"] = dict(given.labels)
     _await_a_worker(claims, given)
-    task, left, begun, turn = ray.remote(**claims)(function), iter(arguments), 0, 0
+    task, shared, left = ray.remote(**claims)(_carry_out), ray.put(function), iter(arguments)
+    begun = turn = 0
     running: dict[ray.ObjectRef, int] = {}
     results: dict[int, R] = {}
     failed: dict[int, Exception] = {}
     try:
         while True:
-            for argument in () if failed else islice(left, AT_ONCE - len(running)):
-                running[task.remote(argument)] = begun
+            room = min(AT_ONCE - len(running), most - (begun - turn))
+            for argument in () if failed else islice(left, int(room)):
+                running[task.remote(shared, argument)] = begun
                 begun += 1
-            while turn in results:
+            if turn in results:
                 yield results.pop(turn)
                 turn += 1
+                continue
             if turn in failed:
                 raise failed[turn]
             if not running:
@@ -78,6 +86,10 @@ def _spread(
     finally:
         for unfinished in running:
             ray.cancel(unfinished)
+
+
+def _carry_out(function: Callable[[A], R], argument: A) -> R:
+    return function(argument)
 
 
 def _result(answer: ray.ObjectRef) -> Any:

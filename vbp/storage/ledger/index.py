@@ -12,10 +12,8 @@ the positions of its rows in the shard, and the number of ok rows.  So most ques
 
 import contextlib
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -23,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vbp.columns import INDEX_SCHEMA, PART_SCHEMA
+from vbp.columns import PART_SCHEMA
 from vbp.errors import StorageError
 from vbp.storage.files import File, Folder
 from vbp.storage.ledger.parts import (
@@ -38,15 +36,11 @@ from vbp.storage.ledger.parts import (
     write_part,
 )
 from vbp.storage.manifest.manifest import Manifest
-from vbp.storage.outline import INDEX, INDEX_FILES
-from vbp.storage.parquet import RollingParquet, Written
-from vbp.storage.results.places import made_absolute, misplaced
+from vbp.storage.outline import INDEX
 
 __all__ = [
     "all_parts",
     "PendingShard",
-    "Totals",
-    "compact",
     "counts",
     "forget",
     "newest_rows",
@@ -61,7 +55,7 @@ __all__ = [
 
 _INDEX_FILE = re.compile(rf"{INDEX}/part-\d{{5,}}\.parquet", re.ASCII)
 _THREADS = 16
-_ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 65_536
 INDEX_FILE_BYTES = 128_000_000
 
 
@@ -71,31 +65,6 @@ class PendingShard(NamedTuple):
     shard: int
     images: int
     """Number of images that are left."""
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Totals of the index."""
-
-    images: int
-    """Images that should have a row: those of INPUT, and those that are gone from it and have a result."""
-    ok: int
-    error: int
-    by_reason: dict[str, int]
-    """Error rows by ``stage: type``."""
-    files: Mapping[str, Written] = field(default_factory=dict, compare=False)
-    """Files of the index, by path."""
-    damaged: tuple[str, ...] = ()
-    """Damaged parts, which were removed; images whose only row was there must be done again."""
-    strange: int = 0
-    """Rows of other images than the manifest has there (`strangers`); they were deleted, to be done again."""
-    gone: int = 0
-    """Rows of images that are gone from INPUT."""
-
-    @property
-    def missing(self) -> int:
-        """Images without a row."""
-        return self.images - self.ok - self.error
 
 
 def pending_shards(
@@ -114,13 +83,13 @@ def pending_shards(
 
     def left(task: tuple[int, list[Part]]) -> PendingShard:
         shard, parts = task
-        wanted = _wanted(manifest, shard, limit)
+        wanted = wanted_in(manifest, shard, limit)
         finished = _finished(output, parts, retry_failed, wanted, manifest.gone_in(shard))
         return PendingShard(shard, wanted - sum(position < wanted for position in finished))
 
-    tasks = (task for task in parts_by_shard(output, manifest) if _wanted(manifest, task[0], limit))
+    tasks = (task for task in parts_by_shard(output, manifest) if wanted_in(manifest, task[0], limit))
     with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := list(islice(tasks, _shards_at_once(manifest))):
+        while batch := list(islice(tasks, shards_at_once(manifest))):
             yield from (pending for pending in pool.map(left, batch) if pending.images)
 
 
@@ -136,7 +105,7 @@ def rows_left(
 
     `parts`: the shard's parts, if they are listed already.
     """
-    wanted = _wanted(manifest, shard, limit)
+    wanted = wanted_in(manifest, shard, limit)
     found = current(parts_of(output, shard) if parts is None else parts, manifest.generation)
     finished = _finished(output, found, retry_failed, wanted, manifest.gone_in(shard))
     rows = manifest.read_shard(shard).slice(0, wanted)
@@ -175,9 +144,15 @@ def newest_rows(
         columns: columns of ``PART_SCHEMA``, among them those that ``newest`` needs.
         where: says, given a shard's parts, whether to read it; by default every shard with parts is read.
     """
+
+    def read(task: tuple[int, list[Part]]) -> tuple[int, pa.Table]:
+        shard, parts = task
+        return shard, that_count(manifest, shard, newest(read_parts(output, parts, columns)))
+
     tasks = (task for task in parts_by_shard(output, manifest) if where(task[1]))
-    for batch in _read_newest(output, manifest, columns, tasks):
-        yield from batch
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(tasks, shards_at_once(manifest))):
+            yield from pool.map(read, batch)
 
 
 def read_index(output: Folder, columns: list[str], damaged: list[str] | None = None) -> Iterator[pa.Table]:
@@ -191,12 +166,10 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
     Raises:
         StorageError: a file is damaged, and ``damaged`` is None.
     """
-    for path in output.list(INDEX):
-        if not _INDEX_FILE.fullmatch(path):
-            continue
+    for path in index_files(output):
         try:
             with output.open(path) as file:
-                for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
+                for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
                     yield conformed(pa.Table.from_batches([batch]), columns)
         except (pa.ArrowException, OSError, KeyError) as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):
@@ -208,48 +181,14 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
             damaged.append(path)
 
 
+def index_files(output: Folder) -> list[str]:
+    """The files of the index, in order."""
+    return [path for path in output.list(INDEX) if _INDEX_FILE.fullmatch(path)]
+
+
 def others_in_index(output: Folder) -> list[str]:
     """Files in the folder of the index that no run has written; other programs may read them as rows."""
     return [path for path in output.list(INDEX) if not _INDEX_FILE.fullmatch(path)]
-
-
-def compact(output: Folder, manifest: Manifest, limit: int | None = None) -> Totals:
-    """Make the index from the parts, in files of about 128 MB, in the order of the manifest.
-
-    A repeated call writes the same files.  It may be killed at any time, since the index counts only while
-    ``_SUCCESS`` exists; the caller writes that if ``ok + error == images``.
-    """
-    writer = RollingParquet(output, INDEX_FILES, INDEX_SCHEMA)
-    images, gone, statuses, reasons = 0, 0, Counter[str](), Counter[str]()
-    damaged: list[Part] = []
-    strange: list[tuple[int, list[int]]] = []
-    for read in _read_newest(output, manifest, PART_SCHEMA.names, parts_by_shard(output, manifest), damaged):
-        batch, strangers = _separated(manifest, read)
-        strange += strangers
-        for shard, table in batch:
-            wanted = _wanted(manifest, shard, limit)
-            beyond = pc.or_(pc.greater_equal(table["position"], wanted), table["gone"])
-            images += wanted - sum(position < wanted for position in manifest.gone_in(shard)) + _count(beyond)
-            gone += _count(table["gone"])
-        rows = pa.concat_tables(table for _, table in batch)
-        statuses.update(rows["status"].to_pylist())
-        reasons.update(_reasons(rows))
-        if rows.num_rows:
-            writer.add(made_absolute(output, rows).select(INDEX_SCHEMA.names))
-        if writer.bytes >= INDEX_FILE_BYTES:
-            writer.roll()
-    if not statuses:
-        writer.add(INDEX_SCHEMA.empty_table())
-    writer.roll()
-    writer.remove_later_files()
-    for part in damaged:
-        output.delete(part.path)
-    for shard, positions in strange:
-        forget(output, shard, positions)
-    paths = tuple(sorted(part.path for part in damaged))
-    count = sum(len(positions) for _, positions in strange)
-    reasons_told = dict(reasons.most_common())
-    return Totals(images, statuses["ok"], statuses["error"], reasons_told, writer.files, paths, count, gone)
 
 
 def that_count(manifest: Manifest, shard: int, rows: pa.Table) -> pa.Table:
@@ -261,11 +200,6 @@ def that_count(manifest: Manifest, shard: int, rows: pa.Table) -> pa.Table:
     if "gone" in rows.column_names:
         rows = rows.set_column(rows.column_names.index("gone"), "gone", is_gone)
     return rows.filter(pc.invert(pc.and_(is_gone, pc.equal(rows["status"], "error"))))
-
-
-def _count(mask: pa.ChunkedArray) -> int:
-    """Number of true values."""
-    return int(pc.sum(mask, min_count=0).as_py())
 
 
 def strangers(manifest: Manifest, shard: int, rows: pa.Table) -> pa.ChunkedArray:
@@ -287,24 +221,6 @@ def misfits(listed: pa.Table, rows: pa.Table) -> tuple[pa.ChunkedArray, pa.Chunk
     is_same = pc.and_(known, pc.equal(rows["key"], theirs["key"]))
     is_older = pc.fill_null(pc.not_equal(rows["version"], theirs["version"]), False)
     return pc.invert(is_same), pc.and_(is_same, is_older)
-
-
-def _separated(
-    manifest: Manifest, batch: list[tuple[int, pa.Table]]
-) -> tuple[list[tuple[int, pa.Table]], list[tuple[int, list[int]]]]:
-    """The rows that belong to the manifest, and the positions of all other rows, both by shard.
-
-    Rows that name an impossible place of a result do not belong to it either.
-    """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        masks = list(pool.map(lambda task: pc.or_(strangers(manifest, *task), misplaced(task[1])), batch))
-    kept = [(shard, rows.filter(pc.invert(mask))) for (shard, rows), mask in zip(batch, masks, strict=True)]
-    others = [
-        (shard, found)
-        for (shard, rows), mask in zip(batch, masks, strict=True)
-        if (found := rows.filter(mask)["position"].to_pylist())
-    ]
-    return kept, others
 
 
 def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
@@ -332,24 +248,6 @@ def forget(output: Folder, shard: int, positions: Collection[int]) -> int:
         output.delete(part.path)
         forgotten.update(found)
     return len(forgotten)
-
-
-def _read_newest(
-    output: Folder,
-    manifest: Manifest,
-    columns: list[str],
-    tasks: Iterator[tuple[int, list[Part]]],
-    damaged: list[Part] | None = None,
-) -> Iterator[list[tuple[int, pa.Table]]]:
-    """The newest rows of shards, in lists of as many shards as memory allows; `damaged` as for ``read_parts``."""
-
-    def read(task: tuple[int, list[Part]]) -> tuple[int, pa.Table]:
-        shard, parts = task
-        return shard, that_count(manifest, shard, newest(read_parts(output, parts, columns, damaged)))
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := list(islice(tasks, _shards_at_once(manifest))):
-            yield list(pool.map(read, batch))
 
 
 def parts_by_shard(output: Folder, manifest: Manifest) -> Iterator[tuple[int, list[Part]]]:
@@ -398,17 +296,12 @@ def _finished(output: Folder, parts: list[Part], retry_failed: bool, wanted: int
     return sorted(finished)
 
 
-def _reasons(rows: pa.Table) -> Counter[str]:
-    failed = rows.filter(pc.equal(rows["status"], "error"))
-    stages, types = (failed[name].to_pylist() for name in ("error_stage", "error_type"))
-    return Counter(f"{stage}: {kind}" for stage, kind in zip(stages, types, strict=True))
-
-
-def _wanted(manifest: Manifest, shard: int, limit: int | None) -> int:
+def wanted_in(manifest: Manifest, shard: int, limit: int | None) -> int:
     """Number of the shard's first images that are within the limit."""
     images = manifest.shard_images(shard)
     return images if limit is None else max(0, min(images, limit - manifest.shard_start(shard)))
 
 
-def _shards_at_once(manifest: Manifest) -> int:
-    return max(1, _ROWS_AT_ONCE // manifest.shard_size)
+def shards_at_once(manifest: Manifest) -> int:
+    """How many shards are read at once, so that memory holds a bounded number of rows."""
+    return max(1, ROWS_AT_ONCE // manifest.shard_size)

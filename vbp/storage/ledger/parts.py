@@ -14,6 +14,7 @@ from vbp.columns import PART_SCHEMA, ColumnError
 from vbp.storage.files import Folder
 
 PARTS = "_run/parts"
+_NO_ROWS = PART_SCHEMA.empty_table()
 
 _NAME = re.compile(r"(\d+)/([^/]+?)(?:\.([0-9a-f]{8}))?-(\d+)-(\d+)-([0-9a-f]{12})-(\d+)-(\d+)\.parquet")
 
@@ -114,7 +115,7 @@ def read_parts(
     offsets or positions are impossible.
     """
     columns = columns or ["position", "status", "finished_at", "run_id"]
-    tables = [PART_SCHEMA.empty_table().select(columns)]
+    tables = [_NO_ROWS.select(columns)]
     for part in parts:
         table = _rows(output, part, columns)
         if table is None:
@@ -131,7 +132,7 @@ def _rows(output: Folder, part: Part, columns: list[str]) -> pa.Table | None:
     data = output.read(part.path)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        rows = conformed(file.read(columns=columns), columns)
+        rows = conformed(file.read(columns=columns, use_threads=False), columns)  # the callers are threads
     except (pa.ArrowException, OSError, KeyError):  # the bytes are damaged; they are in memory, so it is no store
         return None
     return rows if rows.num_rows == part.ok + part.error and _are_possible(rows, part) else None
@@ -171,8 +172,15 @@ def _are_possible(rows: pa.Table, part: Part) -> bool:
 
 def _lie_between(column: pa.ChunkedArray, least: int, most: int) -> bool:
     """Whether all values that are not null lie between `least` and `most`."""
-    found = pc.min_max(column.cast(pa.int64()))
-    return not found["min"].is_valid or (least <= found["min"].as_py() and found["max"].as_py() <= most)
+    if column.null_count == len(column):
+        return True
+    first, last = pc.min_max(column).values()
+    return _number(first) >= least and _number(last) <= most
+
+
+def _number(value: pa.Scalar) -> int:
+    """An integer, or a time in ms since 1970 that may be none of Python's dates."""
+    return int(value.value if isinstance(value, pa.TimestampScalar) else value.as_py())
 
 
 def newest(rows: pa.Table) -> pa.Table:
