@@ -13,13 +13,14 @@ from vbp.errors import UsageError
 from vbp.evidence.gpucheck.check import gpu_check
 from vbp.evidence.gpucheck.scope import Scope
 from vbp.evidence.gpucheck.sections import SECTIONS
+from vbp.evidence.inputs import write_photos
 from vbp.evidence.page import page
 from vbp.evidence.timing import Figure
 
 ROOT = Path(__file__).parents[3]
 ABSENT = (
     "adlfs", "captum", "cv2", "gcsfs", "imagecodecs", "obstore", "paramiko", "pytorch_grad_cam", "s3fs", "simplejpeg",
-    "zennit",
+    "tenacity", "zennit",
 )  # fmt: skip
 """What no machine need have for the check and for runs on its own disk."""
 BLOCK = f"""
@@ -70,6 +71,23 @@ def test_all_sections_without_ray_are_whole_on_a_bare_machine(bare, tmp_path):
     assert json.loads((tmp_path / "out" / "gpu-check.json").read_text()) == found
     assert done.stdout.startswith((tmp_path / "out" / "gpu-check.md").read_text())
     assert page(found) in done.stdout
+
+
+WORKERS_IMPORT = """
+from vbp.pipeline.on_ray import dataset, preflight, reports, workers
+from vbp.pipeline import RunConfig, run
+assert run(RunConfig(input="photos", output="out", weights="demo", size=64, runner="local")).succeeded
+"""
+
+
+@pytest.mark.long
+def test_the_main_job_runs_locally_on_a_bare_machine(bare, tmp_path):
+    write_photos(tmp_path / "photos", 2)
+    done = subprocess.run(
+        [sys.executable, "-c", WORKERS_IMPORT], env=bare, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 2
 
 
 @pytest.mark.slow
