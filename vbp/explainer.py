@@ -29,6 +29,7 @@ from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency.method import Method
 from vbp.saliency.prepared.calibration import IMAGES
 from vbp.saliency.prepared.int8 import Scales
+from vbp.saliency.prepared.switches import Switches
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
 from vbp.staging import Cuda, Staged
 
@@ -133,6 +134,7 @@ class Explainer:
             instead of these arguments.
         finish: what `arrays` returns of each batch, computed on the device, so that nothing else is copied from there;
             on CUDA it must not wait for the device.
+        switches: which optimisations for CUDA are used, for measurements; None: all.
 
     Attributes:
         method: the method, with all its settings.
@@ -172,6 +174,7 @@ class Explainer:
         code: OwnCode | None = None,
         calibration: Calibration | None = None,
         method: Method | None = None,
+        switches: Switches | None = None,
         finish: Finish = as_it_is,
     ):
         self.method = method or Method(
@@ -222,7 +225,7 @@ class Explainer:
         self._mean_C = torch.tensor(self.preprocessing.mean, device=self._device)
         self._std_C = torch.tensor(self.preprocessing.std, device=self._device)
         self.scales = self._scales(calibration) if self.precision == "int8" else None
-        self._vbp.prepare(self._device, self.precision, self.scales)
+        self._vbp.prepare(self._device, self.precision, self.scales, switches)
         self._finish = finish
         self._names: tuple[str, ...] = ()
         if self._device.type == "cpu" and side_by_side:

@@ -75,15 +75,19 @@ class Window:
             (N, 1, *size), same dtype.
         """
         for axis in (1, 0):
-            map_N1HW = _spread(map_N1HW, axis, self.offsets(axis), self.stride[axis], size[axis])
+            map_N1HW = spread(map_N1HW, axis, *self.taps(axis), size[axis])
         return map_N1HW
+
+    def taps(self, axis: int) -> tuple[list[int], int]:
+        """See `offsets`, and the stride along the axis."""
+        return self.offsets(axis), self.stride[axis]
 
     def offsets(self, axis: int) -> list[int]:
         """Positions along one axis of the pixels in the window of output 0."""
         return [tap * self.dilation[axis] - self.before[axis] for tap in range(self.kernel[axis])]
 
 
-def _spread(source: Tensor, axis: int, offsets: Iterable[int], stride: int, length: int) -> Tensor:
+def spread(source: Tensor, axis: int, offsets: Iterable[int], stride: int, length: int) -> Tensor:
     """Along one axis, add every value to the positions of its window; those outside the target are cropped."""
     if list(offsets) == [0] and stride == 1 and source.shape[axis + 2] == length:
         return source
@@ -208,12 +212,16 @@ class Merged:
     def deconvolve(self, map_N1HW: Tensor, size: Size) -> Tensor:
         """The transposed convolution with that kernel: (N, 1, *size), same dtype."""
         for axis in (1, 0):
-            offsets, stride = {0}, 1
-            for window in self.windows:
-                offsets = {low + stride * high for low, high in product(offsets, window.offsets(axis))}
-                stride *= window.stride[axis]
-            map_N1HW = _spread(map_N1HW, axis, sorted(offsets), stride, size[axis])
+            map_N1HW = spread(map_N1HW, axis, *self.taps(axis), size[axis])
         return map_N1HW
+
+    def taps(self, axis: int) -> tuple[list[int], int]:
+        """As for a window."""
+        offsets, stride = {0}, 1
+        for window in self.windows:
+            offsets = {low + stride * high for low, high in product(offsets, window.offsets(axis))}
+            stride *= window.stride[axis]
+        return sorted(offsets), stride
 
 
 @dataclass(frozen=True)
@@ -281,8 +289,13 @@ class Branches:
             if len(sizes) > 1:
                 raise ModelError(f"the network joins maps of unequal sizes {sorted(sizes)}, which cannot be explained.")
             share = _descend(above.pop(number) / len(strand.sources), strand.steps, sizes.pop())
+            # Sources that have had the same shares get one sum: a dense block has as many pairs as layers squared.
+            sums: dict[int, Tensor] = {}
             for source in strand.sources:
-                above[source] = above[source] + share if source in above else share
+                before = above.get(source)
+                if id(before) not in sums:
+                    sums[id(before)] = share if before is None else before + share
+                above[source] = sums[id(before)]
         return above[0]
 
     def _ends(self, size: Size) -> list[Size]:
@@ -323,7 +336,7 @@ def merged_pooling(stages: Iterable[Stage]) -> tuple[Stage, ...]:
             holds_pooling = any(isinstance(window, Pooling) for window in windows)
             yield from (Merged(windows),) if holds_pooling else chain
 
-    return tuple(_rewritten(stage, merge) for stage in stages)
+    return tuple(rewritten(stage, merge) for stage in stages)
 
 
 def unpooled(stages: Iterable[Stage], switches: Mapping[str, Tensor]) -> tuple[Stage, ...]:
@@ -335,7 +348,7 @@ def unpooled(stages: Iterable[Stage], switches: Mapping[str, Tensor]) -> tuple[S
                 step = Unpooling(step, switches[step.node])
             yield step
 
-    return tuple(_rewritten(stage, unpool) for stage in stages)
+    return tuple(rewritten(stage, unpool) for stage in stages)
 
 
 def max_poolings(stages: Iterable[Stage]) -> dict[str, Pooling]:
@@ -347,11 +360,11 @@ def max_poolings(stages: Iterable[Stage]) -> dict[str, Pooling]:
         return steps
 
     for stage in stages:
-        _rewritten(stage, look)
+        rewritten(stage, look)
     return found
 
 
-def _rewritten(stage: Stage, rule: Callable[[tuple[Geometry, ...]], Iterable[Geometry]]) -> Stage:
+def rewritten(stage: Stage, rule: Callable[[tuple[Geometry, ...]], Iterable[Geometry]]) -> Stage:
     """A stage with `rule` applied to every chain of its steps, also within branches."""
 
     def rewrite(steps: tuple[Geometry, ...]) -> tuple[Geometry, ...]:

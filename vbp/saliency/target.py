@@ -6,6 +6,7 @@ Shapes: B images, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -70,7 +71,17 @@ def _score_of_class(output: Any, target: int | Sequence[int] | Tensor | str) -> 
         raise UsageError(f"target must be one class, or one for each of {images} images, not {_kind(index)}.")
     if not ((index >= 0) & (index < classes)).all():
         raise UsageError(f"target {target!r} is outside the network's classes 0 to {classes - 1}.")
-    return output.gather(1, index.expand(images)[:, None])[:, 0]
+    return _at(output, index.expand(images))
+
+
+def predicted_now(output_BK: Tensor) -> Callable[[Any], Tensor]:
+    """A target for later passes: the classes that this output predicts. It does not wait for the device."""
+    with torch.inference_mode(False):  # autograd will need the index
+        return partial(_at, index_B=output_BK.argmax(1))
+
+
+def _at(output_BK: Tensor, index_B: Tensor) -> Tensor:
+    return output_BK.gather(1, index_B[:, None])[:, 0]
 
 
 def _kind(value: Any) -> str:

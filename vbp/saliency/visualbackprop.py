@@ -27,9 +27,11 @@ from vbp.saliency.inputs import blaming_images, check_images, refuse_odd
 from vbp.saliency.method import Method
 from vbp.saliency.prepared import prepare
 from vbp.saliency.prepared.calibration import calibrate
+from vbp.saliency.prepared.descent import in_few_kernels
 from vbp.saliency.prepared.int8 import Scales
+from vbp.saliency.prepared.switches import Switches
 from vbp.saliency.smoothing import noisy_copies
-from vbp.saliency.target import Target, score_of, weighted_mean
+from vbp.saliency.target import Target, predicted_now, score_of, weighted_mean
 from vbp.saliency.trace import Trace, trace
 
 SIZES = 8
@@ -116,7 +118,7 @@ def _log10_of_product(divisor_SN: Tensor) -> Tensor:
     except (TypeError, RuntimeError):
         with np.errstate(divide="ignore"):
             return from_dlpack(np.log10(divisor_SN.cpu().numpy().astype(np.float64)).sum(0))
-    return sum(log10_SN[1:], log10_SN[0])
+    return log10_SN.sum(0) if divisor_SN.is_cuda else sum(log10_SN[1:], log10_SN[0])
 
 
 _Descent = tuple[list[Tensor], Tensor, list[Tensor]]
@@ -189,14 +191,19 @@ def _normalise(mask_N1HW: Tensor, finite_N: Tensor) -> tuple[Tensor, Tensor]:
 def _scale(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
     """Each map divided by its maximum, and that maximum."""
     largest_N111 = map_N1HW.amax((1, 2, 3), keepdim=True)
-    return map_N1HW / largest_N111.where(largest_N111 != 0, 1), largest_N111.flatten()
+    return map_N1HW / _or_one(largest_N111), largest_N111.flatten()
 
 
 def _min_max(map_N1HW: Tensor) -> tuple[Tensor, Tensor]:
     """Each map scaled to [0, 1], a flat one to 0, and its maximum minus its minimum."""
     least_N111 = map_N1HW.amin((1, 2, 3), keepdim=True)
     spread_N111 = map_N1HW.amax((1, 2, 3), keepdim=True) - least_N111
-    return (map_N1HW - least_N111) / spread_N111.where(spread_N111 != 0, 1), spread_N111.flatten()
+    return (map_N1HW - least_N111) / _or_one(spread_N111), spread_N111.flatten()
+
+
+def _or_one(divisor: Tensor) -> Tensor:
+    """The divisor, or 1 where it is 0; as a sum, which is one operation less than a choice."""
+    return divisor + (divisor == 0)
 
 
 def _detached(value: Any) -> Any:
@@ -276,19 +283,24 @@ class VisualBackProp:
         self.model = unwrapped(model)
         asked = [self.method.stages] if isinstance(self.method.stages, str) else self.method.stages
         self._trace = trace(self.model, partial=is_partial(asked))
+        self._in_few_kernels = False
         self.stages, self._forward = self._way_by(self._trace)
         self._layout = self._trace.layouts.get(self._trace.chosen(self.method.stages).taps[-1])
         self._faster: Callable[[ForwardPass], ForwardPass] = lambda forward: forward
         self._ways: dict[Size, tuple[tuple[Stage, ...], ForwardPass | None]] = {}
         self._tracing = Lock()
 
-    def prepare(self, device: torch.device, precision: str, scales: Scales | None = None) -> None:
+    def prepare(
+        self, device: torch.device, precision: str, scales: Scales | None = None, switches: Switches | None = None
+    ) -> None:
         """Make the pass fast for many batches on the network's device, see `vbp.saliency.prepared`.
 
         The network is not changed; later changes of its convolutions and batch norms have no effect on the pass.
         """
-        self._faster = lambda forward: prepare(forward, device, precision, scales)
+        self._faster = lambda forward: prepare(forward, device, precision, scales, switches)
         self._forward = self._faster(self._forward)
+        self._in_few_kernels = device.type == "cuda" and (switches or Switches()).descent
+        self.stages = self._quickened(self.stages)
         self._ways = {}
 
     def calibrate(self, images: Sequence[Callable[[], Tensor]], least: float | None = None) -> Scales:
@@ -317,7 +329,13 @@ class VisualBackProp:
         signed_by_tap = {tap: stage.signed for tap, stage in zip(found.taps, found.stages, strict=True)}
         poolings = max_poolings(found.stages) if self.method.pooling == "unpool" else {}
         stages = merged_pooling(found.stages) if self.method.pooling == "merged" else found.stages
-        return stages, ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings, found.layouts))
+        forward = ForwardPass(self.model, averaged(found.graph, signed_by_tap, poolings, found.layouts))
+        return self._quickened(stages), forward
+
+    def _quickened(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if not self._in_few_kernels:
+            return stages
+        return in_few_kernels(stages, max_poolings(stages) if self.method.pooling == "unpool" else ())
 
     def _way(self, images_BCHW: Tensor) -> tuple[tuple[Stage, ...], ForwardPass]:
         """The same for images of this size; only a network that computes with sizes has several."""
@@ -369,7 +387,7 @@ class VisualBackProp:
         result = self._explain(images_BCHW, target, classify or target is not None)
         if self.method.smooth:
             # All noisy copies of an image use the class of the image itself.
-            target = result.output.argmax(1) if isinstance(target, str) else target
+            target = predicted_now(result.output) if isinstance(target, str) else target
             result = self._smoothed(result, kept_BCHW, target)
         return result if classify else replace(result, output=None)
 

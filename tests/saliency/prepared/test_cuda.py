@@ -45,9 +45,12 @@ def libraries(monkeypatch):
 
 
 def prepared(model, switches=None, **settings):
+    """As `VisualBackProp.prepare` does it for a CUDA device."""
     vbp = VisualBackProp(model, **settings)
     vbp._faster = lambda forward: fewer_kernels(forward, CPU, switches or Switches())
     vbp._forward = vbp._faster(vbp._forward)
+    vbp._in_few_kernels = (switches or Switches()).descent
+    vbp.stages = vbp._quickened(vbp.stages)
     return vbp
 
 
@@ -400,3 +403,9 @@ def test_signed_averages_are_products_too():
     targets = [node.target for node in prepared(network)._forward.graph.nodes]
     assert positive_mean not in targets
     assert {cuda.positive_product_mean, cuda.positive_product_mean_of_activation} <= set(targets)
+
+
+@pytest.mark.parametrize("pooling", ["exact", "merged", "unpool"])
+def test_masks_are_the_same_with_every_pooling(pooling):
+    expected, found = both(small_vgg(norm=True), random_images(2, 3, 37, 45), pooling=pooling)
+    np.testing.assert_allclose(found.mask, expected.mask, atol=1e-5)
