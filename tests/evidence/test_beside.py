@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from vbp.evidence.beside import OWN, compared, resume_in
-from vbp.evidence.scale import _figure, markdown
+from vbp.evidence.scale import figure, markdown
 
 NAME = "the whole command, to know that nothing is left of 100 images, on a disk"
 
 
 def test_the_seconds_of_a_page_of_scale():
-    figures = [_figure("pending_shards", 7, "s"), _figure(NAME, 1234.5, "s", 10, "3.2 s of CPU")]
+    figures = [figure("pending_shards", 7, "s"), figure(NAME, 1234.5, "s", 10, "3.2 s of CPU")]
     assert resume_in(markdown(figures, ["resume"])) == {NAME: 1234.0, f"{NAME}, of CPU": 3.2}
 
 

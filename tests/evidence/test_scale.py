@@ -44,7 +44,7 @@ def test_flags_are_what_differs_from_the_defaults():
 
 
 def test_the_table():
-    figures = [scale._figure("resume", 3, "s", 10, "1 s of CPU"), scale._figure("memory", 1.2, "", 1.1)]
+    figures = [scale.figure("resume", 3, "s", 10, "1 s of CPU"), scale.figure("memory", 1.2, "", 1.1)]
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in markdown(figures, ["resume", "ray"]).splitlines()[-2:]

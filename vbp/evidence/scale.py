@@ -41,6 +41,8 @@ from vbp.storage.ledger.compaction import compact
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 
 LISTED, RESUMED, FEW, MANY, SHARDS = 1_000_000, 100_000, 1_000, 20_000, 100_000
+STORED = 50_000
+"""Files that are written to a store, to be listed there."""
 FILES_A_FOLDER = 1000
 ROWS_A_PART = 50
 """About what the main job commits together, every few seconds, on two cores."""
@@ -54,13 +56,13 @@ CHECKPOINT = str(resources.files("vbp.demo") / "vgg16_demo.safetensors")
 def listing(folder: Path, images: int) -> Iterator[Figure]:
     """A tree of empty files, listed to a manifest by a process that holds the network, as the driver does."""
     tree = folder / "tree"
-    _touch(tree, images)
+    touch(tree, images)
     found = watched(_list, str(tree), str(folder / "listed"))
-    yield _figure(f"{images:,} files listed to the manifest", found.value, "s", detail=f"{found.cpu:.0f} s of CPU")
-    yield _figure("its memory, the network's included", found.own, "MB", 1000)
+    yield figure(f"{images:,} files listed to the manifest", found.value, "s", detail=f"{found.cpu:.0f} s of CPU")
+    yield figure("its memory, the network's included", found.own, "MB", 1000)
     found = watched(_list_again, str(tree), str(folder / "listed"))
     detail = f"{found.cpu:.0f} s of CPU, {found.own:.0f} MB"
-    yield _figure("the same with --refresh, nothing new", found.value, "s", detail=detail)
+    yield figure("the same with --refresh, nothing new", found.value, "s", detail=detail)
 
 
 def resume(folder: Path, images: int, place: str | None, options: Mapping[str, Any]) -> Iterator[Figure]:
@@ -78,7 +80,7 @@ def resume(folder: Path, images: int, place: str | None, options: Mapping[str, A
     for name, work in (("pending_shards", index.pending_shards), ("progress", index.progress)):
         started = time.perf_counter()
         list(work(output, manifest))
-        yield _figure(f"{name} of {images:,} finished images {where}", time.perf_counter() - started, "s")
+        yield figure(f"{name} of {images:,} finished images {where}", time.perf_counter() - started, "s")
     started, cpu = time.perf_counter(), _children_cpu()
     command = ["explain", config.input, config.output, *_flags(config), "--json"]
     done = subprocess.run([sys.executable, "-m", "vbp.cli", *command], capture_output=True, text=True, check=True)
@@ -86,7 +88,7 @@ def resume(folder: Path, images: int, place: str | None, options: Mapping[str, A
     summary = json.loads(done.stdout)
     assert (summary["images"], summary["computed"]) == (images, 0)
     name = f"the whole command, to know that nothing is left of {images:,} images, {where}"
-    yield _figure(name, seconds, "s", 10, f"{_children_cpu() - cpu:.1f} s of CPU")
+    yield figure(name, seconds, "s", 10, f"{_children_cpu() - cpu:.1f} s of CPU")
 
 
 def memory(folder: Path, few: int, many: int, runner: str) -> Iterator[Figure]:
@@ -100,20 +102,21 @@ def memory(folder: Path, few: int, many: int, runner: str) -> Iterator[Figure]:
     for who, one, other in (("driver", least.own, most.own), ("largest worker", least.workers, most.workers)):
         if one:
             name = f"{runner} runner: {who}'s memory, {many:,} images over {few:,}"
-            yield _figure(name, other / one, "", 1.1, f"{other:.0f} over {one:.0f} MB")
-    yield _figure(f"{runner} runner: {many:,} images of 32x32", most.value, "s")
+            yield figure(name, other / one, "", 1.1, f"{other:.0f} over {one:.0f} MB")
+    yield figure(f"{runner} runner: {many:,} images of 32x32", most.value, "s")
 
 
 def driver(shards: int) -> Iterator[Figure]:
     """Ray's driver with a plan of so many shards whose work is nothing."""
     found = watched(_plan, shards)
     first, rate, before = found.value
-    yield _figure(f"Ray, {shards:,} shards without work: first result after", first, "s")
-    yield _figure("shards a second from there on", rate, "shards/s")
-    yield _figure("driver's memory", found.own, "MB", detail=f"{before:.0f} MB before the plan")
+    yield figure(f"Ray, {shards:,} shards without work: first result after", first, "s")
+    yield figure("shards a second from there on", rate, "shards/s")
+    yield figure("driver's memory", found.own, "MB", detail=f"{before:.0f} MB before the plan")
 
 
-def _figure(name: str, value: float, unit: str, most: float | None = None, detail: str = "") -> Figure:
+def figure(name: str, value: float, unit: str, most: float | None = None, detail: str = "") -> Figure:
+    """A figure; `most`: what it may be at most."""
     return Figure("scaling", name, [value], unit, most, at_most=True, detail=detail)
 
 
@@ -122,13 +125,17 @@ def _children_cpu() -> float:
     return times.children_user + times.children_system
 
 
-def _touch(tree: Path, files: int) -> None:
+def named(files: int) -> Iterator[str]:
+    """Names of so many images, in folders of ``FILES_A_FOLDER``."""
+    return (f"class{number // FILES_A_FOLDER:05d}/image{number:08d}.jpg" for number in range(files))
+
+
+def touch(tree: Path, files: int) -> None:
     """Create empty files with names of images."""
-    for start in range(0, files, FILES_A_FOLDER):
-        folder = tree / f"class{start // FILES_A_FOLDER:05d}"
-        folder.mkdir(parents=True)
-        for number in range(start, min(start + FILES_A_FOLDER, files)):
-            os.close(os.open(folder / f"image{number:08d}.jpg", os.O_CREAT | os.O_WRONLY))
+    for number, name in enumerate(named(files)):
+        if number % FILES_A_FOLDER == 0:
+            (tree / name).parent.mkdir(parents=True)
+        os.close(os.open(tree / name, os.O_CREAT | os.O_WRONLY))
 
 
 def tiny_photos(folder: Path, images: int) -> None:
@@ -175,8 +182,7 @@ def _finish(config: RunConfig, output: Folder, images: int) -> None:
     )  # fmt: skip
     record = Record(output, {})
     record.begin(recipe)
-    names = (f"class{number // FILES_A_FOLDER:05d}/image{number:08d}.jpg" for number in range(images))
-    rows = (ManifestRow(name, f"{config.input}/{name}", name.encode(), name[:10], 1, "1") for name in names)
+    rows = (ManifestRow(name, f"{config.input}/{name}", name.encode(), name[:10], 1, "1") for name in named(images))
     manifest = write_manifest(output, rows, prepare.SHARD_SIZE, input=config.input)
     record.adopt(manifest)
 
@@ -287,16 +293,20 @@ def markdown(figures: list[Figure], parts: Sequence[str]) -> str:
         "itself.",
         f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}.\n",
     ]
-    rows = [figure_row(figure.as_json()) for figure in figures]
+    rows = [figure_row(each.as_json()) for each in figures]
     return "\n".join(lines) + "\n" + table(FIGURE_HEAD, rows) + "\n"
 
 
 def main() -> None:
     """Measure and write the table, after each part anew."""
+    from vbp.evidence import fleet  # it takes the figures and trees from here
+
     parser = argparse.ArgumentParser(prog="python -m vbp.evidence.scale", description=__doc__)
     parser.add_argument("file", type=Path, help="the table to write")
-    parser.add_argument("--parts", nargs="+", default=["listing", "resume", "local", "ray", "driver"], help="which")
-    parser.add_argument("--place", help="a new folder on a store, for the part resume as well")
+    parser.add_argument(
+        "--parts", nargs="+", default=["listing", "resume", "local", "ray", "driver", "fleet"], help="which"
+    )
+    parser.add_argument("--place", help="a new folder on a store, for the parts resume and fleet")
     parser.add_argument("--storage-options", type=json.loads, default={}, help="as of vbp explain")
     parser.add_argument("--divide", type=int, default=1, help="take only one N-th of all counts: a trial")
     options = parser.parse_args()
@@ -310,14 +320,17 @@ def main() -> None:
             "local": [lambda: memory(folder, FEW // share, MANY // share, "local")],
             "ray": [lambda: memory(folder, FEW // share, MANY // share, "ray")],
             "driver": [lambda: driver(SHARDS // share)],
+            "fleet": [lambda: fleet.listing(folder, LISTED // share, None, {})],
         }
         if options.place:
+            on_store = (f"{options.place}/tree", options.storage_options)
+            parts["fleet"].append(lambda: fleet.listing(folder / "store", STORED // share, *on_store))
             parts["resume"].append(lambda: resume(folder, RESUMED // share, options.place, options.storage_options))
         for part in options.parts:
             for work in parts[part]:
-                for figure in work():
-                    figures.append(figure)
-                    print(*figure_row(figure.as_json()), flush=True)  # noqa: T201
+                for found in work():
+                    figures.append(found)
+                    print(*figure_row(found.as_json()), flush=True)  # noqa: T201
                     options.file.parent.mkdir(parents=True, exist_ok=True)
                     options.file.write_text(markdown(figures, options.parts))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def check_places(source: str, output: str) -> None:
         )
 
 
-def rows_apart(rows: Iterator[ManifestRow], source: str, output: str) -> Iterator[ManifestRow]:
+def rows_apart(rows: Iterator[ManifestRow], source: str, output: str) -> Generator[ManifestRow]:
     """Yield the rows unchanged, but refuse an image that lies among the results, also through links or other names.
 
     Raises:

@@ -21,7 +21,8 @@ from vbp.errors import StorageError, UsageError
 from vbp.storage.files import Folder
 from vbp.storage.ledger.marks import is_mark
 from vbp.storage.ledger.parts import PARTS, generation_of, parse_parts, read_parts
-from vbp.storage.manifest.manifest import MANIFEST, Manifest, files_in
+from vbp.storage.manifest.files import files_in
+from vbp.storage.manifest.manifest import MANIFEST, Manifest
 from vbp.storage.outline import FOLDERS, INDEX, RESULT_FOLDERS, SCORES, TARS
 from vbp.storage.record import RUN, load_record, mark_incomplete, save_record, withdraw
 from vbp.storage.results.places import names_of

@@ -31,8 +31,8 @@ from vbp.storage.files import Folder
 from vbp.storage.ledger.index import pending_shards
 from vbp.storage.ledger.pace import pace_of
 from vbp.storage.leftout import LeftOut, in_words
-from vbp.storage.manifest.manifest import MAX_LABELS, Manifest
-from vbp.storage.manifest.rows import rows_of, table_of, with_positions
+from vbp.storage.manifest.manifest import Manifest
+from vbp.storage.manifest.rows import MAX_LABELS, rows_of, table_of, with_positions
 from vbp.words import counted
 
 _BATCHES = 2

@@ -195,14 +195,14 @@ class Found:
         attempts = _of_each(runs, lambda run: run.lock.enter_context(attempted(run.config, self.observer)))
         runner.join()
         checked = _of_each(runs, check)
-        listed = self._listed(runs, checked)
+        listed = self._listed(runs, checked, runner.spread if runner.given else None)
         runner.join(sum(each.images for each in listed.values()))
         self.observer.doing("finding out what is left to do")
         due = _of_each(runs, lambda run: listed[run.name].due(runner.given))
         return Prepared(runs, due, self.outcomes, Workers(runner, self.networks), self.observer)
 
-    def _listed(self, runs: Sequence[Run], checked: Mapping[str, Checked]) -> dict[str, Listed]:
-        """List each input once, so that all its runs have the same images."""
+    def _listed(self, runs: Sequence[Run], checked: Mapping[str, Checked], spread: Spread | None) -> dict[str, Listed]:
+        """List each input once, so that all its runs have the same images; by workers where `spread` is given."""
         known: dict[tuple[object, ...], Manifest] = {}
 
         def add(config: RunConfig, manifest: Manifest | None) -> None:
@@ -212,7 +212,7 @@ class Found:
         def listed(run: Run) -> Listed:
             config = run.config
             before = known.get((config.input, config.limit, config.suffixes))
-            found = checked[run.name].listed(before if before and len(before.listings) == 1 else None)
+            found = checked[run.name].listed(before if before and len(before.listings) == 1 else None, spread)
             add(config, found.manifest)
             return found
 

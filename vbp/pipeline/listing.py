@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vbp.pipeline import prepare
@@ -17,13 +18,17 @@ from vbp.pipeline.observer import Observer
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.sample import Choice, sampled
 from vbp.pipeline.working import Due
+from vbp.storage.collections.manifestfile import is_manifest
+from vbp.storage.files import Folder
 from vbp.storage.ledger import index
 from vbp.storage.ledger.reconcile import reconcile
 from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.manifest.refresh import refresh_manifest
 from vbp.storage.manifest.rows import First, in_order
+from vbp.storage.manifest.stretches import Rest
 from vbp.storage.results.files import files_of
+from vbp.storage.spreading import Spread
 from vbp.words import counted
 
 if TYPE_CHECKING:
@@ -47,20 +52,21 @@ class Checked:
         self._config, self._output, self._record = attempt.config, attempt.output, attempt.record
         self._choice = Choice(TRIED, attempt.config.limit)
 
-    def listed(self, known: Manifest | None = None) -> Listed:
+    def listed(self, known: Manifest | None = None, spread: Spread | None = None) -> Listed:
         """Read the manifest if there is one of this input, else list INPUT; with ``--refresh`` bring it up to date.
 
         Args:
             known: another run's manifest of the same input, to be copied.
+            spread: lists a large tree by several workers; None: this process lists alone.
 
         Raises:
             UsageError: the input cannot be listed, or the record or the manifest is damaged.
         """
         manifest = self._record.manifest(self._config.input)
         if manifest is None:
-            manifest = self._list_anew(known)
+            manifest = self._list_anew(known, spread)
         elif self._config.refresh or prepare.wants_more(self._config, manifest):
-            manifest = self._refreshed(manifest)
+            manifest = self._refreshed(manifest, spread)
         if not self._record.fits(manifest):
             self._reconcile(manifest)
         if told := prepare.about_left_out(manifest.left_out):
@@ -86,14 +92,16 @@ class Checked:
 
     # The manifest
 
-    def _list_anew(self, known: Manifest | None) -> Manifest:
-        config, left_out = self._config, LeftOut()
-        listing = known.rows() if known else self._rows(self._attempt.observer, left_out)
+    def _list_anew(self, known: Manifest | None, spread: Spread | None) -> Manifest:
+        config, left_out, rest = self._config, LeftOut(), None
         if known:
+            listing = known.rows()
             left_out.counts = dict(known.left_out)
+        else:
+            listing, rest = self._rows(self._attempt.observer, left_out, spread)
         shard_size, listing = prepare.choose_shard_size(config, listing)
         if config.resume_mode == "overwrite" and holds_run(self._output):
-            self._refuse_before_clearing()
+            self._refuse_before_clearing(spread)
             clear(self._output, self._attempt.run_id)
         self._begin_listing()
         return write_manifest(
@@ -105,20 +113,22 @@ class Checked:
             left_out=left_out,
             suffixes=config.suffixes,
             generation=self._record.facts.get("generation") or "",
+            rest=rest,
         )
 
-    def _refuse_before_clearing(self) -> None:
+    def _refuse_before_clearing(self, spread: Spread | None) -> None:
         """List INPUT to find errors before results are removed for good.  Errors as for `Listed.due`."""
         config = self._config
         limit = config.limit if prepare.is_cut_at_limit(config) else None
-        rows = in_order(First(self._rows(Observer(), LeftOut()), limit))
+        listing, rest = self._rows(Observer(), LeftOut(), None if self._lacks_scales else spread)
+        rows = in_order(First(listing, limit))
         rows = self._choice.watch(rows) if self._lacks_scales else rows
-        folders = {row.label for row in rows if row.label is not None}
+        folders = rest.labels(rows) if rest else {row.label for row in rows if row.label is not None}
         prepare.choose_classes(config, self._network.num_classes, self._network.class_names, sorted(folders))
         if self._lacks_scales:
             self._calibrate()
 
-    def _refreshed(self, manifest: Manifest) -> Manifest:
+    def _refreshed(self, manifest: Manifest, spread: Spread | None) -> Manifest:
         config = self._config
 
         def forget(shard: int, rows: Mapping[int, ManifestRow]) -> None:
@@ -127,10 +137,11 @@ class Checked:
             self._drop([row.key for row in rows.values()])
 
         left_out = LeftOut()
+        listing, rest = self._rows(self._attempt.observer, left_out, spread)
         manifest, changes = refresh_manifest(
             self._output,
             manifest,
-            self._rows(self._attempt.observer, left_out),
+            rest.rows(listing) if rest else listing,
             config.limit,
             forget=forget if config.refresh else None,
             accept=self._classes,
@@ -160,11 +171,29 @@ class Checked:
     def _begin_listing(self) -> None:
         self._record.begin_listing(self._config, self._attempt.run_id)
 
-    def _rows(self, observer: Observer, left_out: LeftOut) -> Iterator[ManifestRow]:
+    def _rows(
+        self, observer: Observer, left_out: LeftOut, spread: Spread | None
+    ) -> tuple[Iterator[ManifestRow], Rest | None]:
+        """The rows of INPUT as this process lists them, and the workers that may take over; errors as for `listed`.
+
+        They do so for whole trees only: a limit and a sample need the rows one by one.
+        """
+        config = self._config
         observer.doing("listing INPUT")
-        rows = prepare.list_input(self._config, observer.listed, left_out)
-        apart = rows_apart(rows, self._config.input, self._config.output)
-        return apart if self._config.sample is None else sampled(apart, self._config.sample)
+        check = partial(rows_apart, source=config.input, output=config.output)
+        rows = check(prepare.list_input(config, observer.listed, left_out))
+        if config.sample is not None:
+            return sampled(rows, config.sample), None
+        if spread is None or config.limit is not None or is_manifest(config.input):
+            return rows, None
+
+        def stop() -> None:
+            rows.close()
+            self._choice = Choice(TRIED)  # `due` chooses among all images then
+
+        source = Folder(config.input, config.storage_options)
+        suffixes = prepare.image_suffixes(config)
+        return rows, Rest(spread, source, self._output, suffixes, check, left_out, observer.listed, stop)
 
     def _drop(self, keys: Sequence[str]) -> None:
         """Remove the result files of images; those in tars are removed with the tar, once no row names it."""

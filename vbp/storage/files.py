@@ -8,20 +8,21 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, BinaryIO
 
 from vbp.errors import StorageError, UsageError
+from vbp.storage.stores.branches import Branch, cut_up
 from vbp.storage.stores.local import LocalStore, display, temporaries, without_traces
-from vbp.storage.stores.objects import open_objects
+from vbp.storage.stores.objects import ObjectStore, open_objects
 from vbp.storage.stores.options import check_options, options_for, protocol_of
 from vbp.storage.stores.remote import open_store, quoted
 from vbp.storage.stores.sftp import open_sftp
 from vbp.storage.stores.store import File, Store
 
-__all__ = ["File", "Folder", "open_uri", "read_uri", "write_uri"]
+__all__ = ["Branch", "File", "Folder", "open_uri", "read_uri", "write_uri"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # One file system within another, as in zip://photos::s3://bucket/a.zip; unlike the :: of s3://bucket/x::y.jpg.
@@ -94,6 +95,23 @@ class Folder:
             StorageError: a folder below cannot be listed; none is skipped in silence.
         """
         return self._store.walk(self._root)
+
+    def cut_up(self, after: bytes = b"") -> list[Branch] | None:
+        """The branches of the tree that may have files after a path; None if it cannot be cut into several.
+
+        Disks and buckets can be cut; a bucket's folder not if it has too many entries.  Errors as for ``walk``.
+        """
+        store = self._store
+        if not isinstance(store, (LocalStore, ObjectStore)):
+            return None
+        branches = cut_up(partial(store.cut, self._root), after)
+        return branches if len(branches) > 1 else None
+
+    def walk_branches(self, branches: Sequence[Branch]) -> Iterator[File]:
+        """The files of some of these branches, which follow each other, in byte order; errors as for ``walk``."""
+        store = self._store
+        assert isinstance(store, (LocalStore, ObjectStore))
+        return store.walk_branches(self._root, branches)
 
     def first(self) -> File | None:
         """Some file of the folder, found without listing all; None if there is none; errors as for ``walk``."""

@@ -58,25 +58,28 @@ def suffix_of(path: str) -> str:
 
 
 class LeftOut:
-    """The counts of one listing.
+    """The counts of one listing, or of a stretch of it.
+
+    Args:
+        most: the most kinds that are counted one by one.
 
     Attributes:
-        counts: files by suffix or by one of the kinds above; at most ``KINDS`` suffixes.
+        counts: files by suffix or by one of the kinds above, in the order in which the kinds were found first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = KINDS) -> None:
+        self._most = most
         self.counts: dict[str, int] = {}
 
     def add(self, path: str) -> None:
         """Count a file that is no image."""
-        kind = SYSTEM if is_system(path) else suffix_of(path) or NO_SUFFIX
-        if kind not in self.counts and kind not in _WORDS and len(self.counts) >= KINDS:
-            kind = OTHERS
-        self.count(kind)
+        self.count(SYSTEM if is_system(path) else suffix_of(path) or NO_SUFFIX)
 
-    def count(self, kind: str) -> None:
-        """Count one file of a known kind."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+    def count(self, kind: str, files: int = 1) -> None:
+        """Count so many files of a kind."""
+        if kind not in self.counts and kind not in _WORDS and len(self.counts) >= self._most:
+            kind = OTHERS
+        self.counts[kind] = self.counts.get(kind, 0) + files
 
 
 def in_words(counts: Mapping[str, int], most: int = 12) -> str:

@@ -11,6 +11,7 @@ from vbp.storage import sorting
 from vbp.storage.collections.manifestfile import read_manifest_input
 from vbp.storage.files import Folder
 from vbp.storage.manifest import manifest as module
+from vbp.storage.manifest import rows
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.manifest.refresh import refresh_manifest
 
@@ -213,6 +214,7 @@ def test_two_images_of_one_key(tmp_path):
 
 def test_too_many_labels_are_cut_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_LABELS", 2)
+    monkeypatch.setattr(rows, "MAX_LABELS", 2)
     manifest = write_manifest(Folder(tmp_path), tree(*range(10)), 3)
     assert manifest.labels == ("c0", "c1")
     assert not manifest.labels_complete

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faultproxy import Fault
 from vbp.storage.files import Folder
-from vbp.storage.stores import objects
+from vbp.storage.stores import branches, objects
 from vbp.storage.stores import prefetch as ahead
 
 SIZE = 3  # of a page, here
@@ -38,6 +38,39 @@ def names_below(folders, count):
 
 def alphabet(rng, longest):
     return "".join(rng.choices("aB-. é日😀+%~0", k=rng.randint(1, longest))).strip(". ") or "x"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_branches_are_the_whole_tree(s3_server, monkeypatch, seed):
+    """However the tree is cut, and however many branches are listed together."""
+    print(f"seed {seed}")  # noqa: T201
+    rng = random.Random(seed)
+    monkeypatch.setattr(objects, "PAGE", 1000)
+    folders = [alphabet(rng, 2) for _ in range(6)]
+    names = {"/".join([*rng.choices(folders, k=rng.randint(0, 3)), alphabet(rng, 3)]) + ".jpg" for _ in range(60)}
+    folder = filled(s3_server, sorted(names))
+    everything = list(folder.walk())
+    assert len(everything) == len(names)
+    for enough in (2, 10, 1000):
+        monkeypatch.setattr(branches, "ENOUGH", enough)
+        after = rng.choice([b"", everything[rng.randrange(9)].path.encode()])
+        cut = folder.cut_up(after)
+        assert len(cut) > 1
+        left, found = list(cut), []
+        while left:
+            some = [left.pop(0) for _ in range(min(len(left), rng.randint(1, 3)))]
+            found += folder.walk_branches(some)
+        behind = [file for file in everything if file.path.encode() > after]
+        assert found[len(found) - len(behind) :] == behind
+        assert all(file in everything for file in found)
+        assert after or found == behind
+
+
+def test_a_folder_with_too_many_entries_is_not_cut(s3_server, monkeypatch):
+    folder = filled(s3_server, names_below("ab", SIZE))
+    assert [branch.folder for branch in folder.cut_up()] == ["a/", "b/"]  # which show a page of files each
+    monkeypatch.setattr(objects, "_LEVEL_WITHIN", 0.0)
+    assert folder.cut_up() is None
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,10 +1,10 @@
 """The images of a tree as a stream of rows; images of manifest files are in ``manifestfile``."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from vbp.storage.files import Folder
+from vbp.storage.files import File, Folder
 from vbp.storage.leftout import NO_SUFFIX, LeftOut, is_system, suffix_of
 from vbp.storage.naming import key_of, label_of
 
@@ -39,6 +39,7 @@ def list_tree(
     *,
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
     left_out: LeftOut | None = None,
+    files: Iterable[File] | None = None,
 ) -> Iterator[ManifestRow]:
     """The image files of a folder, recognised by suffix, in byte order of the path, without system files.
 
@@ -46,11 +47,12 @@ def list_tree(
         folder: INPUT.
         suffixes: suffixes of images in lower case; ``none`` stands for names without a suffix.
         left_out: counts the files that are no images.
+        files: some of its files, in order; None: all.
 
     Raises:
         FileNotFoundError, StorageError: as for ``Folder.walk``.
     """
-    for file in folder.walk():
+    for file in folder.walk() if files is None else files:
         if is_system(file.path) or not _ends_in(file.path, suffixes):
             if left_out is not None:
                 left_out.add(file.path)

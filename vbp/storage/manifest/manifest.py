@@ -33,8 +33,11 @@ from vbp.storage.collections.manifestfile import is_manifest, read_manifest_inpu
 from vbp.storage.collections.tree import ManifestRow, list_tree
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest.rows import First, in_order, rows_of, table_of, with_positions
-from vbp.storage.parquet import RollingParquet, open_parquet
+from vbp.storage.manifest import stretches
+from vbp.storage.manifest.files import MANIFEST_PARTS, is_name, name_of, new_files, remove_others
+from vbp.storage.manifest.rows import MAX_LABELS, First, Labels, in_order, rows_of, table_of, with_positions
+from vbp.storage.manifest.stretches import Piece, Rest, Stretch
+from vbp.storage.parquet import open_parquet
 from vbp.storage.record import load_record, save_record, withdraw
 
 __all__ = [
@@ -47,15 +50,10 @@ __all__ = [
 ]
 
 MAX_SHARDS = 999_999  # a folder of parts has a name of six digits
-MAX_LABELS = 100_000
-
-MANIFEST_PARTS = "_run/manifest"
 
 MANIFEST = "_run/manifest.json"
 _LATER: Mapping[str, Any] = {"size": None, "version": None, "gone": False}
 """Columns that older versions of the manifest did not have, and their values there."""
-_FILE = re.compile(r"(?:part|[0-9a-f]{16})-\d{5,}\.parquet", re.ASCII)
-"""Names of its files; those of an older vbp begin with ``part`` and are numbered through all listings."""
 _SHARDS_PER_PART = 256
 _ROWS_PER_PART = 1_000_000
 
@@ -281,10 +279,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_file(value: object) -> bool:
-    return isinstance(value, str) and _FILE.fullmatch(value) is not None
-
-
 _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "input": _is_text,
     "shard_size": _is_number,
@@ -300,7 +294,7 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "generation": _is_text,
     "attempt": _is_text,
     "gone": lambda value: isinstance(value, dict) and all(map(_is_count_of_shard, value.items())),
-    "files": lambda value: value is None or (isinstance(value, list) and all(map(_is_file, value))),
+    "files": lambda value: value is None or (isinstance(value, list) and all(map(is_name, value))),
 }
 """A check for each field of the record."""
 
@@ -315,6 +309,7 @@ def write_manifest(
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
     generation: str = "",
+    rest: Rest | None = None,
 ) -> Manifest:
     """Write a new manifest with the images of ``source``.
 
@@ -327,6 +322,7 @@ def write_manifest(
         left_out: files that ``source`` leaves out, counted while it runs; for the record.
         suffixes: ``--suffixes``, if given; for the record.
         generation: generation of the parts that will count.
+        rest: workers that list what ``source`` has not listed after some time; only without a limit.
 
     Raises:
         UsageError: two images of a manifest file have one key, or there are too many shards.
@@ -339,7 +335,7 @@ def write_manifest(
         output, input, shard_size, (), (), True, limit, False, "", generation, secrets.token_hex(8), files=()
     )
     first = First(source, limit)
-    return append(nothing, in_order(first, left_out), first, left_out=left_out, suffixes=suffixes)
+    return append(nothing, in_order(first, left_out), first, left_out=left_out, suffixes=suffixes, rest=rest)
 
 
 def append(
@@ -354,6 +350,7 @@ def append(
     left_out: LeftOut | None = None,
     suffixes: tuple[str, ...] | None = None,
     gone: Mapping[int, int] | None = None,
+    rest: Rest | None = None,
 ) -> Manifest:
     """Add a listing of ``rows``, in order, as new shards; if this is killed, the manifest stays as it was.
 
@@ -368,33 +365,21 @@ def append(
         left_out: files that ``source`` leaves out; None keeps the counts on record.
         suffixes: ``--suffixes`` of ``source``, if given.
         gone: number of images that are gone, by shard; read after ``rows`` have ended. None keeps what is on record.
+        rest: as for ``write_manifest``.
 
     Raises:
         UsageError: there are too many shards.
     """
-    writer = new_files(manifest.folder)
-    labels, added = set(manifest.labels), 0
-    while shard := list(islice(rows, manifest.shard_size)):
-        added += len(shard)
-        if manifest.shards + math.ceil(added / manifest.shard_size) > MAX_SHARDS:
-            raise UsageError(
-                f"more than {MAX_SHARDS} shards of {manifest.shard_size} images; "
-                "set a larger --shard-size and start a new output"
-            )
-        if len(labels) <= MAX_LABELS:
-            labels.update(row.label for row in shard if row.label is not None)
-        writer.add(table_of(shard))
-        if writer.groups == manifest.shards_per_part:
-            writer.roll()
-    writer.roll()
-    labels.update(relabelled)
-    files = (*(rewritten.get(number, name) for number, name in enumerate(manifest.names)), *map(name_of, writer.files))
+    new = _Addition(manifest)
+    new.write(rows, rest)
+    new.labels.add(relabelled)
+    kept = (rewritten.get(number, name) for number, name in enumerate(manifest.names))
     extended = replace(
         manifest,
-        listings=(*manifest.listings, added) if added else manifest.listings,
-        files=files if added or rewritten else manifest.files,
-        labels=tuple(sorted(labels)[:MAX_LABELS]),
-        labels_complete=len(labels) <= MAX_LABELS,
+        listings=(*manifest.listings, new.images) if new.images else manifest.listings,
+        files=(*kept, *new.names) if new.images or rewritten else manifest.files,
+        labels=tuple(sorted(new.labels.found)[:MAX_LABELS]),
+        labels_complete=new.labels.are_complete,
         limit=source.limit,
         complete=not source.cut,
         listed_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -403,27 +388,61 @@ def append(
         gone=manifest.gone if gone is None else dict(gone),
     )
     if replace(extended, listed_at=manifest.listed_at) == manifest:
-        return manifest
-    if extended.labels != manifest.labels:
-        accept(extended)
-    if added and before_save:
-        before_save()
-    extended._save()
-    for path in set(files_in(manifest.folder)) - {f"{MANIFEST_PARTS}/{name}" for name in extended.names}:
-        manifest.folder.delete(path)  # replaced, or left by a listing that was not completed
+        extended = manifest
+    else:
+        if extended.labels != manifest.labels:
+            accept(extended)
+        if new.images and before_save:
+            before_save()
+        extended._save()
+    remove_others(manifest.folder, set(extended.names))
     return extended
 
 
-def new_files(output: Folder) -> RollingParquet:
-    """A writer of files of the manifest with names that nobody has used."""
-    return RollingParquet(output, f"{MANIFEST_PARTS}/{secrets.token_hex(8)}", MANIFEST_SCHEMA)
+class _Addition:
+    """The new images of a listing, on the way into files of a manifest.
 
+    Attributes:
+        images: how many there are.
+        labels: their labels, after those of the manifest.
+        names: names of the new files.
+    """
 
-def name_of(path: str) -> str:
-    """The name of the manifest's file at a path in OUTPUT."""
-    return path.removeprefix(f"{MANIFEST_PARTS}/")
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self.images, self.labels, self.names = 0, Labels(manifest.labels), list[str]()
 
+    def write(self, rows: Iterator[ManifestRow], rest: Rest | None) -> None:
+        """Write the rows, and those of `rest` when it is its turn; errors as for `append`."""
+        writer, others = new_files(self._manifest.folder), None
+        while shard := list(islice(rows, self._manifest.shard_size)):
+            self._count(len(shard), (row.label for row in shard))
+            writer.add(table_of(shard))
+            if writer.groups == self._manifest.shards_per_part:
+                writer.roll()
+                if rest is not None and self.images >= stretches.ALONE:
+                    others = rest.stretches(shard[-1], self.images)
+                    if others is not None:
+                        break
+                    rest = None
+        writer.roll()
+        self.names += map(name_of, writer.files)
+        if rest is not None and others is not None:
+            self._write_others(rest, others)
 
-def files_in(output: Folder) -> Iterator[str]:
-    """The paths of the files of all manifests, also of listings that were not completed."""
-    return (path for path in output.list(MANIFEST_PARTS) if _is_file(name_of(path)))
+    def _write_others(self, rest: Rest, others: Iterator[Stretch]) -> None:
+        pieces: list[Piece] = []
+        for stretch in others:
+            self._count(stretch.images, stretch.labels)
+            pieces += stretch.pieces
+        size = self._manifest.shard_size
+        self.names += rest.files(pieces, self._manifest.shards_per_part * size, size)
+
+    def _count(self, images: int, labels: Iterable[str | None]) -> None:
+        self.images += images
+        size = self._manifest.shard_size
+        if self._manifest.shards + math.ceil(self.images / size) > MAX_SHARDS:
+            raise UsageError(
+                f"more than {MAX_SHARDS} shards of {size} images; set a larger --shard-size and start a new output"
+            )
+        self.labels.add(labels)

@@ -24,7 +24,8 @@ import pyarrow as pa
 from vbp.storage.collections.tree import ManifestRow
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest.manifest import Manifest, append, name_of, new_files
+from vbp.storage.manifest.files import name_of, new_files
+from vbp.storage.manifest.manifest import Manifest, append
 from vbp.storage.manifest.rows import First, in_order, order_of, rows_of, table_of
 from vbp.storage.parquet import open_parquet
 

@@ -15,6 +15,32 @@ from vbp.storage.sorting import Sorter
 _OWN_KEY = "each a key of its own, in a column key of a .csv or .parquet file (a .txt file has no columns)"
 
 
+MAX_LABELS = 100_000
+
+
+class Labels:
+    """The different labels of a listing: the first ``MAX_LABELS`` that are found."""
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._found = dict.fromkeys(known)
+
+    def add(self, labels: Iterable[str | None]) -> None:
+        """Add the labels of some rows."""
+        for label in labels:
+            if label is not None and len(self._found) <= MAX_LABELS:
+                self._found[label] = None
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """The labels in the order in which they were found, with one too many if there are too many."""
+        return tuple(self._found)
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether there are not too many."""
+        return len(self._found) <= MAX_LABELS
+
+
 def order_of(row: ManifestRow) -> bytes:
     """The value by which rows are sorted: the path in a tree, the key in a manifest file."""
     return row.key.encode() if row.path is None else row.path

@@ -7,13 +7,14 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TypeVar
 
 from vbp.errors import StorageError
 from vbp.storage.leftout import is_system
+from vbp.storage.stores.branches import LOOSE, Branch, branches_in
 from vbp.storage.stores.retry import attempt
 from vbp.storage.stores.store import File, refuse_larger
 from vbp.storage.stores.walk import PIECE, Level, Piece, walk
@@ -38,6 +39,39 @@ class LocalStore:
             StorageError: a folder cannot be listed; names it.
         """
         yield from walk(_enter(os.fsencode(root), b""))
+
+    def cut(self, root: str, folder: str) -> list[Branch] | None:
+        """The branches of a folder below ``root``; its files are named, but not looked up.
+
+        Returns:
+            None if there are no folders in it, or none among its first ``LOOSE`` entries, or more files.
+
+        Raises:
+            OSError, StorageError: it cannot be listed.
+        """
+        top, path = os.fsencode(root), os.fsencode(folder)
+        with os.scandir(os.path.join(top, path)) as entries:
+            if not any(map(_is_folder, islice(entries, LOOSE))):
+                return None
+        identity, names = _names(top, path)
+        if path and identity in _above(top, path):
+            return []
+        if sum(not name.endswith(b"/") for name in names) > LOOSE:
+            return None
+        return branches_in(folder, (File(os.fsdecode(path + name), None, None) for name in names))
+
+    def walk_branches(self, root: str, branches: Sequence[Branch]) -> Iterator[File]:
+        """The files of branches that follow each other, as ``walk`` lists them."""
+        top = os.fsencode(root)
+        for parent, group in groupby(branches, _parent):
+            pieces: list[Piece] = []
+            for branch in group:
+                if branch.files is None:
+                    pieces.append(partial(_enter, top, os.fsencode(branch.folder)))
+                else:
+                    names = [os.fsencode(file.path).removeprefix(parent) for file in branch.files]
+                    pieces += _file_pieces(top, parent, names)
+            yield from walk(Level(None, pieces), _above(top, parent + b"/"))
 
     def first(self, root: str) -> File | None:
         """The first file below ``root``; errors as for ``walk``."""
@@ -177,6 +211,12 @@ def _is_older(path: bytes, age: float) -> bool:
 
 def _enter(top: bytes, path: bytes) -> Level:
     """List a folder; `path` is relative to `top`, and ends with ``/``."""
+    identity, names = _names(top, path)
+    return Level(identity, _pieces(top, path, names))
+
+
+def _names(top: bytes, path: bytes) -> tuple[Hashable, list[bytes]]:
+    """The identity of a folder, and its names in order; those of folders end with ``/``."""
     folder = os.path.join(top, path)
     try:
         info = os.stat(folder)
@@ -185,11 +225,11 @@ def _enter(top: bytes, path: bytes) -> Level:
             names = sorted(entry.name + b"/" if _is_folder(entry) else entry.name for entry in entries)
     except OSError as error:
         if is_system(os.fsdecode(path).rstrip("/")) and isinstance(error, PermissionError):
-            return Level(path, [])  # lost+found, a Mac's .Trashes: not readable, and without images
+            return path, []  # lost+found, a Mac's .Trashes: not readable, and without images
         message = f"cannot list the folder {display(os.fsdecode(folder)).rstrip('/')}: {error.strerror}"
         missing = isinstance(error, FileNotFoundError) and not path
         raise (FileNotFoundError if missing else StorageError)(message) from error
-    return Level((info.st_dev, info.st_ino), _pieces(top, path, names))
+    return (info.st_dev, info.st_ino), names
 
 
 def _pieces(top: bytes, path: bytes, names: list[bytes]) -> list[Piece]:
@@ -199,9 +239,28 @@ def _pieces(top: bytes, path: bytes, names: list[bytes]) -> list[Piece]:
         if are_folders:
             pieces += [partial(_enter, top, path + name) for name in group]
         else:
-            files = list(group)
-            pieces += [partial(_files, top, path, files[i : i + PIECE]) for i in range(0, len(files), PIECE)]
+            pieces += _file_pieces(top, path, list(group))
     return pieces
+
+
+def _file_pieces(top: bytes, path: bytes, names: list[bytes]) -> list[Piece]:
+    return [partial(_files, top, path, names[i : i + PIECE]) for i in range(0, len(names), PIECE)]
+
+
+def _parent(branch: Branch) -> bytes:
+    """The path of the folder in which the branch's folder or files lie; empty, or with a ``/`` at its end."""
+    path = os.fsencode(branch.folder)
+    return path if branch.files is not None else path[: path.rstrip(b"/").rfind(b"/") + 1]
+
+
+def _above(top: bytes, path: bytes) -> list[Hashable]:
+    """The identities of the folders in which a folder lies, from `top` on; `path` ends with ``/``."""
+    found: list[Hashable] = []
+    for end in [0, *(match.end() for match in re.finditer(b"/", path[:-1]))]:
+        with contextlib.suppress(OSError):  # whoever enters the folder below it says so
+            info = os.stat(os.path.join(top, path[:end]))
+            found.append((info.st_dev, info.st_ino))
+    return found
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from vbp.errors import StorageError, UsageError
+from vbp.storage.stores.branches import LOOSE, Branch, branches_in
 from vbp.storage.stores.obstore_errors import aws_trouble, refusal
 from vbp.storage.stores.options import family_of, options_for
 from vbp.storage.stores.order import in_byte_order
@@ -74,8 +75,26 @@ class ObjectStore:
         Large folders are listed in parallel. Memory has a bound: the pages (``prefetch``), the names that
         a store lists within ``_LEVEL_WITHIN`` seconds, and for unsorted stores the runs of ``in_byte_order``.
         """
-        files = self._listed_ahead(root)
-        return files if self._is_sorted else in_byte_order(files)
+        return self._in_order(self._listed_ahead(root))
+
+    def cut(self, root: str, folder: str) -> list[Branch] | None:
+        """The branches of a folder below ``root``.
+
+        Returns:
+            None if its first page shows no folder in it, or if it has too many entries, or names that are refused.
+        """
+        start = islice(self.listed(f"{root}/{folder}".rstrip("/")), PAGE)
+        level = self._level(root, folder) if any("/" in file.path for file in start) else None
+        if level is None or sum(not file.path.endswith("/") for file in level) > LOOSE:
+            return None
+        return branches_in(folder, (file._replace(path=folder + file.path) for file in level))
+
+    def walk_branches(self, root: str, branches: Sequence[Branch]) -> Iterator[File]:
+        """Objects of branches that follow each other, in byte order, ``AHEAD`` branches at a time."""
+        if len(branches) == 1 and branches[0].files is None:  # the folders in it are listed at once
+            folder = branches[0].folder
+            return _placed(folder, self.walk(f"{root}/{folder.rstrip('/')}"))
+        return self._in_order(one_after_the_other(partial(self._listed_in, root, branch) for branch in branches))
 
     def listed(self, root: str) -> Iterator[File]:
         """Objects below ``root`` in the order of the store, one page after the other; markers of folders are left out.
@@ -216,18 +235,17 @@ class ObjectStore:
             level = self._level(root, inner) or []
             if not any(file.path.endswith("/") for file in level):
                 return None
-        listings: list[Listing] = []
-        for is_folder, group in groupby(level, lambda file: file.path.endswith("/")):
-            if is_folder:
-                listings += [partial(self._below, root, inner + folder.path) for folder in group]
-            else:
-                listings.append(partial(iter, [file._replace(path=inner + file.path) for file in group]))
-        return listings
+        entries = (file._replace(path=inner + file.path) for file in level)
+        return [partial(self._listed_in, root, branch) for branch in branches_in(inner, entries)]
 
-    def _below(self, root: str, folder: str) -> Iterator[File]:
-        """The files of ``folder``, with paths relative to ``root``."""
-        for file in self.listed(f"{root}/{folder.rstrip('/')}"):
-            yield file._replace(path=folder + file.path)
+    def _listed_in(self, root: str, branch: Branch) -> Iterator[File]:
+        """The files of a branch, with paths relative to ``root``, one page after the other."""
+        if branch.files is not None:
+            return iter(branch.files)
+        return _placed(branch.folder, self.listed(f"{root}/{branch.folder.rstrip('/')}"))
+
+    def _in_order(self, files: Iterator[File]) -> Iterator[File]:
+        return files if self._is_sorted else in_byte_order(files)
 
     def _level(self, root: str, folder: str) -> list[File] | None:
         """The entries of ``folder`` in order, folders with a ``/``; None if they are too many or a name is refused."""
@@ -290,6 +308,11 @@ class ObjectStore:
     @cached_property
     def _by_fsspec(self) -> RemoteStore:
         return self._open_by_fsspec()
+
+
+def _placed(folder: str, files: Iterator[File]) -> Iterator[File]:
+    """The files of a folder, with its path before theirs."""
+    return (file._replace(path=folder + file.path) for file in files)
 
 
 class _UnspeakableError(Exception):

@@ -30,8 +30,12 @@ Piece: TypeAlias = Callable[[], "Level | list[File]"]
 """A function that looks up one folder, or some files."""
 
 
-def walk(root: Level) -> Iterator[File]:
+def walk(root: Level, above: Sequence[Hashable] = ()) -> Iterator[File]:
     """All files below ``root``.  It keeps its own stack of folders, since trees may be deeper than Python's.
+
+    Args:
+        root: the folder.
+        above: identities of the folders that it lies in, none of which is entered.
 
     Raises:
         OSError, StorageError: an error of a piece, raised when its turn comes.
@@ -45,7 +49,7 @@ def walk(root: Level) -> Iterator[File]:
                 trail.pop()
             elif not isinstance(found, Level):
                 yield from found
-            elif found.identity not in [identity for identity, _ in trail]:
+            elif found.identity not in [*above, *(identity for identity, _ in trail)]:
                 trail.append((found.identity, _looked_up(found.pieces, pool)))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
