@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from vbp.choices import Preset
+from vbp.choices import Preset, Runner, choices_of
 from vbp.errors import InterruptedRunError, LeaseLostError, UsageError, VBPError
 from vbp.flags import CONTEXT, Command, card_options, config_of, evaluation_options, job_options, json_object
 from vbp.plain import plain
@@ -515,23 +515,37 @@ def failures(output: str, storage_options: dict[str, Any], as_json: bool, keys: 
 @click.option("--remove-orphans", is_flag=True, help="List result files that no row names, and delete them if told so.")
 @click.option("--yes", is_flag=True, help="With --remove-orphans: delete them without asking.")
 @click.option("--rebase", is_flag=True, help="After OUTPUT was moved: make the index anew, for where it is now.")
-def validate(output: str, storage_options: dict[str, Any], as_json: bool, yes: bool, **options: Any) -> None:
+@click.option(
+    "--runner",
+    default="auto",
+    show_default=True,
+    type=click.Choice(choices_of(Runner)),
+    help="local: in this process; ray: by tasks of Ray; auto: Ray for over 262,144 images where RAY_ADDRESS is set.",
+)
+def validate(
+    output: str, storage_options: dict[str, Any], as_json: bool, yes: bool, runner: Runner, **options: Any
+) -> None:
     """Whether OUTPUT is sound: rows, index and files held against each other, and a sample of masks reopened.
 
     Exit code 0: sound; 3: something is wrong, and the last line says what to run.
     """
     with _translated():
+        from vbp.pipeline.runner import spreading
         from vbp.review.output import Output
         from vbp.review.validate import validate as check
         from vbp.tables import print_validation
+        from vbp.terminal import telling
 
         opened = Output.open(output, storage_options)
-        found = check(
-            opened,
-            **options,
-            on_wait=lambda sentence: _say(sentence, err=True),
-            on_orphans=lambda paths: yes or _may_delete(paths),
-        )
+        with spreading(runner, opened.is_large) as spread, telling() as tell:
+            found = check(
+                opened,
+                **options,
+                spread=spread,
+                on_progress=tell,
+                on_wait=lambda sentence: _say(sentence, err=True),
+                on_orphans=lambda paths: yes or _may_delete(paths),
+            )
         if as_json:
             _print_json(found.as_json())
         else:

@@ -66,6 +66,22 @@ def watching() -> Iterator[Observer]:
 
 
 @contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """A function that is told how far the work is, often; every 10 s the last words are shown on standard error."""
+    last: list[str] = []
+
+    def show() -> None:
+        if last:
+            print(plain(last[-1]), file=sys.stderr, flush=True)  # noqa: T201
+
+    def tell(words: str) -> None:
+        last[:] = [words]
+
+    with _repeating(show, LINE_SECONDS):
+        yield tell
+
+
+@contextmanager
 def _repeating(show: Callable[[], None], seconds: float) -> Iterator[None]:
     """Call `show` every `seconds` seconds, in a thread of its own."""
     over = threading.Event()

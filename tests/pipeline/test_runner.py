@@ -1,9 +1,12 @@
 """Which runner is chosen: local or Ray."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from vbp.pipeline import RunConfig
-from vbp.pipeline.runner import is_for_ray
+from vbp.pipeline.runner import is_for_ray, spreading
+from vbp.storage.spreading import here
 
 
 @pytest.mark.parametrize(
@@ -26,3 +29,20 @@ def test_a_mac_has_no_ray_for_its_gpu(monkeypatch):
     asked = {"input": "photos", "output": "out"}
     assert is_for_ray(RunConfig(**asked))
     assert not is_for_ray(RunConfig(**asked, device="mps"), images=10_000)
+
+
+@pytest.mark.parametrize(
+    ("runner", "address", "is_large"), [("local", "x:1", True), ("auto", "", True), ("auto", "x:1", False)]
+)
+def test_small_work_without_images_needs_no_ray(runner, address, is_large, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with spreading(runner, is_large) as spread:
+        assert spread is here
+
+
+@pytest.mark.parametrize(("runner", "address", "is_large"), [("ray", "", False), ("auto", "x:1", True)])
+def test_large_work_joins_the_cluster_that_is_named(runner, address, is_large, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("vbp.pipeline.on_ray.spread.joined", lambda: nullcontext("over Ray"))
+    with spreading(runner, is_large) as spread:
+        assert spread == "over Ray"

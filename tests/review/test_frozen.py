@@ -93,6 +93,6 @@ def test_rebase(made, monkeypatch, point):
     """The index is taken for one that points elsewhere."""
     freezer = Freezer(monkeypatch, point)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vbp.review.validate.elsewhere", lambda output, rows: rows.num_rows)
+        patch.setattr("vbp.review.examine.elsewhere", lambda output, rows: rows.num_rows)
         aside = frozen(freezer, made, rebase=True)
     harmless(made, freezer, aside, succeeded(made), ["_SUCCESS"])

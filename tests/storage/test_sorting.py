@@ -37,6 +37,19 @@ def test_sorted_like_a_list(monkeypatch, tmp_path, in_memory):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sorted_tables_are_merged_with_the_items(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    items = [Item(b"%d" % (n % 4), n) for n in range(30)]
+    with Sorter(Item, SCHEMA) as sorter:
+        for number in (0, 1, 2):
+            sorter.add_sorted(module.as_table(sorted(items[number * 9 : number * 9 + 9]), SCHEMA))
+        sorter.add_sorted(module.as_table([], SCHEMA))
+        for item in items[27:]:
+            sorter.add(item)
+        assert list(sorter) == sorted(items)
+        assert len(list(tmp_path.glob("vbp-*/*"))) == 3
+
+
 def test_equal_items_stay_in_their_order(monkeypatch):
     monkeypatch.setattr(module, "ITEMS_IN_MEMORY", 3)
     items = [Item(name, number) for number, name in enumerate([b"b", b"a", b"b", b"a", b"b", b"a", b"a", b"b"])]

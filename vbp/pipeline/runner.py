@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vbp.choices import Runner as RunnerChoice
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.observer import Observer
 from vbp.pipeline.resources import Resources
@@ -31,6 +32,27 @@ def is_for_ray(config: RunConfig, images: int = 0) -> bool:
     if config.device == "mps":
         return False
     return bool(os.environ.get("RAY_ADDRESS")) or images > LOCAL_IMAGES
+
+
+@contextmanager
+def spreading(runner: RunnerChoice, is_large: bool) -> Iterator[Spread]:
+    """Spread work that needs no network: over Ray, or here.
+
+    Args:
+        runner: auto takes Ray for large work where ``RAY_ADDRESS`` names a cluster.
+        is_large: whether the work has several pieces.
+
+    Raises:
+        UsageError: the cluster cannot be joined.
+        InterruptedRunError: Ray cannot be started here.
+    """
+    if runner == "local" or (runner == "auto" and not (is_large and os.environ.get("RAY_ADDRESS"))):
+        yield here
+        return
+    from vbp.pipeline.on_ray.spread import joined
+
+    with joined() as spread:
+        yield spread
 
 
 class Runner:

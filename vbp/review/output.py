@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from vbp.errors import StorageError, UsageError, why_unread
 from vbp.storage.addresses import check_place
 from vbp.storage.files import Folder
+from vbp.storage.ledger.compaction import ranges
 from vbp.storage.ledger.index import newest_rows, read_index
 from vbp.storage.manifest.manifest import Manifest
 from vbp.storage.outline import RUNS
@@ -73,6 +74,11 @@ class Output:
     def limit(self) -> int | None:
         """``--limit`` of the newest attempt; None: all images."""
         return self.config.get("limit")
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its images make several ranges, which can be worked on apart."""
+        return self.manifest is not None and len(ranges(self.manifest)) > 1
 
     def images(self, rows: int, gone: int) -> int:
         """Number of images that should have a row; rows after the limit are kept.

@@ -13,44 +13,57 @@ import heapq
 import os
 import shlex
 import uuid
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from itertools import groupby, islice
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
-import pyarrow as pa
-
-from vbp.columns import PART_SCHEMA
 from vbp.errors import UsageError
 from vbp.review.choice import Choice
-from vbp.review.masks import fault_of
+from vbp.review.examine import (
+    EXPECTED_SCHEMA,
+    IN_INDEX,
+    ROW_SCHEMA,
+    TOLD,
+    Examined,
+    Expected,
+    Findings,
+    Request,
+    Row,
+    content_of,
+    count_moved,
+    examine,
+    recorded,
+    reopen,
+)
 from vbp.review.output import Output
 from vbp.review.status import is_at_work
 from vbp.storage.files import Folder
 from vbp.storage.ledger import lease
-from vbp.storage.ledger.compaction import compact
+from vbp.storage.ledger.compaction import compact, ranges
 from vbp.storage.ledger.held import HeldFolder
-from vbp.storage.ledger.index import (
-    all_parts,
-    forget,
-    misfits,
-    others_in_index,
-    parts_by_shard,
-    read_index,
-    that_count,
-)
-from vbp.storage.ledger.parts import Part, newest, read_parts
+from vbp.storage.ledger.index import all_parts, forget, index_files, others_in_index, read_index
+from vbp.storage.ledger.parts import Part
 from vbp.storage.manifest.manifest import MANIFEST
-from vbp.storage.outline import INDEXED, place_columns
-from vbp.storage.record import broken_promise, changed_files, mark_complete, mark_incomplete, save_record, withdraw
+from vbp.storage.outline import INDEX_FILES
+from vbp.storage.parquet import numbered
+from vbp.storage.record import (
+    broken_promise,
+    changed_files,
+    load_promise,
+    mark_complete,
+    mark_incomplete,
+    save_record,
+    withdraw,
+)
 from vbp.storage.results.files import files_of
-from vbp.storage.results.places import elsewhere
 from vbp.storage.sorting import Sorter
+from vbp.storage.spreading import Spread, here, ignored
 from vbp.words import counted
 
 SAMPLE, SEED = 200, 500
@@ -79,15 +92,11 @@ FAULTS = {
 }
 """Kind of fault -> its description."""
 
-_EXAMPLES = 5
 _THREADS = 16
-_SHARDS_AT_ONCE = 64
-_POSITION_BITS = 32
-_INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
-_INDEX_PLACES = [f"{kind}_uri" for kind in INDEXED]
-_MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height"]
-_MASK_COLUMNS += ["flat", "mask_uri"]
-_COLUMNS = [*dict.fromkeys(["position", "shard", *_INDEX_COLUMNS, "version", *_MASK_COLUMNS, *place_columns(*INDEXED)])]
+_FILES_A_WORD = 10_000
+"""Files after which progress is told."""
+_MOST = 32
+"""Ranges that are examined, or whose findings wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +178,6 @@ class Validation:
         return dataclasses.asdict(self) | derived
 
 
-_TOLD = ""
-"""Content of a row of the ledger whose fault is reported already."""
 _ORPHANS = ("file of no row", "temporary file")
 _HARMLESS = ("file of others",)
 _MOVED = ("output moved",)
@@ -189,6 +196,8 @@ def validate(
     repair: bool = False,
     remove_orphans: bool = False,
     rebase: bool = False,
+    spread: Spread = here,
+    on_progress: Callable[[str], object] = ignored,
     on_wait: Callable[[str], None] = lambda sentence: None,
     on_orphans: Callable[[Sequence[str]], bool] = lambda paths: True,
 ) -> Validation:
@@ -202,6 +211,8 @@ def validate(
         repair: delete wrong rows and ``_SUCCESS``, so that the next run does their images again.
         remove_orphans: delete files without a row and temporary files.
         rebase: make the index again if it names the output's place before it was moved.
+        spread: examines the ranges of the output.
+        on_progress: called often, with what has been done.
         on_wait: called with a sentence that says for whom a repair waits.
         on_orphans: called with the paths of the files before any is deleted; returns whether to delete them.
 
@@ -212,9 +223,9 @@ def validate(
     """
     if not (repair or remove_orphans or rebase):
         current = lease.holder(output.folder)
-        return _Check(output, is_live=current is not None and is_at_work(current)).run(sample, seed, deep)
+        return _Check(output, current is not None and is_at_work(current), spread, on_progress).run(sample, seed, deep)
     with _leased(output.folder, on_wait) as held:
-        check = _Check(Output.at(held), is_live=False)
+        check = _Check(Output.at(held), False, spread, on_progress)
         found = check.run(sample, seed, deep)
         held.look()
         wrong = {finding.kind for finding in found.findings} - {*_ORPHANS, *_HARMLESS, *_MOVED, *_BY_HAND}
@@ -232,67 +243,15 @@ def validate(
     return found
 
 
-class _Expected(NamedTuple):
-    """A file that must exist, or may exist already."""
-
-    path: bytes
-    least: int
-    """Least number of its bytes; 0 if it may be missing, because its image is not done yet."""
-    key: str
-    shard: int
-    position: int
-
-
-class _Row(NamedTuple):
-    """A row of the ledger or the index."""
-
-    key: str
-    content: str
-    shard: int
-    """Number of the shard; -1 in the index."""
-    position: int
-
-
-_EXPECTED_SCHEMA = pa.schema(
-    [
-        ("path", pa.binary()),
-        ("least", pa.int64()),
-        ("key", pa.string()),
-        ("shard", pa.int32()),
-        ("position", pa.int32()),
-    ]
-)
-_ROW_SCHEMA = pa.schema(
-    [("key", pa.string()), ("content", pa.string()), ("shard", pa.int32()), ("position", pa.int32())]
-)
-
-
-class _Shard(NamedTuple):
-    """The records of one shard."""
-
-    number: int
-    rows: pa.Table
-    damaged: list[tuple[Part, str]]
-    keys: Sequence[str] = ()
-    """Keys of its images, by position."""
-    gone: frozenset[int] = frozenset()
-    """Positions of images that are gone from INPUT."""
-    strange: frozenset[int] = frozenset()
-    """Positions of rows of other images."""
-    outdated: frozenset[int] = frozenset()
-    """Positions of rows of images as they were before they changed."""
-    unlisted: str | None = None
-    """Why its images are unknown; None if they are known."""
-
-
 class _Check:
     """One check of an output; keeps what a repair needs."""
 
-    def __init__(self, output: Output, is_live: bool) -> None:
+    def __init__(self, output: Output, is_live: bool, spread: Spread, tell: Callable[[str], object]) -> None:
         self._output, self._is_live = output, is_live
+        self._spread, self._tell = spread if output.is_large else here, tell
         self._files = files_of(output.folder, output.config)
-        self._counts, self._examples = Counter[str](), dict[str, list[str]]()
-        self._redo = array("q")
+        self._ranges = ranges(output.manifest) if output.manifest else []
+        self._findings = Findings()
         self._damaged: list[Part] = []
         self._unfinished = set[int]()
         self._unlisted = False
@@ -302,31 +261,33 @@ class _Check:
 
     def run(self, sample: int, seed: int, deep: bool) -> Validation:
         """Make all checks once."""
-        chosen = Choice(0 if deep else sample, seed)
-        statuses, gone, opened, files = Counter[str](), 0, 0, 0
-        with Sorter(_Expected, _EXPECTED_SCHEMA) as expected, Sorter(_Row, _ROW_SCHEMA) as rows:
-            for shard in self._shards():
-                masked = []
-                for row in self._rows_of(shard, expected, rows):
-                    statuses[row["status"]] += 1
-                    gone += row["position"] in shard.gone
-                    if row["status"] == "ok" and row["mask_uri"] is not None and self._output.config:
-                        masked.append(row)
-                if deep:
-                    opened += self._reopen(masked)
-                else:
-                    chosen.offer(masked)
+        promise = (load_promise(self._output.folder) or {}).get("index", {})
+        promised = {path: file["sha256"] for path, file in promise.items()}
+        request = Request(self._output, sample, seed, deep, promised)
+        chosen = Choice(sample, seed)
+        statuses, gone, opened = Counter[str](), 0, 0
+        of_index: list[Findings | None] = []
+        with Sorter(Expected, EXPECTED_SCHEMA) as expected:
+            for found in self._spread(partial(examine, request), self._ranges, most=_MOST):
+                self._take(found)
+                statuses.update(found.statuses)
+                self._tell(f"{statuses.total()} rows examined")
+                gone, opened = gone + found.gone, opened + found.opened
+                chosen.offer(found.chosen)
+                expected.add_sorted(found.expected)
+                of_index.append(found.of_index)
             if self._output.is_complete:
-                self._compare_index(rows)
+                self._check_index(of_index)
             elif not self._is_live and (why := broken_promise(self._output.folder)) is not None:
-                self._found("promise broken", why)
+                self._findings.add("promise broken", why)
             files = self._compare_files(expected)
         self._sort_strays()
         self._find_parts_of_no_shard()
-        opened += self._reopen(chosen.rows)
+        opened += reopen(self._output, chosen.rows, self._findings)
         if not self._is_live:  # otherwise they may be running writes
             for path in self._output.folder.temporaries(TEMPORARY_SECONDS):
                 self._orphan("temporary file", path)
+        counts = self._findings.counts
         return Validation(
             output=self._output.folder.url,
             images=statuses.total() if self._unlisted else self._output.images(statuses.total(), gone),
@@ -335,11 +296,11 @@ class _Check:
             files=files,
             masks_opened=opened,
             findings=tuple(
-                Finding(kind=kind, count=self._counts[kind], examples=tuple(self._examples[kind]))
+                Finding(kind=kind, count=counts[kind], examples=self._findings.examples(kind))
                 for kind in FAULTS
-                if self._counts[kind]
+                if counts[kind]
             ),
-            redo=len(set(self._redo)),
+            redo=len(self._findings.redo),
             orphans=len(self.orphans),
             repaired=False,
             orphans_removed=False,
@@ -348,6 +309,13 @@ class _Check:
             is_listed=self._output.manifest is not None,
             gone=gone,
         )
+
+    def _take(self, found: Examined) -> None:
+        self._findings.extend(found.findings)
+        self._damaged += found.damaged
+        self._unfinished |= found.unfinished
+        self._unlisted |= found.is_unlisted
+        self._strange_keys |= found.strange_keys
 
     def repair(self, held: HeldFolder) -> None:
         """Delete ``_SUCCESS`` and every wrong row."""
@@ -358,148 +326,79 @@ class _Check:
             held.delete(part.path)
         if self._unlisted:
             withdraw(held, MANIFEST)  # INPUT is listed again, and rows are compared with that
-        for shard, numbers in groupby(sorted(set(self._redo)), key=lambda number: number >> _POSITION_BITS):
-            forget(held, shard, [number & ((1 << _POSITION_BITS) - 1) for number in numbers])
+        for shard, rows in groupby(self._findings.redo, key=itemgetter(0)):
+            forget(held, shard, [position for _, position in rows])
 
     @property
     def is_moved(self) -> bool:
         """Whether the index names the output's former place."""
-        return self._counts["output moved"] > 0
+        return self._findings.counts["output moved"] > 0
 
     def rebase(self, held: HeldFolder) -> None:
         """Make the index and ``_SUCCESS`` again, for the output's present place."""
         manifest, summary = self._output.manifest, self._output.record.get("summary")
         assert manifest is not None
         mark_incomplete(held)
-        totals = compact(held, manifest, self._output.limit)
+        totals = compact(held, manifest, self._output.limit, spread=self._spread)
         changes = {"attempt": held.attempt, "summary": {**(summary or {}), "output": held.url}}
         save_record(held, {**self._output.record, **changes})
         counts = {"images": totals.images, "ok": totals.ok, "error": totals.error}
         mark_complete(held, held.attempt, totals.files, counts)
 
-    def _found(self, kind: str, example: str, shard: int = -1, position: int = -1) -> None:
-        self._counts[kind] += 1
-        examples = self._examples.setdefault(kind, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(example)
-        if shard >= 0:
-            self._redo.append(shard << _POSITION_BITS | position)
-
     def _orphan(self, kind: str, path: str) -> None:
-        self._found(kind, path)
+        self._findings.add(kind, path)
         self.orphans.append(path)
 
-    def _shards(self) -> Iterator[_Shard]:
-        """Every shard of the manifest, in order."""
-        if self._output.manifest is None:
-            return
-        tasks = parts_by_shard(self._output.folder, self._output.manifest)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            while batch := list(islice(tasks, _SHARDS_AT_ONCE)):
-                yield from pool.map(lambda task: self._read_shard(*task), batch)
+    def _check_index(self, of_ranges: Sequence[Findings | None]) -> None:
+        """Hold the index against the ledger: file by file, if each has the rows of its range; else row by row."""
+        folder = self._output.folder
+        for path in others_in_index(folder):
+            self._findings.add("index stranger", path)
+        of_index = [found for found in of_ranges if found is not None]
+        usual = {numbered(INDEX_FILES, part.number) for part in self._ranges}
+        if len(of_index) == len(of_ranges) and usual.issuperset(index_files(folder)):
+            for found in of_index:
+                self._findings.extend(found)
+        else:
+            self._compare_index()
 
-    def _read_shard(self, shard: int, parts: list[Part]) -> _Shard:
-        tables, damaged = [PART_SCHEMA.empty_table().select(_COLUMNS)], []
-        for part in parts:
-            unreadable: list[Part] = []
-            with contextlib.suppress(FileNotFoundError):  # a run has just replaced the part
-                rows = read_parts(self._output.folder, [part], _COLUMNS, unreadable)
-                reason = "it cannot be read" if unreadable else _untold(rows, part)
-                if reason is None:
-                    tables.append(rows)
-                else:
-                    damaged.append((part, reason))
-        rows, manifest = newest(pa.concat_tables(tables)), self._output.manifest
-        assert manifest is not None
-        try:
-            listed, gone = manifest.read_shard(shard, ["key", "version"]), manifest.gone_in(shard)
-            rows = that_count(manifest, shard, rows)
-        except (UsageError, FileNotFoundError) as error:
-            return _Shard(shard, rows, damaged, unlisted=str(error))
-        strange, outdated = (frozenset(rows.filter(mask)["position"].to_pylist()) for mask in misfits(listed, rows))
-        return _Shard(shard, rows, damaged, listed["key"].to_pylist(), frozenset(gone), strange, outdated)
-
-    def _rows_of(self, shard: _Shard, expected: Sorter[_Expected], rows: Sorter[_Row]) -> Iterator[dict[str, Any]]:
-        """The shard's good rows; adds their files to `expected`, and themselves to `rows`."""
-        if shard.unlisted is not None:  # its rows are taken as they are: one fault is one finding
-            self._found("manifest damaged", shard.unlisted)
-            self._unlisted = True
-        for part, reason in shard.damaged:
-            self._found("part damaged", f"{part.path}: {reason}")
-            self._damaged.append(part)
-        missing = set(range(len(shard.keys)))
-        for row in shard.rows.to_pylist():
-            position = row["position"]
-            if position in shard.strange:
-                self._found("row of no image", row["key"], shard.number, position)
-                self._strange_keys.add(row["key"])
-                rows.add(_Row(row["key"], _TOLD, shard.number, position))
-                continue
-            missing.discard(position)
-            if position in shard.outdated:
-                self._found("row outdated", row["key"], shard.number, position)
-            if (place := self._files.misplaced(row)) is not None:
-                self._found("row misplaced", f"{row['key']}: {place}", shard.number, position)
-                rows.add(_Row(row["key"], _TOLD, shard.number, position))
-                continue
-            content = _TOLD if position in shard.outdated else _content(row)
-            rows.add(_Row(row["key"], content, shard.number, position))
-            if row["status"] == "ok" and row["mask_mean"] is not None:
-                for path, least in self._files.expected(row):
-                    expected.add(_Expected(os.fsencode(path), least, row["key"], shard.number, position))
-            yield row
-        assert self._output.manifest is not None
-        start, limit = self._output.manifest.shard_start(shard.number), self._output.limit
-        if missing - shard.gone:
-            self._unfinished.add(shard.number)
-        for position in sorted(missing):
-            key = shard.keys[position]
-            is_due = position not in shard.gone and (limit is None or start + position < limit)
-            if self._output.is_complete and is_due:
-                self._found("row lost", key)
-                rows.add(_Row(key, _TOLD, shard.number, position))
-            for path, _ in self._files.expected({"key": key}):
-                expected.add(_Expected(os.fsencode(path), 0, key, shard.number, position))
-
-    def _compare_index(self, rows: Sorter[_Row]) -> None:
-        with Sorter(_Row, _ROW_SCHEMA) as index:
-            damaged: list[str] = []
-            for path in others_in_index(self._output.folder):
-                self._found("index stranger", path)
-            for table in read_index(self._output.folder, [*_INDEX_COLUMNS, *_INDEX_PLACES], damaged):
-                self._count_moved(table)
+    def _compare_index(self) -> None:
+        """Merge the rows of the ledger with those of the index, by key."""
+        folder, findings, damaged = self._output.folder, self._findings, list[str]()
+        with Sorter(Row, ROW_SCHEMA) as rows, Sorter(Row, ROW_SCHEMA) as index:
+            for table in self._spread(partial(recorded, self._output), self._ranges, most=_MOST):
+                rows.add_sorted(table)
+            for table in read_index(folder, IN_INDEX, damaged):
+                count_moved(folder, table, findings)
                 for row in table.to_pylist():
-                    index.add(_Row(row["key"], _content(row), -1, -1))
+                    index.add(Row(row["key"], content_of(row), -1, -1))
             for path in damaged:
-                self._found("index damaged", path)
-            for path in set(changed_files(self._output.folder)) - set(damaged):
-                self._found("index file differs", path)
+                findings.add("index damaged", path)
+            for path in changed_files(folder):
+                if path not in damaged:
+                    findings.add("index file differs", path)
             for key, group in groupby(heapq.merge(rows, index), key=lambda row: row.key):
                 found = list(group)
-                recorded, indexed = ([r for r in found if (r.shard < 0) is in_index] for in_index in (False, True))
-                if len(indexed) > 1:
-                    self._found("index row doubled", key)
-                elif any(row.content == _TOLD for row in recorded):
+                of_ledger, of_index = ([r for r in found if (r.shard < 0) is in_index] for in_index in (False, True))
+                if len(of_index) > 1:
+                    findings.add("index row doubled", key)
+                elif any(row.content == TOLD for row in of_ledger):
                     continue
-                elif not indexed:
+                elif not of_index:
                     if not damaged:  # else it is one of that file's
-                        self._found("index row lost", key)
-                elif [row.content for row in recorded] != [indexed[0].content]:
-                    self._found("index row differs", key)
+                        findings.add("index row lost", key)
+                elif [row.content for row in of_ledger] != [of_index[0].content]:
+                    findings.add("index row differs", key)
 
-    def _count_moved(self, rows: pa.Table) -> None:
-        if count := elsewhere(self._output.folder, rows):
-            first = next(uri for uri in rows["mask_uri"].to_pylist() + rows["overlay_uri"].to_pylist() if uri)
-            self._found("output moved", first)
-            self._counts["output moved"] += count - 1
-
-    def _compare_files(self, expected: Iterable[_Expected]) -> int:
+    def _compare_files(self, expected: Iterable[Expected]) -> int:
         """Merge the expected files with the existing ones; returns the number of files."""
         files = 0
         wanted = groupby(expected, key=lambda each: each.path)
         path, users = next(wanted, (None, iter(())))
         for file, size in self._listed():
             files += 1
+            if not files % _FILES_A_WORD:
+                self._tell(f"{files} files compared")
             while path is not None and path < file:
                 self._lost(users)
                 path, users = next(wanted, (None, iter(())))
@@ -509,7 +408,7 @@ class _Check:
                 continue
             for each in users:
                 if size is not None and size < each.least:
-                    self._found("file short", f"{os.fsdecode(file)}: {size} bytes", each.shard, each.position)
+                    self._findings.add("file short", f"{os.fsdecode(file)}: {size} bytes", each.shard, each.position)
             path, users = next(wanted, (None, iter(())))
         while path is not None:
             self._lost(users)
@@ -534,14 +433,14 @@ class _Check:
             if explained and not is_behind_link(path.rpartition("/")[0]):
                 self._orphan("file of no row", path)
             else:
-                self._found("file of others", path)
+                self._findings.add("file of others", path)
 
     def _find_parts_of_no_shard(self) -> None:
         shards = self._output.manifest.shards if self._output.manifest else None
         for shard, parts in all_parts(self._output.folder):
             if shards is not None and shard >= shards:
                 for part in parts:
-                    self._found("part damaged", f"{part.path}: the manifest has no shard {shard}")
+                    self._findings.add("part damaged", f"{part.path}: the manifest has no shard {shard}")
                     self._damaged.append(part)
 
     def _listed(self) -> Iterator[tuple[bytes, int | None]]:
@@ -551,39 +450,10 @@ class _Check:
                 for file in self._output.folder.child(folder).walk():
                     yield os.fsencode(f"{folder}/{file.path}"), file.size
 
-    def _lost(self, users: Iterable[_Expected]) -> None:
+    def _lost(self, users: Iterable[Expected]) -> None:
         for each in users:
             if each.least:
-                self._found("file lost", os.fsdecode(each.path), each.shard, each.position)
-
-    def _reopen(self, rows: list[dict[str, Any]]) -> int:
-        """Decode the masks of these rows and compare; the listing reports missing and empty files."""
-
-        def look(row: dict[str, Any]) -> str | None:
-            with contextlib.suppress(FileNotFoundError):
-                if data := self._files.read(row, "mask"):
-                    return fault_of(data, row, self._output.config)
-            return None
-
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for row, fault in zip(rows, pool.map(look, rows), strict=True):
-                if fault is not None:
-                    self._found("mask differs", f"{row['key']}: {fault}", row["shard"], row["position"])
-        return len(rows)
-
-
-def _content(row: Mapping[str, Any]) -> str:
-    """The values that a row of the index must share with its row in the ledger."""
-    return " ".join(str(row[name]) for name in _INDEX_COLUMNS[1:])
-
-
-def _untold(rows: pa.Table, part: Part) -> str | None:
-    """A clause on the content of a part that differs from its name; None if it fits."""
-    statuses, positions = Counter(rows["status"].to_pylist()), rows["position"].to_pylist()
-    held = (statuses["ok"], statuses["error"], min(positions, default=-1), max(positions, default=-1))
-    if held == (part.ok, part.error, part.first, part.last):
-        return None
-    return f"it holds {held[0]} ok and {held[1]} error rows from {held[2]} to {held[3]}"
+                self._findings.add("file lost", os.fsdecode(each.path), each.shard, each.position)
 
 
 @contextlib.contextmanager

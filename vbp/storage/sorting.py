@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,13 @@ T = TypeVar("T", bound=tuple[Any, ...])
 
 ITEMS_IN_MEMORY = 200_000
 _ITEMS_AT_ONCE = 1000
+
+
+def as_table(items: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """Named tuples as rows of a table."""
+    columns = zip(*items, strict=True) if items else [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
 
 
 class Sorter(Generic[T]):
@@ -48,20 +55,26 @@ class Sorter(Generic[T]):
         if len(self._items) >= ITEMS_IN_MEMORY:
             self._write_run()
 
+    def add_sorted(self, table: pa.Table) -> None:
+        """Add the items of a table, which are sorted; none is kept in memory."""
+        if table.num_rows:
+            self._write_table(table)
+
     def __iter__(self) -> Iterator[T]:
         """All items, from the smallest to the largest."""
         self._items.sort(key=self._key)
         return heapq.merge(*map(self._read_run, self._runs), self._items, key=self._key)
 
     def _write_run(self) -> None:
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="vbp-")
         self._items.sort(key=self._key)
-        columns = zip(*self._items, strict=True)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._write_table(as_table(self._items, self._schema))
+        self._items = []
+
+    def _write_table(self, table: pa.Table) -> None:
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="vbp-")
         self._runs.append(Path(self._folder.name, f"{len(self._runs)}.arrow"))
         with pa.OSFile(str(self._runs[-1]), "wb") as sink, pa.ipc.new_file(sink, self._schema) as file:
-            file.write_table(pa.table(arrays, schema=self._schema), max_chunksize=_ITEMS_AT_ONCE)
-        self._items = []
+            file.write_table(table, max_chunksize=_ITEMS_AT_ONCE)
 
     def _read_run(self, path: Path) -> Iterator[T]:
         with pa.memory_map(str(path)) as source:

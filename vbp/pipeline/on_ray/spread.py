@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -43,6 +44,18 @@ def spread_by(given: Resources) -> Spread:
         given: resources of the workers.
     """
     return partial(_spread, given)
+
+
+@contextmanager
+def joined() -> Iterator[Spread]:
+    """Join or start Ray, as ``cluster.connected`` does, and spread over all of its nodes.
+
+    Raises:
+        UsageError: the cluster cannot be joined.
+        InterruptedRunError: Ray cannot be started here.
+    """
+    with cluster.connected():
+        yield spread_by(Resources(workers=1, num_cpus=1, num_gpus=0, threads=1))
 
 
 def _spread(
