@@ -20,7 +20,7 @@ from vbp.evidence.timing import Figure
 ROOT = Path(__file__).parents[3]
 ABSENT = (
     "adlfs", "captum", "cv2", "gcsfs", "imagecodecs", "obstore", "paramiko", "pytorch_grad_cam", "s3fs", "simplejpeg",
-    "tenacity", "zennit",
+    "zennit",
 )  # fmt: skip
 """What no machine need have for the check and for runs on its own disk."""
 BLOCK = f"""

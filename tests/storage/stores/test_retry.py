@@ -115,13 +115,6 @@ def test_not_tried_again(error, calls, expected):
     assert failing.calls == calls
 
 
-def test_waits_double_up_to_a_longest(monkeypatch):
-    monkeypatch.setattr("random.uniform", lambda least, most: most)
-    waits = []
-    assert attempt(Failing(*[THROTTLED[0]] * 8), "read", waits.append) == 7
-    assert waits == [0.5, 1, 2, 4, 8, 15, 15, 15]
-
-
 def test_interrupts_pass():
     failing = Failing(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):

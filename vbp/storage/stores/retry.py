@@ -1,12 +1,13 @@
 """One policy for every store: which errors are tried again, how often, and which error is raised in the end."""
 
 import errno
-import random
 import re
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TypeVar
+
+import tenacity
 
 from vbp.errors import ImageError, StorageError
 
@@ -16,8 +17,6 @@ TRIES = 6
 SECONDS = 60.0
 TRIES_WHEN_DENIED = 2  # a store under load has been seen to answer 403 to good credentials
 SECONDS_WHEN_THROTTLED = 300.0  # a store that asks to slow down needs more time
-FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
-"""Seconds that the first wait and any other may take; each may take twice as long as the one before."""
 
 THROTTLING_CODES = {"SlowDown", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "ServerBusy"}
 """The codes of S3, Google and Azure for it."""
@@ -78,31 +77,31 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
         ImageError: unchanged, since it is no error of the store.
         StorageError: every other error, with the cause in its message, without secrets.
     """
-    started, tries = time.monotonic(), 0
-    while True:
-        tries += 1
-        try:
-            return operation()
-        except ImageError:
-            raise
-        except Exception as error:
-            if not _is_tried_again(error, tries, time.monotonic() - started):
-                raise _explained(error, what) from error
-        sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 10))))
+    retrying = tenacity.Retrying(
+        sleep=sleep,
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
+        stop=_enough,
+        retry=tenacity.retry_if_exception(lambda error: kind(error) in _TRIED_AGAIN),
+        reraise=True,
+    )
+    try:
+        return retrying(operation)
+    except ImageError:
+        raise
+    except Exception as error:
+        message = f"cannot {_without_secrets(what)}: {reason(error)}"
+        match kind(error):
+            case Kind.MISSING:
+                raise FileNotFoundError(message) from error
+            case Kind.EXISTS:
+                raise FileExistsError(message) from error
+            case Kind.DENIED:
+                raise PermissionError(message) from error
+            case _:
+                raise StorageError(message) from error
 
 
-def _explained(error: Exception, what: str) -> Exception:
-    """The error to raise, by the kind of the store's error."""
-    message = f"cannot {_without_secrets(what)}: {reason(error)}"
-    match kind(error):
-        case Kind.MISSING:
-            return FileNotFoundError(message)
-        case Kind.EXISTS:
-            return FileExistsError(message)
-        case Kind.DENIED:
-            return PermissionError(message)
-        case _:
-            return StorageError(message)
+_TRIED_AGAIN = (Kind.TRANSIENT, Kind.THROTTLED, Kind.DENIED)
 
 
 def created(create: Callable[[], object], read: Callable[[], bytes], data: bytes) -> bool:
@@ -171,17 +170,14 @@ def _without_secrets(text: str) -> str:
     return text
 
 
-def _is_tried_again(error: Exception, tries: int, seconds: float) -> bool:
-    """Whether to try once more, after so many tries and seconds."""
-    match kind(error):
-        case Kind.THROTTLED:
-            return seconds < SECONDS_WHEN_THROTTLED
-        case Kind.DENIED:
-            return tries < TRIES_WHEN_DENIED and not _comes_from_the_disk(error) and seconds < SECONDS
-        case Kind.TRANSIENT:
-            return tries < TRIES and seconds < SECONDS
-        case _:
-            return False
+def _enough(state: tenacity.RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    tries, seconds = TRIES, state.seconds_since_start or 0.0
+    if error is not None and kind(error) is Kind.THROTTLED:
+        return seconds >= SECONDS_WHEN_THROTTLED
+    if error is not None and kind(error) is Kind.DENIED:
+        tries = 1 if _comes_from_the_disk(error) else TRIES_WHEN_DENIED
+    return state.attempt_number >= tries or seconds >= SECONDS
 
 
 def _comes_from_the_disk(error: BaseException) -> bool:
