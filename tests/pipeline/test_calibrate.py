@@ -67,6 +67,42 @@ def test_scales_stay_with_the_run(tmp_path, monkeypatch):
         run(RunConfig(output=str(parts), **fields | {"precision": "float32"}))
 
 
+RESIDUAL = {"model": "timm:test_resnet", "weights": "random", "size": 40, "device": "cpu", "precision": "int8"}
+
+
+@pytest.mark.long
+def test_a_run_whose_scales_know_no_additions_goes_on_without(tmp_path, monkeypatch):
+    """It was begun before additions were computed in integers: its masks are those of the version that began it."""
+    monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
+    draw(tmp_path / "photos", 8)
+    fields = RESIDUAL | {"input": str(tmp_path / "photos"), "runner": "local", "outputs": ("mask",)}
+    whole, older, parts = (RunConfig(output=str(tmp_path / name), **fields) for name in ("whole", "older", "parts"))
+    run(whole)
+    scales = json.loads((tmp_path / "whole/_run/run.json").read_text())["scales"]
+    assert scales.pop("additions")
+    monkeypatch.setattr("vbp.pipeline.listing.calibrated", lambda *_: scales)
+    run(older)
+    run(dataclasses.replace(parts, limit=3))
+    monkeypatch.setattr("vbp.pipeline.listing.calibrated", lambda *_: pytest.fail("calibrated anew"))
+    assert run(parts).computed == 5
+    assert json.loads((tmp_path / "parts/_run/run.json").read_text())["scales"] == scales
+    assert masks(tmp_path / "parts") == masks(tmp_path / "older")
+    assert masks(tmp_path / "older") != masks(tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_workers_of_ray_compute_with_the_scales_of_the_driver(tmp_path, monkeypatch, ray_session):
+    monkeypatch.setattr(calibration, "LEAST_CORRELATION", -1.0)  # of random weights
+    draw(tmp_path / "photos", 8)
+    fields = RESIDUAL | {"input": str(tmp_path / "photos"), "outputs": ("mask",), "batch_size": 4}
+    run(RunConfig(output=str(tmp_path / "local"), runner="local", **fields))
+    summary = run(RunConfig(output=str(tmp_path / "ray"), runner="ray", workers=1, **fields))
+    assert (summary.runner, summary.precision, summary.ok) == ("ray", "int8", 8)
+    assert masks(tmp_path / "ray") == masks(tmp_path / "local")
+    facts = [json.loads((tmp_path / name / "_run/run.json").read_text()) for name in ("local", "ray")]
+    assert facts[0]["scales"] == facts[1]["scales"]
+
+
 def row(key):
     return ManifestRow(key, f"file:///{key}", key.encode(), None)
 

@@ -36,7 +36,7 @@ def look(device: str, node: str = "this machine") -> Hardware:
     import torch
 
     from vbp.explainer import resolve_precision
-    from vbp.saliency.prepared.int8 import can_quantise
+    from vbp.saliency.prepared.byte_layers import can_quantise
 
     if device == "cuda" and not torch.cuda.is_available():
         return Hardware(node=node, device=device, processor="no GPU", bfloat16=False, available=False)

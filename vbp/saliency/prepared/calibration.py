@@ -14,8 +14,10 @@ from typing_extensions import override
 
 from vbp.errors import ModelError, UsageError
 from vbp.saliency.forward import ForwardPass, evaluating
+from vbp.saliency.prepared.byte_layers import FromBytes, QuantisedConvolution, Step, ToBytes
 from vbp.saliency.prepared.chains import modules_of
-from vbp.saliency.prepared.int8 import FromBytes, QuantisedConvolution, Scales, Step, ToBytes, quantisable, quantised
+from vbp.saliency.prepared.int8 import Scales, quantised
+from vbp.saliency.prepared.quantisable import of_equal_shapes, quantisable_additions, quantisable_chains
 
 IMAGES = 80
 """The most images that are used."""
@@ -57,7 +59,7 @@ def calibrate(
     images = images[:IMAGES]
     held_out, seen = images[::HELD_OUT], [image for i, image in enumerate(images) if i % HELD_OUT]
     with torch.inference_mode(), evaluating(forward.model):
-        scales = Scales(_ranges(forward, seen))
+        scales = Scales(_ranges(forward, seen), additions=_additions(forward, images[0]()))
         expected = [mask_of(forward, image()) for image in held_out]
 
         def correlation() -> float:
@@ -102,6 +104,13 @@ def _ranges(forward: ForwardPass, images: Sequence[Callable[[], Tensor]]) -> dic
     return {name: (min(values), max(values)) for name, values in ends.items()}
 
 
+def _additions(forward: ForwardPass, image_1CHW: Tensor) -> tuple[str, ...]:
+    """The additions that can be computed in integers."""
+    shape = torch.Size(image_1CHW.shape)
+    found = of_equal_shapes(quantisable_additions(forward), forward.model, (shape[0], shape[1], shape[2], shape[3]))
+    return tuple(node.name for node in found)
+
+
 def _worst_first(forward: ForwardPass, scales: Scales, images: Sequence[Callable[[], Tensor]]) -> list[str]:
     """The convolutions, sorted by the loss in each one's output when it alone uses integers, the worst first."""
     lost: dict[str, float] = defaultdict(float)
@@ -114,7 +123,7 @@ def _worst_first(forward: ForwardPass, scales: Scales, images: Sequence[Callable
         found_NCHW = layers[name](ToBytes(source)(map_NCHW))
         step = Step.over(*scales.ranges[chain[-1].name])
         if step.zero == 0:
-            found_NCHW = FromBytes(step.scale)(ToBytes(step)(found_NCHW))
+            found_NCHW = FromBytes(step)(ToBytes(step)(found_NCHW))
         lost[name] += float((found_NCHW - output_NCHW).norm() / output_NCHW.norm().clamp(min=1e-30))
 
     _watched(forward, images, watch)
@@ -132,7 +141,7 @@ class _Watching(Interpreter):
 
     def __init__(self, module: GraphModule, watch: Watcher):
         super().__init__(module)
-        chains = quantisable(ForwardPass(module, module.graph))
+        chains = quantisable_chains(ForwardPass(module, module.graph))
         self._by_first, self._by_last = {chain[0]: chain for chain in chains}, {chain[-1]: chain for chain in chains}
         self._inputs: dict[Node, Tensor] = {}
         self._watch = watch

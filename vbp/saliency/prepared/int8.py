@@ -1,11 +1,7 @@
-"""A forward pass with its convolutions in 8-bit integers, for CPUs.
+"""A forward pass with its convolutions in 8-bit integers, for CPUs; see `byte_layers` for the arithmetic.
 
-Maps after a ReLU are stored as bytes: 0 is 0, and 255 is the largest value that occurred in calibration. A convolution
-takes bytes, adds products in 32-bit integers, and returns bytes, or float32 if the next operation does not take
-integers. Operations other than convolution, max pooling and average stay in float32.
-
-Weights have 7 bits, because without VNNI a processor adds two products in 16 bits, which 8-bit weights would overflow.
-So sums are exact on every processor; when a sum is rounded to a byte, two processors may differ by one step.
+Convolutions, max pooling, averages, and the additions that end residual blocks take bytes. Other operations stay in
+float32.
 """
 
 from __future__ import annotations
@@ -13,44 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Size, Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
-from torch.nn import functional as F
-from typing_extensions import override
 
 from vbp.errors import UsageError
 from vbp.saliency.forward import ForwardPass, channel_mean, last_tap, positive_mean
 from vbp.saliency.operations import module_of, window_of
-from vbp.saliency.prepared.chains import RELU, chain_of, folded, has_changed, is_convolution, modules_of, nodes_until
-from vbp.saliency.prepared.layouts import BySize
-
-WEIGHT_MAX = 63
-"""Largest weight of 7 bits with sign: 255 * 63 * 2 fits into 16 bits."""
-BYTE_MAX = 255
-MIDDLE = 128
-"""The byte that means 0 in maps with negative values."""
-
-
-class Step(NamedTuple):
-    """The numbers that bytes mean: ``scale * (byte - zero)``."""
-
-    scale: float
-    zero: int
-
-    @classmethod
-    def over(cls, least: float, largest: float) -> Step:
-        """The step with which bytes cover the range of a map, from its smallest to its largest value."""
-        if least >= 0:
-            return cls(max(largest, _TINY) / BYTE_MAX, 0)
-        return cls(max(-least, largest) / (BYTE_MAX - MIDDLE), MIDDLE)
-
-
-_TINY = 1e-30
-"""Scale of a map that was 0 in every image."""
+from vbp.saliency.prepared.byte_layers import (
+    ByteMean,
+    BytePooling,
+    FromBytes,
+    QuantisedAddition,
+    QuantisedConvolution,
+    Step,
+    ToBytes,
+)
+from vbp.saliency.prepared.chains import modules_of, nodes_until
+from vbp.saliency.prepared.quantisable import Addition, quantisable_additions, quantisable_chains
 
 
 @dataclass(frozen=True)
@@ -61,6 +39,8 @@ class Scales:
     """Smallest and largest value of each map, by the name of its node in the graph."""
     floats: tuple[str, ...] = ()
     """Names in the graph of convolutions that stay in float32."""
+    additions: tuple[str, ...] = ()
+    """Names in the graph of additions in integers; the scales of older runs have none, and go on without."""
 
     def leaving(self, floats: Sequence[str]) -> Scales:
         """The same with these convolutions in float32."""
@@ -68,13 +48,14 @@ class Scales:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"ranges": {name: list(ends) for name, ends in self.ranges.items()}, "floats": list(self.floats)}
+        ranges = {name: list(ends) for name, ends in self.ranges.items()}
+        return {"ranges": ranges, "floats": list(self.floats), "additions": list(self.additions)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Scales from the result of `as_json`."""
         ranges = {str(name): (float(least), float(largest)) for name, (least, largest) in value["ranges"].items()}
-        return cls(ranges, tuple(value["floats"]))
+        return cls(ranges, tuple(value["floats"]), tuple(value.get("additions", ())))
 
 
 def quantised(forward: ForwardPass, scales: Scales) -> ForwardPass:
@@ -99,201 +80,6 @@ def quantised(forward: ForwardPass, scales: Scales) -> ForwardPass:
     return ForwardPass(module, module.graph)
 
 
-def quantisable(forward: ForwardPass) -> list[list[Node]]:
-    """The chains whose convolution can be computed in integers, from the input upwards."""
-    model = forward.model
-    nodes = nodes_until(last_tap(forward.graph))
-    convolutions = [node for node in nodes if is_convolution(node, model) and not has_changed(node, model)]
-    return [chain_of(node, model, RELU) for node in convolutions]
-
-
-@cache
-def can_quantise(device: str) -> bool:
-    """Whether torch can multiply 8-bit integers here. It has no public function that says so, so it is tried once.
-
-    Args:
-        device: only cpu can.
-    """
-    try:
-        layer = QuantisedConvolution(nn.Conv2d(4, 4, 1, device="cpu"), None, "relu", Step(1.0, 0), None)
-        layer(torch.zeros(1, 4, 2, 2, dtype=torch.uint8, device="cpu"))
-    except (AttributeError, RuntimeError):
-        return False
-    return device == "cpu"
-
-
-class QuantisedConvolution(nn.Module):
-    """Convolution, batch norm and ReLU in one, on bytes.
-
-    Args:
-        convolution: a convolution with zero padding, given in numbers.
-        norm: batch norm of its output, or None.
-        activation: `relu` or `none`.
-        source: step of the input.
-        output: step of the output, which needs a ReLU; None: the output is float32.
-    """
-
-    def __init__(
-        self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: str, source: Step, output: Step | None
-    ):
-        super().__init__()
-        weight, bias = folded(convolution, norm)
-        steps, scales = quantised_weight(weight)
-        padding: Any = convolution.padding
-        geometry = (list(convolution.stride), list(padding), list(convolution.dilation), convolution.groups)
-        self._convolve = _Convolve(steps, scales, bias, source, geometry, output, activation)
-
-    @override
-    def forward(self, bytes_NCHW: Tensor) -> Tensor:
-        """The next map."""
-        return self._convolve(bytes_NCHW)
-
-
-class _Convolve:
-    """OneDNN's convolution on bytes.
-
-    Args:
-        steps: the weights, int8 (K, C, k, k).
-        scales: value of one step of each output channel, (K,).
-        bias: float32, or None.
-        source: step of the input.
-        geometry: stride, padding, dilation and groups.
-        output: step of the output; None: the output is float32.
-        activation: relu or none.
-    """
-
-    def __init__(
-        self,
-        steps: Tensor,
-        scales: Tensor,
-        bias: Tensor | None,
-        source: Step,
-        geometry: tuple[Any, ...],
-        output: Step | None,
-        activation: str,
-    ):
-        to = (1.0, 0, torch.float32) if output is None else (*output, torch.uint8)
-        self._to_lay_out = (steps, scales, *source, *geometry)
-        self._weight_for = BySize(self._laid_out)
-        self._source = source
-        zeros = torch.zeros(len(steps), dtype=torch.int32)
-        self._settings = (scales, zeros, bias, *geometry, *to, activation, [None], "")
-
-    def __call__(self, bytes_NCHW: Tensor) -> Tensor:
-        """The next map."""
-        weight = self._weight_for(bytes_NCHW.shape)
-        output: Tensor = torch.ops.onednn.qconv_pointwise(bytes_NCHW, *self._source, weight, *self._settings)
-        return output
-
-    def _laid_out(self, size: Size) -> Tensor:
-        weight: Tensor = torch.ops.onednn.qconv_prepack(*self._to_lay_out, list(size))
-        return weight
-
-
-def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights as int8 within 7 bits, and the value of one step of each output channel."""
-    scales = (weight.abs().amax((1, 2, 3)) / WEIGHT_MAX).clamp(min=_TINY)
-    steps = (weight / scales.view(-1, 1, 1, 1)).round().clamp(-WEIGHT_MAX, WEIGHT_MAX)
-    return steps.to(torch.int8), scales
-
-
-class ByteMean(nn.Module):
-    """The average over channels of a map of bytes, float32 (N, 1, H, W); exact for the integers.
-
-    It is a convolution with ones, and faster than ATen's mean of float32.
-
-    Args:
-        channels: number of the map's channels.
-        scale: value of one step of the map.
-    """
-
-    def __init__(self, channels: int, scale: float):
-        super().__init__()
-        ones = torch.ones(1, channels, 1, 1, dtype=torch.int8)
-        geometry = ([1, 1], [0, 0], [1, 1], 1)
-        self._convolve = _Convolve(ones, torch.tensor([1 / channels]), None, Step(scale, 0), geometry, None, "none")
-
-    @override
-    def forward(self, bytes_NCHW: Tensor) -> Tensor:
-        """The average."""
-        return self._convolve(bytes_NCHW)
-
-
-class BytePooling(nn.Module):
-    """Max pooling of bytes with padding 0; ATen's own refuses channels_last maps of more than 127 pixels.
-
-    Args:
-        kernel: rows and columns.
-        stride: rows and columns.
-        padding: rows and columns, on both sides.
-    """
-
-    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]):
-        super().__init__()
-        self._kernel, self._stride, self._padding = kernel, stride, padding
-
-    @override
-    def forward(self, bytes_NCHW: Tensor) -> Tensor:
-        """The maxima."""
-        for axis in (2, 3):
-            bytes_NCHW = self._along(axis, bytes_NCHW)
-        return bytes_NCHW
-
-    def _along(self, axis: int, bytes_NCHW: Tensor) -> Tensor:
-        kernel, stride, padding = (pair[axis - 2] for pair in (self._kernel, self._stride, self._padding))
-        if padding:
-            around = (0, 0, padding, padding) if axis == 2 else (padding, padding)
-            bytes_NCHW = F.pad(bytes_NCHW, around)
-        count = (bytes_NCHW.shape[axis] - kernel) // stride + 1
-        stop = (count - 1) * stride + 1
-        slices = [_slice(bytes_NCHW, axis, first, first + stop, stride) for first in range(kernel)]
-        largest = slices[0]
-        for shifted in slices[1:]:
-            largest = torch.maximum(largest, shifted)
-        return largest
-
-
-def _slice(tensor: Tensor, axis: int, start: int, stop: int, step: int) -> Tensor:
-    index = [slice(None)] * axis + [slice(start, stop, step)]
-    return tensor[tuple(index)]
-
-
-class ToBytes(nn.Module):
-    """Float32 to bytes: the nearest step, limited to the first and last one.
-
-    Args:
-        step: step of the bytes.
-    """
-
-    def __init__(self, step: Step):
-        super().__init__()
-        self._step = step
-
-    @override
-    def forward(self, map_NCHW: Tensor) -> Tensor:
-        """The bytes, channels_last."""
-        scale, zero = self._step
-        steps = (map_NCHW / scale).round_().add_(zero).clamp_(0, BYTE_MAX)
-        return steps.to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
-class FromBytes(nn.Module):
-    """Bytes with zero 0 to float32.
-
-    Args:
-        scale: value of one step.
-    """
-
-    def __init__(self, scale: float):
-        super().__init__()
-        self._scale = scale
-
-    @override
-    def forward(self, bytes_NCHW: Tensor) -> Tensor:
-        """The map."""
-        return bytes_NCHW.float().mul_(self._scale)
-
-
 class _Bytes(NamedTuple):
     """A map in bytes."""
 
@@ -312,20 +98,28 @@ class _Rewriting:
     def __init__(self, module: GraphModule, scales: Scales):
         self._module, self._graph, self._ranges = module, module.graph, scales.ranges
         self._nodes = nodes_until(last_tap(self._graph))
-        chains = quantisable(ForwardPass(module, self._graph))
+        forward = ForwardPass(module, self._graph)
+        chains = quantisable_chains(forward)
         self._chains = {chain[0]: chain for chain in chains if chain[0].name not in scales.floats}
+        additions = quantisable_additions(forward).items()
+        self._additions = {node: each for node, each in additions if node.name in scales.additions and self._pays(each)}
+        self._summed = {each.chain[0] for each in self._additions.values()}
+        """Convolutions that are computed together with an addition."""
         self._bytes: dict[Node, _Bytes] = {}
         """Maps in bytes, by the node of the same map in float32."""
         self._names: dict[Node, str] = {}
         """Names of the replaced nodes."""
+        self._sums: list[tuple[Node, QuantisedAddition]] = []
 
     def run(self) -> None:
         """Rewrite the graph."""
         for node in self._nodes:
             source = node.args[0] if node.args else None
             found = self._bytes.get(source) if isinstance(source, Node) else None
-            if node in self._chains:
+            if node in self._chains and node not in self._summed:
                 self._convolution(self._chains[node])
+            elif node in self._additions:
+                self._addition(self._additions[node])
             elif found and found.channels and self._is_pooling(node):
                 self._pooling(node, found)
             elif found and found.channels and node.target in (channel_mean, positive_mean):
@@ -333,13 +127,15 @@ class _Rewriting:
         for copy in reversed(self._bytes):
             if not copy.users:
                 self._graph.erase_node(copy)
+        for node, layer in self._sums:
+            *source, added = node.all_input_nodes
+            layer.overwrites = bool(source) and max(added.users) is node
 
     def _convolution(self, chain: list[Node]) -> None:
         convolution, norm, activation = modules_of(chain, self._module)
         source = self._in_bytes(chain[0])
         last = chain[-1]
-        within = activation != "none" and last is not self._nodes[-1] and any(map(self._takes_bytes, last.users))
-        step = self._step_of(last) if within else None
+        step = self._step_of(last) if self._goes_on_in_bytes(last, activation) else None
         layer = QuantisedConvolution(convolution, norm, activation, source.step, step)
         new = self._before(last, layer, source.node)
         if step is None:
@@ -347,6 +143,33 @@ class _Rewriting:
         else:
             self._replace_by_bytes(last, _Bytes(new, step, convolution.out_channels))
         for node in reversed(chain[:-1]):
+            self._graph.erase_node(node)
+
+    def _goes_on_in_bytes(self, last: Node, activation: str) -> bool:
+        """Whether the output of a chain is wanted in bytes."""
+        if activation == "none":
+            return all(user in self._additions and self._additions[user].other is last for user in last.users)
+        return last is not self._nodes[-1] and any(map(self._takes_bytes, last.users))
+
+    def _pays(self, addition: Addition) -> bool:
+        """Whether the sum is wanted in bytes; if a convolution reads it, its range is known."""
+        known = addition.relu.name in self._ranges
+        return known and addition.chain[0] in self._chains and self._goes_on_in_bytes(addition.relu, "relu")
+
+    def _addition(self, addition: Addition) -> None:
+        """The addition in integers if its other map is in bytes; else the convolution alone."""
+        chain, relu = addition.chain, addition.relu
+        source, added = self._in_bytes(chain[0]), self._bytes.get(addition.other)
+        if added is None:
+            self._convolution(chain)
+            return
+        convolution, norm, _ = modules_of(chain, self._module)
+        step = self._step_of(relu)
+        layer = QuantisedAddition(convolution, norm, source.step, added.step, step)
+        new = self._before(relu, layer, source.node, added.node)
+        self._sums.append((new, layer))
+        self._replace_by_bytes(relu, _Bytes(new, step, convolution.out_channels))
+        for node in reversed((*chain, addition.node)):
             self._graph.erase_node(node)
 
     def _pooling(self, node: Node, source: _Bytes) -> None:
@@ -362,7 +185,7 @@ class _Rewriting:
             return False
         module: Any = module_of(node, self._module)
         window: Any = window_of(node, self._module)
-        return window.dilation == (1, 1) and not (module.ceil_mode or module.return_indices)
+        return window.dilation == (1, 1) and not (module.ceil_mode or module.return_indices or window.kernel == (1, 1))
 
     def _in_bytes(self, reader: Node) -> _Bytes:
         """The input of `reader` in bytes, made from float32 if it does not exist yet."""
@@ -378,12 +201,12 @@ class _Rewriting:
             raise UsageError(f"calibration: {name} has no scale; these scales are of another network or torch.")
         return Step.over(*self._ranges[name])
 
-    def _before(self, place: Node, layer: nn.Module, source: Node) -> Node:
+    def _before(self, place: Node, layer: nn.Module, *sources: Node) -> Node:
         """A new node that calls `layer`, put before the node `place`."""
         name = f"int8_{len(list(self._module.children()))}"
         self._module.add_submodule(name, layer)
         with self._graph.inserting_before(place):
-            return self._graph.call_module(name, (source,))
+            return self._graph.call_module(name, sources)
 
     def _replace(self, old: Node, new: Node) -> None:
         self._names[new] = old.name
@@ -391,6 +214,6 @@ class _Rewriting:
         self._graph.erase_node(old)
 
     def _replace_by_bytes(self, old: Node, new: _Bytes) -> None:
-        copy = self._before(old, FromBytes(new.step.scale), new.node)
+        copy = self._before(old, FromBytes(new.step), new.node)
         self._bytes[copy] = new
         self._replace(old, copy)
