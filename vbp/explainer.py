@@ -28,7 +28,9 @@ from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import Preprocessing
 from vbp.saliency.method import Method
 from vbp.saliency.prepared.calibration import IMAGES
+from vbp.saliency.prepared.captured import Captured
 from vbp.saliency.prepared.int8 import Scales
+from vbp.saliency.prepared.repeatable import repeatable
 from vbp.saliency.prepared.switches import Switches
 from vbp.saliency.visualbackprop import Explanation, VisualBackProp
 from vbp.staging import Cuda, Staged
@@ -230,7 +232,8 @@ class Explainer:
         self._names: tuple[str, ...] = ()
         if self._device.type == "cpu" and side_by_side:
             self._pool = single_threads()
-        self._staged = Staged(self._compute, Cuda(self._device)) if self._device.type == "cuda" else None
+        function = Captured(self._compute) if (switches or Switches()).graph else self._compute
+        self._staged = Staged(function, Cuda(self._device)) if self._device.type == "cuda" else None
 
     @property
     def device(self) -> str:
@@ -308,7 +311,7 @@ class Explainer:
         On CUDA nothing here waits for the device or copies from the host, so that batches overlap, and a graph can
         capture it.
         """
-        with torch.inference_mode(), true_float32(self._device):
+        with torch.inference_mode(), true_float32(self._device), repeatable(self._device):
             images_BCHW = self.normalise(pixels_BHWC).to(PRECISIONS[self.precision])
             found = self._vbp.explain(images_BCHW, target=self.method.target, classify=self._classify)
             results = {

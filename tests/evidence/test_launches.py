@@ -1,12 +1,17 @@
 """The whole engine on a CUDA device without data: nothing waits, no operation is on two devices, kernels are few."""
 
+from types import MethodType
+from unittest import mock
+
 import pytest
 import torch
 import torchvision
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vbp import explainer
 from vbp.evidence.launches import OFF, fake_cuda, fake_explainer, main, watched
 from vbp.saliency import VisualBackProp
+from vbp.saliency.prepared.captured import Captured
 from vbp.saliency.prepared.watch import Watch
 
 VGG = {  # settings: the most kernels a batch
@@ -69,9 +74,9 @@ def test_predicted_classes_of_other_families(name):
 
 def test_the_network_is_on_the_device_in_its_precision():
     with fake_cuda():
-        explainer = fake_explainer("alexnet", precision="bfloat16")
-        kinds = {(each.device.type, each.dtype) for each in explainer._vbp.model.parameters()}
-        results = explainer._compute(torch.empty(2, 64, 64, 3, dtype=torch.uint8, device="cuda"))
+        fake = fake_explainer("alexnet", precision="bfloat16")
+        kinds = {(each.device.type, each.dtype) for each in fake._vbp.model.parameters()}
+        results = fake._compute(torch.empty(2, 64, 64, 3, dtype=torch.uint8, device="cuda"))
     assert kinds == {("cuda", torch.bfloat16)}
     assert {each.device.type for each in results} == {"cuda"}
     assert results[0].shape == (2, 64, 64)
@@ -93,6 +98,14 @@ def test_without_optimisations_nothing_is_replaced():
     assert "cudnn_convolution_relu" not in watch.kernels
     assert watch.kernels["max_pool2d_with_indices"] == 3
     assert watch.kernels["convolution"] == watch.kernels["bias"] == 5
+
+
+@pytest.mark.parametrize(("switches", "kind"), [(None, Captured), (OFF, MethodType)])
+def test_the_work_of_a_batch_becomes_a_graph(switches, kind):
+    with fake_cuda(), mock.patch.object(explainer, "Staged") as staged, mock.patch.object(explainer, "Cuda"):
+        fake_explainer("alexnet", switches=switches)
+    ((function, _), _) = staged.call_args
+    assert type(function) is kind
 
 
 def test_a_backward_pass_does_not_wait():

@@ -194,6 +194,9 @@ def _variant(graph: Graph, whole: bool, differentiable: bool) -> Graph:
 def _recorded(map_NCHW: Tensor) -> Tensor:
     """The map as a leaf of autograd, which records from here on."""
     torch.set_grad_enabled(True)
+    if map_NCHW.is_cuda:
+        # The gradient of adaptive pooling of another format adds in any order, so that last bits change.
+        map_NCHW = map_NCHW.contiguous(memory_format=torch.channels_last)
     return map_NCHW.detach().requires_grad_()
 
 

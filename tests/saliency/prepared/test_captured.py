@@ -1,0 +1,211 @@
+"""Graphs of a function, recorded and launched on a CPU: a launch repeats every operation in the memory of the first."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.late_device import LateDevice
+from vbp.saliency import VisualBackProp
+from vbp.saliency.prepared.captured import CALLS, GRAPHS, Captured
+from vbp.staging import Staged
+
+from ..conftest import randomise, small_vgg
+
+
+class Tape(TorchDispatchMode):
+    """All operations within its context, to be repeated."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.done.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.inference_mode()
+    def launch(self):
+        for func, args, kwargs, result in self.done:
+            pairs = zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True)
+            for before, now in pairs:
+                if isinstance(now, torch.Tensor) and now.data_ptr() != before.data_ptr():
+                    before.copy_(now)
+
+
+class Recorder:
+    """Stands in for CUDA's graphs."""
+
+    device = "cpu"
+
+    def __init__(self):
+        self.launched = self.recorded = self.released = 0
+        self.error = None
+
+    def record(self, work):
+        self.recorded += 1
+        tape = Tape()
+        with tape:
+            work()
+        if self.error:
+            raise self.error
+        return partial(self._launch, tape)
+
+    def _launch(self, tape):
+        self.launched += 1
+        tape.launch()
+
+    def release(self):
+        self.released += 1
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+def numbers(*shape, seed):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def doubled(x):
+    return [x * 2, x.flatten(1).sum(1)]
+
+
+def check(captured, function, shape, seeds):
+    for seed in seeds:
+        x = numbers(*shape, seed=seed)
+        kept = x.clone()
+        found = [each.clone() for each in captured(x)]
+        assert all(map(torch.equal, found, function(x)))
+        assert torch.equal(x, kept)
+
+
+def test_from_the_third_call_in_a_row_a_graph_is_launched(recorder):
+    captured = Captured(doubled, recorder)
+    check(captured, doubled, (4, 3), range(CALLS))
+    assert (recorder.recorded, recorder.launched) == (0, 0)
+    check(captured, doubled, (4, 3), range(5))
+    assert (recorder.recorded, recorder.launched) == (1, 5)
+
+
+def test_another_shape_runs_plainly_and_the_graph_stays(recorder):
+    captured = Captured(doubled, recorder)
+    check(captured, doubled, (4, 3), range(CALLS + 1))
+    check(captured, doubled, (2, 3), range(1))
+    check(captured, doubled, (4, 3), range(2))
+    assert (recorder.recorded, recorder.launched, recorder.released) == (1, 3, 0)
+
+
+def test_a_shape_that_stays_gets_a_graph_of_its_own_and_the_first_is_freed(recorder):
+    captured = Captured(doubled, recorder)
+    for rows in (4, 2):
+        check(captured, doubled, (rows, 3), range(CALLS + 2))
+    assert (recorder.recorded, recorder.launched, recorder.released) == (2, 4, 1)
+
+
+def test_shapes_that_keep_changing_end_the_recording(recorder):
+    captured = Captured(doubled, recorder)
+    for rows in range(1, 8):
+        check(captured, doubled, (rows, 3), range(CALLS + 1))
+    assert recorder.recorded == GRAPHS
+
+
+def test_where_nothing_can_be_recorded_the_function_runs_and_the_log_says_why_once(recorder, caplog):
+    recorder.error = RuntimeError("operation not permitted\n when stream is capturing")
+    captured = Captured(doubled, recorder)
+    check(captured, doubled, (4, 3), range(6))
+    check(captured, doubled, (2, 3), range(6))
+    assert (recorder.recorded, recorder.launched, recorder.released) == (1, 0, 1)
+    assert caplog.messages == ["no CUDA graph: operation not permitted when stream is capturing"]
+
+
+def test_a_function_that_waits_is_never_recorded(recorder, caplog):
+    def branching(x):
+        return [x * 2 if x.sum() > 0 else x]
+
+    check(Captured(branching, recorder), branching, (4, 3), range(6))
+    assert recorder.recorded == 0
+    assert caplog.messages == ["no CUDA graph: the host waits for _local_scalar_dense"]
+
+
+def test_an_error_of_the_function_is_the_callers(recorder):
+    def failing(x):
+        raise ValueError("wrong")
+
+    for _ in range(CALLS):
+        with pytest.raises(ValueError, match="wrong"):
+            Captured(failing, recorder)(numbers(2, 3, seed=0))
+
+
+def test_a_graph_gives_way_where_memory_is_short(recorder, caplog):
+    full = []
+
+    def hungry(x):
+        if len(x) > 4 and not recorder.released:
+            full.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return doubled(x)
+
+    captured = Captured(hungry, recorder)
+    check(captured, doubled, (4, 3), range(CALLS + 1))
+    check(captured, doubled, (8, 3), range(4))
+    check(captured, doubled, (4, 3), range(4))
+    assert (len(full), recorder.recorded, recorder.released) == (1, 1, 1)
+    assert caplog.messages == ["no CUDA graph: the device has too little memory for it"]
+
+
+def test_without_a_graph_lack_of_memory_is_the_callers(recorder):
+    def hungry(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Captured(hungry, recorder)(numbers(2, 3, seed=0))
+
+
+def test_results_in_a_graphs_memory_are_fetched_before_the_next_launch(recorder):
+    """As the explainer calls it: copies of one batch run beside the computation of the next."""
+    staged = Staged(Captured(doubled, recorder), LateDevice())
+    given = np.random.default_rng(5).integers(0, 256, (8, 4, 3, 5, 3), dtype=np.uint8)
+    pending = [staged.begin(pixels, 4) for pixels in given[:3]]
+    for number, pixels in enumerate(given):
+        twice, total = staged.end(pending[number])
+        assert np.array_equal(twice, 2 * pixels)
+        assert np.array_equal(total, pixels.reshape(4, -1).sum(1))
+        if number + 3 < len(given):
+            pending.append(staged.begin(given[number + 3], 4))
+    assert recorder.launched == 8 - CALLS
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_graph(recorder):
+    shelf = {"factor": torch.full((3,), 2.0)}
+    captured = Captured(lambda x: [x * shelf["factor"]], recorder)
+    for seed in range(CALLS + 1):
+        captured(numbers(4, 3, seed=seed))
+    factor = shelf.pop("factor")
+    assert any(each is factor for each in captured._graph.kept)
+    (found,) = captured(numbers(4, 3, seed=9))
+    assert torch.equal(found, 2 * numbers(4, 3, seed=9))
+
+
+CHOICES = [{}, {"preset": "reference"}, {"pooling": "unpool"}, {"multiply_input": True}, {"smooth": 2}]
+
+
+@pytest.mark.parametrize("settings", [*CHOICES, {"target": "predicted"}], ids=str)
+def test_masks_of_a_graph_are_equal_to_the_bit(recorder, settings):
+    settings = dict(settings)
+    target = settings.pop("target", None)
+    network = torch.nn.Sequential(*list(small_vgg(norm=True))[:5]) if settings.get("preset") else small_vgg(norm=True)
+    vbp = VisualBackProp(randomise(network), **settings)
+
+    def function(images_BCHW):
+        with torch.inference_mode():
+            found = vbp.explain(images_BCHW, target=target)
+            return [found.mask, found.flat, found.finite, found.log10_max, *found.maps, *found.masks]
+
+    check(Captured(function, recorder), function, (2, 3, 32, 40), range(5))
+    assert recorder.launched == 3
