@@ -31,6 +31,7 @@ ELSEWHERE = {
     "cluster/README.md": "cluster.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/epyc-2-cores.md": "benchmarks/epyc-2-cores.md",
+    "benchmarks/gpu-expected.md": "benchmarks/gpu-expected.md",
     "benchmarks/scale.md": "benchmarks/scale.md",
 }
 """Pages of the repository outside ``docs``, and where the site has them."""

@@ -35,6 +35,7 @@ NETWORKS = (
     "vgg16", "resnet50", "resnet152", "densenet201", "mobilenet_v3_large", "efficientnet_b0", "shufflenet_v2_x1_0",
     "convnext_tiny", "googlenet", "inception_v3",
 )  # fmt: skip
+HEAD = ("network", "optimised", "kernels a batch", "GB a batch")
 BATCH = 128
 SIZE = 224
 CLASSES = 1000
@@ -95,14 +96,15 @@ def watched(explainer: Explainer, images: int = BATCH, size: int = SIZE) -> Watc
 def counts(name: str, images: int = BATCH, size: int = SIZE) -> list[tuple[str, ...]]:
     """The table's rows of a network: switches, kernels, gigabytes."""
     rows: list[tuple[str, ...]] = []
-    for title, switches in _steps():
+    for title, switches in steps():
         with fake_cuda():
             watch = watched(fake_explainer(name, switches=switches, precision="bfloat16"), images, size)
         rows.append((name, title, str(watch.kernels.total()), f"{watch.bytes / 1e9:.2f}"))
     return rows
 
 
-def _steps() -> Iterator[tuple[str, Switches]]:
+def steps() -> Iterator[tuple[str, Switches]]:
+    """No optimisation of a batch's kernels, each alone, all: what it is called, and the switches."""
     yield "none", OFF
     for field in fields(Switches):
         if field.name != "graph":
@@ -181,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=SIZE)
     options = parser.parse_args(arguments)
     rows = [row for name in options.networks for row in counts(name, options.batch_size, options.size)]
-    sys.stdout.write(table(("network", "optimised", "kernels a batch", "GB a batch"), rows) + "\n")
+    sys.stdout.write(table(HEAD, rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import pytest
 
 from vbp import cli
 from vbp.errors import UsageError
-from vbp.evidence.gpucheck.check import gpu_check
+from vbp.evidence.expected import expectations
+from vbp.evidence.gpucheck.check import BATCH, DRY_BATCH, gpu_check
+from vbp.evidence.gpucheck.rates import ON_DEVICE
 from vbp.evidence.gpucheck.scope import Scope
 from vbp.evidence.gpucheck.sections import SECTIONS
 from vbp.evidence.inputs import write_photos
@@ -47,6 +49,15 @@ def dry(environment, folder, *names):
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parent)
 
 
+def is_known(expected, figures):
+    """Whether the dry check has a figure of that name."""
+    name = expected.name.replace(f"batches of {BATCH}", f"batches of {DRY_BATCH}")
+    return any(
+        (each["part"], each["unit"]) == (expected.part, expected.unit) and each["name"].startswith(name)
+        for each in figures
+    )
+
+
 def test_the_command_knows_all_sections():
     assert tuple(SECTIONS) == cli.CHECKED
 
@@ -68,6 +79,8 @@ def test_all_sections_without_ray_are_whole_on_a_bare_machine(bare, tmp_path):
     assert [note for note in found["notes"] if "is not whole" in note] == []
     wrong = [each["name"] for each in found["figures"] if each["part"] == "correctness" and not each["reached"]]
     assert wrong == []
+    unknown = [each.name for each in expectations() if each.part != "job" and not is_known(each, found["figures"])]
+    assert unknown == [f"{ON_DEVICE}, as a CUDA graph"]
     assert json.loads((tmp_path / "out" / "gpu-check.json").read_text()) == found
     assert done.stdout.startswith((tmp_path / "out" / "gpu-check.md").read_text())
     assert page(found) in done.stdout

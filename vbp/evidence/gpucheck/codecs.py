@@ -21,6 +21,9 @@ from vbp.images.overlay import overlay
 
 SECONDS, DRY_SECONDS = 3.0, 0.1
 """How long all processes work at the same time."""
+DECODE, DRAW, ENCODE_JPEG, ENCODE_PNG = (
+    "decode JPEG 500x375", "draw overlay", "encode overlay JPEG", "encode mask PNG"
+)  # fmt: skip
 TOGETHER = "decoded, drawn and encoded"
 
 
@@ -52,10 +55,10 @@ def _steps(files: Sequence[bytes], size: int) -> dict[str, float]:
         return (time.perf_counter() - started) / len(things)
 
     return {
-        "decode JPEG 500x375": seconds(lambda file: decode(file, size=size), files),
-        "draw overlay": seconds(lambda each: overlay("heat", each, mask_HW), pixels),
-        "encode overlay JPEG": seconds(encode_jpeg, drawn),
-        "encode mask PNG": seconds(lambda each: encode_mask(mask_HW, "png8"), pixels),
+        DECODE: seconds(lambda file: decode(file, size=size), files),
+        DRAW: seconds(lambda each: overlay("heat", each, mask_HW), pixels),
+        ENCODE_JPEG: seconds(encode_jpeg, drawn),
+        ENCODE_PNG: seconds(lambda each: encode_mask(mask_HW, "png8"), pixels),
     }
 
 

@@ -66,8 +66,7 @@ def _torchcodec(device: str) -> Decode:
     from torchcodec.decoders import decode_jpeg
 
     def decoded(files: Sequence[bytes]) -> Sequence[Any]:
-        raw = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
-        images: Sequence[Any] = decode_jpeg(raw, device=device)
+        images: Sequence[Any] = decode_jpeg(list(files), device=device)
         return images
 
     return decoded

@@ -22,6 +22,7 @@ from vbp.pipeline import RunConfig
 WORKERS, DRY_WORKERS = (1, 2, 3), (1,)
 IMAGES, DRY_IMAGES = 24_000, 32
 SHARD_SIZE, DRY_SHARD_SIZE = 500, 4
+MAIN_JOB = "main job through Ray"
 TARGET = 3_500
 """Images a second of the main job on one H100 or H200 with 16 cores."""
 LOOK_SECONDS = 0.5
@@ -53,7 +54,7 @@ def _run(config: RunConfig, workers: int) -> Iterator[Figure]:
     def figure(name: str, value: float, unit: str, target: float | None = None) -> Figure:
         return Figure("job", f"{name}, {workers} worker{'s' if workers > 1 else ''}", [value], unit, target)
 
-    yield figure("main job through Ray", found.images / found.seconds, "images/s", TARGET)
+    yield figure(MAIN_JOB, found.images / found.seconds, "images/s", TARGET)
     yield figure(f"busy of {len(os.sched_getaffinity(0))} cores", used.cores(found.start, found.end), "cores")
     gpu = used.gpu(found.start, found.end)
     if gpu is not None:

@@ -24,7 +24,7 @@ def kernels(scope: Scope) -> Iterator[Figure]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.inference_mode():
         passes = scope.milliseconds(lambda: vbp(images_BCHW))
-        with profile(activities=activities) as profiled:
+        with profile(activities=activities, acc_events=True) as profiled:
             vbp(images_BCHW)
             scope.synchronise()
 

@@ -9,6 +9,7 @@ import torch
 from vbp.evidence.gpucheck.scope import Scope
 from vbp.evidence.timing import Figure
 
+PRODUCT, COPY = "matrix product", "copy in the device's memory, read and written"
 SIDE, DRY_SIDE = 8192, 128
 """Of the square matrices."""
 COPIED, DRY_COPIED = 2**31, 2**20
@@ -25,12 +26,12 @@ def machine(scope: Scope) -> Iterator[Figure]:
     for dtype in (torch.bfloat16, torch.float32):
         factor = torch.randn(side, side, device=scope.device, dtype=dtype)
         rates = scope.rates(lambda factor=factor: factor @ factor, 2e-12 * side**3)  # type: ignore[misc]
-        yield figure(f"matrix product, {str(dtype).removeprefix('torch.')}", rates, "TFLOP/s")
+        yield figure(f"{PRODUCT}, {str(dtype).removeprefix('torch.')}", rates, "TFLOP/s")
     count = DRY_COPIED if scope.is_dry else COPIED
     source = torch.zeros(count, dtype=torch.uint8, device=scope.device)
     target = torch.empty_like(source)
     rates = scope.rates(lambda: target.copy_(source), 2e-9 * count)
-    yield figure("copy in the device's memory, read and written", rates, "GB/s")
+    yield figure(COPY, rates, "GB/s")
     pixels = torch.from_numpy(scope.pixels())
     masks = torch.zeros(scope.batch_size, scope.size, scope.size, device=scope.device)
     yield figure("a batch of pixels to the device", scope.milliseconds(lambda: pixels.to(scope.device)), "ms")

@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vbp.evidence.gpucheck.scope import PRECISION, Scope
+from vbp.evidence.launches import OFF, steps
 from vbp.evidence.rivals import bare_forward
 from vbp.evidence.timing import Figure
 from vbp.explainer import Explainer
+from vbp.saliency.prepared.switches import Switches
 from vbp.saliency.visualbackprop import VisualBackProp
 
 BATCHES = (32, 64, 256, 512)
@@ -24,25 +26,33 @@ BARE, ON_DEVICE, WHOLE = "bare forward pass", "masks on the device", "pixels as 
 
 
 def rates(scope: Scope) -> Iterator[Figure]:
-    """Bare, on the device, as a CUDA graph, memory, then with copies, and the same in float32."""
-    model, images_BCHW = scope.vgg16, scope.images()
-    network = scope.placed(model)
-    vbp = VisualBackProp(network)
-    explain: Callable[[], Any] = partial(vbp, images_BCHW)
+    """Bare; masks on the device, by each optimisation alone and by all; memory; then with copies, and in float32."""
+    network, images_BCHW = scope.placed(scope.vgg16), scope.images()
     with torch.inference_mode():
         bare = scope.rates(partial(bare_forward(network.get_submodule("features")), images_BCHW))
         yield _figure(BARE, bare)
-        ours = scope.rates(explain)
-        yield _figure(ON_DEVICE, ours)
+        expected = _prepared(scope, network, OFF)(images_BCHW)
+        for title, switches in steps():
+            vbp = _prepared(scope, network, switches)
+            most = float((vbp(images_BCHW) - expected).abs().max())
+            ours = scope.rates(partial(vbp, images_BCHW))
+            yield _figure(f"{ON_DEVICE}, optimised: {title}", ours, detail=f"greatest difference {most:.1e}")
         over = [one / other for one, other in zip(ours, bare, strict=True)]
         yield Figure("rates", f"{ON_DEVICE} over {BARE}", over, target=LEAST_OF_BARE)
         if scope.device == "cuda":
-            yield from _memory(explain)
+            yield from _memory(partial(vbp, images_BCHW))
             yield from _as_graph(scope, vbp, images_BCHW)
-    yield from _whole(scope, PRECISION, scope.batch_size, target=IMAGES)
+    for graph in (False, True):
+        yield from _whole(scope, PRECISION, scope.batch_size, Switches(graph=graph))
     for batch_size in () if scope.is_dry else BATCHES:
-        yield from _whole(scope, PRECISION, batch_size)
-    yield from _whole(scope, "float32", scope.batch_size)
+        yield from _whole(scope, PRECISION, batch_size, Switches())
+    yield from _whole(scope, "float32", scope.batch_size, Switches())
+
+
+def _prepared(scope: Scope, network: nn.Module, switches: Switches) -> VisualBackProp:
+    vbp = VisualBackProp(network)
+    vbp.prepare(torch.device(scope.device), PRECISION, switches=switches)
+    return vbp
 
 
 def _figure(name: str, values: list[float], **more: Any) -> Figure:
@@ -79,8 +89,12 @@ def captured(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     return graph.replay, result
 
 
-def _whole(scope: Scope, precision: str, batch_size: int, target: float | None = None) -> Iterator[Figure]:
+def _whole(scope: Scope, precision: str, batch_size: int, switches: Switches) -> Iterator[Figure]:
     pixels_BHWC = scope.pixels(batch_size)
-    explainer = Explainer(scope.vgg16, device=scope.device, precision=precision, batch_size=batch_size, classify=False)
+    explainer = Explainer(
+        scope.vgg16, device=scope.device, precision=precision, batch_size=batch_size, classify=False, switches=switches
+    )
     values = scope.rates(partial(explainer, pixels_BHWC), batch_size)
-    yield _figure(f"{WHOLE}, {precision}, batches of {batch_size}", values, target=target)
+    is_usual = (precision, batch_size, switches) == (PRECISION, scope.batch_size, Switches())
+    name = f"{WHOLE}, {precision}, batches of {batch_size}{'' if switches.graph else ', without a graph'}"
+    yield _figure(name, values, target=IMAGES if is_usual else None)

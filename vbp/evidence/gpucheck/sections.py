@@ -31,6 +31,12 @@ class Section:
     work: Callable[[Scope], Iterator[Figure | str]]
     """Yields figures, and notes on what could not be measured."""
 
+    def __call__(self, scope: Scope) -> Iterator[Figure | str]:
+        """Do the work; a dry check is too small for several threads."""
+        if scope.is_dry:
+            torch.set_num_threads(1)
+        return self.work(scope)
+
 
 SECTIONS: Mapping[str, Section] = {
     "machine": Section(20, machine),
