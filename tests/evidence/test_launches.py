@@ -30,14 +30,14 @@ VGG = {  # settings: the most kernels a batch
     "maps": ({"keep_maps": True}, 165),
 }
 FAMILIES = {  # the most kernels a batch
-    "resnet50": 290,
+    "resnet50": 270,
     "densenet121": 580,
-    "mobilenet_v3_large": 490,
-    "efficientnet_b0": 610,
-    "shufflenet_v2_x1_0": 345,
-    "convnext_tiny": 500,
-    "googlenet": 315,
-    "inception_v3": 450,
+    "mobilenet_v3_large": 480,
+    "efficientnet_b0": 600,
+    "shufflenet_v2_x1_0": 330,
+    "convnext_tiny": 480,
+    "googlenet": 280,
+    "inception_v3": 400,
 }
 OTHER_FORMATS = {"shufflenet_v2_x1_0": 18}
 """Convolutions whose map is not channels_last: torchvision shuffles channels by a copy that is contiguous."""

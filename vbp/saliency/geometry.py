@@ -288,7 +288,9 @@ class Branches:
             sizes = {ends[source] for source in strand.sources}
             if len(sizes) > 1:
                 raise ModelError(f"the network joins maps of unequal sizes {sorted(sizes)}, which cannot be explained.")
-            share = _descend(above.pop(number) / len(strand.sources), strand.steps, sizes.pop())
+            joined = above.pop(number)
+            share = joined / len(strand.sources) if len(strand.sources) > 1 else joined
+            share = _descend(share, strand.steps, sizes.pop())
             # Sources that have had the same shares get one sum: a dense block has as many pairs as layers squared.
             sums: dict[int, Tensor] = {}
             for source in strand.sources:

@@ -209,3 +209,25 @@ def test_masks_of_a_graph_are_equal_to_the_bit(recorder, settings):
 
     check(Captured(function, recorder), function, (2, 3, 32, 40), range(5))
     assert recorder.launched == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("target", [None, "predicted"])
+def test_a_gpu_records_and_launches(target, caplog):
+    network = small_vgg(norm=True).to("cuda", memory_format=torch.channels_last)
+    vbp = VisualBackProp(network)
+    vbp.prepare(torch.device("cuda", torch.cuda.current_device()), "float32")
+
+    def function(images_BCHW):
+        with torch.inference_mode():
+            found = vbp.explain(images_BCHW, target=target)
+            return [found.mask, found.flat, found.finite, found.log10_max, found.output]
+
+    captured = Captured(function)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for seed in range(6):
+            images_BCHW = numbers(8, 3, 64, 64, seed=seed).to("cuda").contiguous(memory_format=torch.channels_last)
+            found = [each.clone() for each in captured(images_BCHW)]
+            assert all(map(torch.equal, found, function(images_BCHW)))
+    assert captured._graph is not None, caplog.messages

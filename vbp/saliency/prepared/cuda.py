@@ -40,6 +40,9 @@ from vbp.saliency.prepared.switches import Switches
 LOG = logging.getLogger(__name__)
 ALIGNED = 8
 """Channels of 16 bits that are read at once: rows of the product begin at such addresses."""
+ROWS = 8
+"""Equal rows of ones in the product that averages, of which one is read. More than one, because products of matrices
+are computed in tiles of at least so many; each costs 4 bytes a pixel."""
 UNSUPPORTED = ("engine", "NOT_SUPPORTED", "BAD_PARAM")
 """Texts in errors of cuDNN that say that it cannot compute something at all."""
 
@@ -59,7 +62,8 @@ def fewer_kernels(forward: ForwardPass, device: torch.device, switches: Switches
         switches: what to do.
     """
     module = GraphModule(forward.model, deepcopy(forward.graph))
-    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    layers = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    dtype = next((layer.weight.dtype for layer in layers), torch.float32)
     last = last_tap(module.graph)
     if switches.fused and is_finite(module) and can_fuse(device, dtype):
         _fuse(module, last)
@@ -144,7 +148,7 @@ class FusedConvolution(nn.Module):
                 if isinstance(error, torch.OutOfMemoryError) or not any(text in str(error) for text in UNSUPPORTED):
                     raise
                 self._is_refused = True
-                _say(f"a convolution {tuple(self._weight.shape)} is not fused", error)
+                _say("a convolution is not fused", error)
         result_NCHW = F.conv2d(map_NCHW, self._weight, self._bias, *self._geometry)
         return torch.relu_(result_NCHW if other_NCHW is None else result_NCHW + other_NCHW)
 
@@ -193,14 +197,18 @@ class PoolingWithoutIndices(nn.Module):
 def product_mean(map_NCHW: Tensor) -> Tensor:
     """`channel_mean` of a map of 16 bits as a product with ones, added up in float32.
 
-    Maps in another memory format, or with rows that are not aligned, get the plain average.
+    Maps of another type or memory format, or with rows that are not aligned, get the plain average.
     """
     images, channels, rows, columns = map_NCHW.shape
-    if channels % ALIGNED or not map_NCHW.is_contiguous(memory_format=torch.channels_last):
+    if (
+        map_NCHW.dtype.itemsize != 2
+        or channels % ALIGNED
+        or not map_NCHW.is_contiguous(memory_format=torch.channels_last)
+    ):
         return channel_mean(map_NCHW)
     pixels_PC = map_NCHW.permute(0, 2, 3, 1).reshape(-1, channels)
-    shares_8C, divisor = _shares(channels, map_NCHW.dtype, map_NCHW.device)
-    mean_P = _wide_product(shares_8C, pixels_PC.T)[0]
+    shares_RC, divisor = _shares(ROWS, channels, map_NCHW.dtype, map_NCHW.device)
+    mean_P = _wide_product(shares_RC, pixels_PC.T)[0]
     return (mean_P if divisor == 1 else mean_P.div_(divisor)).view(images, 1, rows, columns)
 
 
@@ -215,15 +223,12 @@ def positive_product_mean_of_activation(map_NCHW: Tensor) -> Tensor:
 
 
 @cache
-def _shares(channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int]:
-    """What the channels are multiplied with, and what is left to divide by: a power of two divides without rounding.
-
-    There are as many equal rows as the product's alignment needs; one is read.
-    """
+def _shares(rows: int, channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int]:
+    """What the channels are multiplied with, and what is left to divide by: a power of two divides without rounding."""
     is_exact = channels & (channels - 1) == 0
     value = 1 / channels if is_exact else 1.0
     with torch.inference_mode(False):
-        return torch.full((ALIGNED, channels), value, dtype=dtype, device=device), 1 if is_exact else channels
+        return torch.full((rows, channels), value, dtype=dtype, device=device), 1 if is_exact else channels
 
 
 def _wide_product(first: Tensor, second: Tensor) -> Tensor:
@@ -290,4 +295,9 @@ def _means_by_products(module: GraphModule) -> None:
 
 
 def _say(what: str, why: Exception) -> None:
-    LOG.warning("%s: %s", what, " ".join(str(why).split())[:200])
+    _say_once(f"{what}: {' '.join(str(why).split())[:200]}")
+
+
+@cache
+def _say_once(text: str) -> None:
+    LOG.warning(text)
