@@ -6,7 +6,7 @@ A row is one image.  Each step adds columns, and drops the bulky ones that it ha
     source   -> shard position, without size and gone  a batch of one shard
     fetch    -> data bytes sha256, without path
     decode   -> pixels width height format frame_*, without data
-    explain  -> mask flat log10_max device selected and the prediction
+    explain  -> mask flat log10_max device selected and the prediction; on CUDA overlay mask_mean ..., without pixels
     evaluate -> scores, in ``vbp evaluate``
     encode   -> file_* mask_mean mask_area peak_*, without pixels, mask and selected
     write    -> status mask_uri ... run_id, without file_*: one row of a part of the ledger
@@ -107,7 +107,8 @@ COLUMNS = (
     Column("run", pa.int32(), "source", "Number of the run, among those that share the workers.", dropped_by="write"),
     Column("data", pa.binary(), "fetch", "The image file.", dropped_by="decode"),
     Column("pixels", None, "decode", "What the network sees: uint8 (H, W, 3), RGB.", dropped_by="encode"),
-    Column("mask", None, "explain", "The mask: float32 (H, W) in [0, 1].", dropped_by="encode"),
+    Column("mask", None, "explain", "The mask (H, W): float32 in [0, 1], or from CUDA as stored.", dropped_by="encode"),
+    Column("overlay", None, "explain", "The overlay, where CUDA draws it: uint8 (H, W, 3), RGB.", dropped_by="encode"),
     Column("map_NN", None, "explain", "A stage's averaged map: float32 (h, w).", dropped_by="encode"),
     Column("submask_NN", None, "explain", "A stage's intermediate mask: float32 (h, w).", dropped_by="encode"),
     Column("selected", pa.bool_(), "explain", "Whether --select asks for its mask.", dropped_by="encode"),
@@ -200,6 +201,7 @@ class Contract:
         needs: Collection[str],
         *,
         without: Collection[str] = (),
+        also_makes: Collection[str] = (),
         keeps: Collection[str] = (),
         also_drops: Collection[str] = (),
     ) -> Contract:
@@ -209,11 +211,13 @@ class Contract:
             step: its name, as in ``Column.made_by``.
             needs: columns that it must find in the batch.
             without: columns of its own that it does not make with its settings.
+            also_makes: columns of a later step that it makes with its settings; that step may make them again.
             keeps: columns that it does not drop with its settings.
-            also_drops: columns that an earlier step has kept for this one.
+            also_drops: columns that another step would drop.
         """
         drops = (dropped_by(step) - frozenset(keeps)) | frozenset(also_drops)
-        return cls(step, frozenset(needs), made_by(step) - frozenset(without), drops)
+        makes = (made_by(step) - frozenset(without)) | frozenset(also_makes)
+        return cls(step, frozenset(needs), makes, drops)
 
     def check_given(self, given: Collection[str]) -> None:
         """Check the names of a batch before the step.

@@ -1,5 +1,9 @@
 """Workers that many runs share: each row by its own run's step, each network once."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -14,9 +18,9 @@ def config(**changes):
     return RunConfig(**{"input": "photos", "output": "out"} | changes)
 
 
-def recipe(**changes):
+def recipe(device="cpu", **changes):
     made = config(**changes)
-    facts = {"run_id": "a", "device": "cpu", "precision": "float32", "batch_size": 8, "weights_sha256": "0"}
+    facts = {"run_id": "a", "device": device, "precision": "float32", "batch_size": 8, "weights_sha256": "0"}
     return Recipe(config=made, preprocessing=made.preprocessing(), **facts)
 
 
@@ -53,6 +57,24 @@ def test_only_the_newest_steps_are_kept():
     assert made == [0, 1, 2, 0]
 
 
+def test_calls_at_the_same_time_share_a_step():
+    made, all_there = [], threading.Barrier(3)
+
+    def make(run):
+        made.append(run)
+        time.sleep(0.05)  # as a network is loaded, meanwhile others ask for it
+        return dict
+
+    def call(step):
+        all_there.wait(30)
+        step({"run": np.array([7])})
+
+    step = ByRun(make)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(call, [step] * 3))
+    assert made == [7]
+
+
 def test_masks_of_two_sizes_stay_whole():
     step = ByRun(lambda run: lambda batch: batch | {"mask": np.ones((len(batch["run"]), 2 + run, 2))})
     masks = step({"run": np.array([0, 1, 0])})["mask"]
@@ -74,3 +96,8 @@ def test_masks_of_two_sizes_stay_whole():
 def test_which_rows_have_one_shape(changes, equal):
     assert (shape(recipe()) == shape(recipe(**changes))) is equal
     assert shape(recipe(outputs=("maps",))) != shape(recipe(outputs=("maps",), model="vgg11"))
+
+
+def test_masks_as_they_are_stored_are_of_one_type():
+    assert shape(recipe("cpu")) == shape(recipe("cpu", mask_format="png16"))
+    assert shape(recipe("cuda")) != shape(recipe("cuda", mask_format="png16"))

@@ -2,6 +2,8 @@
 
 import io
 import os
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vbp.columns import ColumnError, made_by
+from vbp.columns import ERRORS, ColumnError, Contract, made_by
 from vbp.errors import InterruptedRunError, UsageError
 from vbp.images.encode import decode_mask
 from vbp.networks.preprocessing import Preprocessing
-from vbp.pipeline import breaker
+from vbp.pipeline import breaker, steps
 from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, _assembled, as_table, objects
 from vbp.saliency import VisualBackProp
 
@@ -126,6 +128,41 @@ def test_the_peak_lies_where_the_mask_is_brightest_in_the_photograph(fit, frame)
     assert (row["mask_height"], row["mask_width"]) == mask.shape
     if frame == "image":
         assert (row["image_peak_x"], row["image_peak_y"]) == (row["peak_x"] + 0.5, row["peak_y"] + 0.5)
+
+
+def test_seconds_of_calls_at_the_same_time_are_counted_once(monkeypatch):
+    """By a clock of our own: one call from 0 to 30, a second from 10 to 40, a third from 60 to 62."""
+    times = iter([0, 10, 30, 40, 60, 62])
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: float(next(times))))
+    inside, second, first_ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(steps.Step):
+        stage = "decode"
+        columns = Contract("decode", frozenset(), frozenset({"seconds_decode", *ERRORS}), frozenset())
+
+        def run(self, batch):
+            if batch["key"][0] == "first":
+                inside.set()
+                second.wait(30)
+            elif batch["key"][0] == "second":
+                second.set()
+                first_ended.wait(30)
+            return batch
+
+    step, found = Slow(), {}
+
+    def call(name):
+        found[name] = step({"key": objects([name])})["seconds_decode"][0]
+
+    one, two = (threading.Thread(target=call, args=(name,)) for name in ("first", "second"))
+    one.start()
+    inside.wait(30)
+    two.start()
+    one.join()
+    first_ended.set()
+    two.join()
+    call("third")
+    assert found == {"first": 30, "second": 10, "third": 2}
 
 
 def test_without_a_mask_there_is_nothing_to_say_of_one():

@@ -11,11 +11,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vbp.choices import Output
 from vbp.networks.names import recorded
 from vbp.networks.owncode import OwnCode
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
+from vbp.pipeline.finishing import Finishing
 from vbp.pipeline.source import Source
 from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write
 from vbp.storage.outline import suffixes_of
@@ -128,6 +130,24 @@ class Recipe:
         """Whether each CPU thread of the network has its own batch; with ``--batch-size`` all threads share one."""
         return self.device == "cpu" and self.config.batch_size is None and self.config.fit != "original"
 
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """The kinds of files that are made."""
+        return () if self.config.layout == "none" else self.config.outputs
+
+    @property
+    def finishing(self) -> Finishing | None:
+        """What a CUDA device makes of its masks; None where the masks themselves are needed, or there is no such."""
+        config = self.config
+        if self.device != "cuda" or config.frame == "image" or config.evaluation is not None:
+            return None
+        return Finishing(
+            mask_format=config.mask_format,
+            overlay_style=config.overlay_style if "overlay" in self.outputs else None,
+            preprocessing=self.preprocessing,
+            keep_pixels="input" in self.outputs,
+        )
+
     def source(self) -> Source:
         """Shard numbers -> rows that are not done yet."""
         return Source(self.config)
@@ -169,6 +189,7 @@ class Recipe:
             "select": config.select,
             "maps": "maps" in config.outputs,
             "threads": self.threads,
+            "finishing": self.finishing,
         }
 
     def _calibration(self) -> dict[str, Any]:
@@ -189,8 +210,15 @@ class Recipe:
     def encode(self) -> Encode:
         """The fourth step."""
         config = self.config
-        outputs = () if config.layout == "none" else config.outputs
-        return Encode(outputs, config.mask_format, config.overlay_style, config.frame, self.preprocessing)
+        finished = self.finishing is not None
+        return Encode(
+            self.outputs,
+            config.mask_format,
+            config.overlay_style,
+            config.frame,
+            self.preprocessing,
+            finished=finished,
+        )
 
     def write(self) -> Write:
         """The last step."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 
@@ -106,6 +107,7 @@ class ByRun:
 
     def __init__(self, make: Callable[[int], Callable[[Batch], Batch]], most: int | None = None) -> None:
         self.make = lru_cache(most)(make)
+        self._making = Lock()
 
     def __call__(self, batch: Batch) -> Batch:
         """Run the step on all rows, those of the same run together."""
@@ -114,7 +116,9 @@ class ByRun:
 
     def _one(self, run: int, batch: Batch, own: np.ndarray) -> Batch:
         with on_behalf_of(run):
-            return self.make(run)(batch if own.all() else {name: values[own] for name, values in batch.items()})
+            with self._making:  # calls at the same time share a network
+                step = self.make(run)
+            return step(batch if own.all() else {name: values[own] for name, values in batch.items()})
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -173,4 +177,5 @@ def shape(recipe: Recipe) -> tuple[object, ...]:
     config = recipe.config
     maps = (network_key(config), config.stages) if "maps" in config.outputs else ()
     side = None if config.fit == "original" else recipe.preprocessing.size
-    return (config.fit, side, config.frame, config.outputs, config.layout == "none", maps)
+    levels = None if recipe.finishing is None else recipe.finishing.mask_format
+    return (config.fit, side, config.frame, config.outputs, config.layout == "none", maps, levels)

@@ -37,6 +37,7 @@ from vbp.columns import ERRORS, PART_SCHEMA, REPORT, ColumnError, Contract, kind
 from vbp.errors import ImageError, NonFiniteActivationError, StorageError, UsageError
 from vbp.networks.preprocessing import IMAGENET, Preprocessing
 from vbp.pipeline.breaker import Breaker
+from vbp.pipeline.finishing import MASK_FACTS, Finishing
 from vbp.storage.addresses import without_secrets
 from vbp.storage.files import Folder, read_uri
 from vbp.storage.ledger.held import HeldFolder
@@ -47,7 +48,7 @@ from vbp.storage.results.layouts import make_layout
 if TYPE_CHECKING:
     from torch import nn
 
-    from vbp.explainer import ExplainedBatch, Explainer
+    from vbp.explainer import Explainer
     from vbp.images.frame import Frame
     from vbp.networks.model import Model
     from vbp.pipeline.classes import ClassMap
@@ -69,9 +70,13 @@ class Step:
 
     stage: ClassVar[str]
     columns: Contract
+    _ended = 0.0
+    """When the last call ended."""
 
     def __call__(self, batch: Batch) -> Batch:
         """Run the step and add the column ``seconds_<stage>``: the seconds that it took, divided by the rows.
+
+        Of calls by several threads, seconds that they shared are counted once.
 
         Raises:
             ColumnError: a column is missing, or the step made or dropped a column that it does not declare.
@@ -85,7 +90,8 @@ class Step:
             batch[name] = objects([None if is_missing(value) else value for value in batch.get(name, [None] * rows)])
         given = frozenset(batch)
         batch = self.run(batch)
-        batch[f"seconds_{self.stage}"] = np.full(rows, (time.perf_counter() - started) / max(rows, 1))
+        started, self._ended = max(started, self._ended), time.perf_counter()
+        batch[f"seconds_{self.stage}"] = np.full(rows, (self._ended - started) / max(rows, 1))
         self.columns.check_made(given, batch)
         return batch
 
@@ -230,6 +236,9 @@ class Explain(Step):
     Keeps ``pixels`` for the overlay.  With ``maps`` also ``map_NN`` and ``submask_NN``, the averaged maps and the
     intermediate masks, deepest last.
 
+    With ``finishing`` the mask comes as its file holds it, with the columns `MASK_FACTS` and the ``overlay`` of those
+    that are drawn, and without ``pixels``, unless these are kept.
+
     Args:
         engine: keyword arguments of ``vbp.saliency.Explainer``, which is built once in each actor; or a network of
             your own, or a function that makes it. Either may also be the argument ``model``.
@@ -240,6 +249,7 @@ class Explain(Step):
         select: which images get a mask: all, misclassified or correct.
         maps: keep averaged maps and intermediate masks.
         threads: CPU threads of the network in this process; 0 leaves the default.
+        finishing: what the device makes of masks and pixels; None: nothing, Encode does it.
 
     Raises:
         UsageError: this worker found another checkpoint than the driver did, or a network of your own comes without
@@ -259,32 +269,40 @@ class Explain(Step):
         select: Select = "all",
         maps: bool = False,
         threads: int = 0,
+        finishing: Finishing | None = None,
     ) -> None:
-        from vbp.explainer import Explainer
+        from vbp.explainer import Explainer, as_it_is
 
+        self._blanks = {"mask": _BLANK} if finishing is None else finishing.blanks()
+        self._drops: set[str] = set() if finishing is None or finishing.keep_pixels else {"pixels"}
         self.columns = Contract.of(
             "explain",
             {"key", "pixels"} | ({"label"} if classes else set()),
-            without=() if maps else {"map_NN", "submask_NN"},
+            without=(set() if maps else {"map_NN", "submask_NN"}) | ({"overlay"} - self._blanks.keys()),
+            also_makes=() if finishing is None else MASK_FACTS,
+            also_drops=self._drops,
         )
         if threads:
             import torch
 
             torch.set_num_threads(threads)
-        engine = dict(engine) if isinstance(engine, Mapping) else {"model": engine, "preprocessing": preprocessing}
-        if callable(engine.get("model")):
-            engine["model"] = _own_network(engine["model"], engine.get("preprocessing"))
-        self._explainer = Explainer(**engine, classify=classes is not None, keep_maps=maps)
+        named = engine if isinstance(engine, Mapping) else {"model": engine, "preprocessing": preprocessing}
+        settings: dict[str, Any] = dict(named)
+        if callable(settings.get("model")):
+            settings["model"] = _own_network(settings["model"], settings.get("preprocessing"))
+        self._explainer = Explainer(
+            **settings, classify=classes is not None, keep_maps=maps, finish=finishing or as_it_is
+        )
         found = self._explainer.model.sha256
         if weights_sha256 not in (None, found):
             raise UsageError(
-                f"--weights (={engine['weights']}) is {found} on this worker, but {weights_sha256} where the run "
+                f"--weights (={settings['weights']}) is {found} on this worker, but {weights_sha256} where the run "
                 "was started; put the same file everywhere, or name it by a URL that all workers can read. A function "
                 "of your own must give the same weights each time."
             )
         if structure_sha256 not in (None, self._explainer.model.structure_sha256):
             raise UsageError(
-                f"--model (={engine['model']}) makes another network on this worker than where the run was started; "
+                f"--model (={settings['model']}) makes another network on this worker than where the run was started; "
                 "files that its code reads must be the same everywhere, or their values stand in --model-args."
             )
         self._classes = classes
@@ -298,52 +316,76 @@ class Explain(Step):
     @override
     def run(self, batch: Batch) -> Batch:
         rows = len(batch["key"])
-        pixels = batch["pixels"]
-        facts = {name: objects([None] * rows) for name in _FACTS}
+        facts = {name: objects([None] * rows) for name in (*_FACTS, *MASK_FACTS) if name in self.columns.makes}
         facts["device"] = objects([self._explainer.device] * rows)
-        masks: dict[str, list[_Piece]] = {"mask": []}
-        for group in self._groups(batch, pixels):
+        planes: dict[str, list[_Piece]] = {name: [] for name in self._blanks}
+        for group in self._groups(batch):
             try:
-                result = self._explainer(np.stack([pixels[row] for row in group]))
+                found = self._explainer.arrays(_picked(batch["pixels"], group))
             except ImageError as error:
                 for row in group:
                     self.fail(batch, row, error)
                 continue
-            self._note(batch, facts, group, result)
-            masks["mask"].append((group, result.mask_BHW))
-            for name, kept in (("map", result.maps), ("submask", result.masks)):
-                for n, map_Bhw in enumerate(kept or ()):
-                    masks.setdefault(f"{name}_{n:02d}", []).append((group, map_Bhw))
-        wanted = {"misclassified": False, "correct": True}.get(self._select)
-        facts["selected"] = np.array([wanted is None or correct is wanted for correct in facts["correct"]], bool)
-        return batch | facts | {name: _assembled(pieces, rows) for name, pieces in masks.items()}
+            self._note(batch, facts, np.array(group), found)
+            for name in found:
+                if name in self._blanks or kind_of(name) in ("map_NN", "submask_NN"):
+                    planes.setdefault(name, []).append((group, found[name]))
+        facts["selected"] = self._selected(facts["correct"])
+        bulky = {name: _assembled(pieces, rows, self._blanks.get(name, _BLANK)) for name, pieces in planes.items()}
+        return {name: values for name, values in batch.items() if name not in self._drops} | facts | bulky
 
-    def _groups(self, batch: Batch, pixels: np.ndarray) -> list[list[int]]:
+    def _selected(self, correct: np.ndarray) -> np.ndarray:
+        wanted = {"misclassified": False, "correct": True}.get(self._select)
+        return np.array([wanted is None or each is wanted for each in correct], bool)
+
+    def _groups(self, batch: Batch) -> list[list[int]]:
         """Groups of rows that go to the engine together, one group if all have one shape; the engine makes batches."""
         rows = good_rows(batch)
-        if pixels.dtype == object:  # fit original: a mask may not depend on the sizes of other images in the batch
+        if batch["pixels"].dtype == object:  # fit original: a mask may not depend on the sizes of other images
             return [[row] for row in rows]
         return [rows] if rows else []
 
-    def _note(self, batch: Batch, facts: Batch, group: list[int], result: ExplainedBatch) -> None:
+    def _note(self, batch: Batch, facts: Batch, group: np.ndarray, found: Batch) -> None:
         """Put the results of a group's rows into the columns `facts`."""
-        for i, row in enumerate(group):
-            if not result.finite_B[i]:
-                self.fail(batch, row, NonFiniteActivationError("The network gave infinity or NaN for this image."))
-                continue
-            facts["flat"][row] = bool(result.flat_B[i])
-            facts["log10_max"][row] = float(result.log10_max_B[i])
-            if result.logits_BK is not None and self._classes is not None:
-                self._predict(facts, row, result.logits_BK[i], batch["label"][row], self._classes)
+        finite = found["finite"]
+        for row in group[~finite]:
+            self.fail(batch, row, NonFiniteActivationError("The network gave infinity or NaN for this image."))
+        rows = group[finite]
+        made = {"flat": found["flat"], "log10_max": found["log10_max"]}
+        if self._classes is not None:
+            made |= _predictions(found, batch["label"][group], self._classes)
+        if "total" in found:
+            made |= _mask_facts(found)
+        for name, values in made.items():
+            facts[name][rows] = values[finite]
 
-    def _predict(self, facts: Batch, row: int, logits_K: np.ndarray, label: str | None, classes: ClassMap) -> None:
-        number = int(logits_K.argmax())
-        shifted = np.exp(logits_K.astype(np.float64) - logits_K.max())
-        facts["prediction"][row] = number
-        facts["predicted_label"][row] = classes.name(number)
-        facts["probability"][row] = float(shifted[number] / shifted.sum())
-        if label is not None and label in classes.index:
-            facts["correct"][row] = classes.index[label] == number
+
+def _predictions(found: Batch, labels: np.ndarray, classes: ClassMap) -> Batch:
+    """The columns of the prediction; the device has predicted already, or gave the classifier's output."""
+    if "logits" in found:
+        logits_BK = found["logits"]
+        numbers = logits_BK.argmax(1)
+        shifted_BK = np.exp(logits_BK.astype(np.float64) - logits_BK.max(1, keepdims=True))
+        probability = shifted_BK[np.arange(len(numbers)), numbers] / shifted_BK.sum(1)
+    else:
+        numbers, probability = found["prediction"], found["probability"]
+    pairs = list(zip(labels, numbers.tolist(), strict=True))
+    return {
+        "prediction": numbers,
+        "predicted_label": objects([classes.name(number) for _, number in pairs]),
+        "probability": probability,
+        "correct": objects(
+            [classes.index[label] == number if label in classes.index else None for label, number in pairs]
+        ),
+    }
+
+
+def _mask_facts(found: Batch) -> Batch:
+    """The columns `MASK_FACTS`, of sums that the device computed."""
+    height, width = found["mask"].shape[1:]
+    peak_y, peak_x = np.divmod(found["peak"], width)
+    size = height * width
+    return {"mask_mean": found["total"] / size, "mask_area": found["above"] / size, "peak_x": peak_x, "peak_y": peak_y}
 
 
 def _own_network(network: nn.Module | Callable[[], nn.Module], preprocessing: Preprocessing | None) -> Model:
@@ -364,17 +406,30 @@ _Piece = tuple[list[int], np.ndarray]
 """Row numbers, and an array with one entry for each of them."""
 
 
-def _assembled(pieces: Sequence[_Piece], rows: int) -> np.ndarray:
+_BLANK = np.zeros((1, 1), np.float32)
+
+
+def _picked(column: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    """These rows of a column as one array, which is the column itself if they are all."""
+    if column.dtype == object:
+        return np.stack([column[row] for row in rows])
+    return column if len(rows) == len(column) else column[rows]
+
+
+def _assembled(pieces: Sequence[_Piece], rows: int, blank: np.ndarray = _BLANK) -> np.ndarray:
     """One column with `rows` rows from its pieces; ragged if their shapes differ; zeros in rows of no piece."""
     if len(pieces) == 1 and len(pieces[0][0]) == rows:
         return pieces[0][1]
-    shapes = {array_Bhw.shape[1:] for _, array_Bhw in pieces}
-    is_ragged = len(shapes) > 1
-    blank_hw = np.zeros((1, 1) if is_ragged else next(iter(shapes), (1, 1)), np.float32)
-    column = objects([blank_hw] * rows) if is_ragged else np.stack([blank_hw] * rows)
-    for group, array_Bhw in pieces:
-        for row, array_hw in zip(group, array_Bhw, strict=True):
-            column[row] = array_hw
+    shapes = {array.shape[1:] for _, array in pieces}
+    if len(shapes) <= 1:
+        column = np.zeros((rows, *next(iter(shapes), blank.shape)), blank.dtype)
+        for group, array in pieces:
+            column[group] = array
+        return column
+    column = objects([blank] * rows)
+    for group, array in pieces:
+        for row, value in zip(group, array, strict=True):
+            column[row] = value
     return column
 
 
@@ -390,6 +445,7 @@ class Encode(Step):
         overlay_style: one of `vbp.choices.OverlayStyle`.
         frame: network, or image for results at the size of the original (needs ``data``).
         preprocessing: the network's preprocessing; the style ``reference`` needs it.
+        finished: Explain had a ``finishing`` for these settings, so that nothing is left but to encode.
     """
 
     stage = "encode"
@@ -401,6 +457,8 @@ class Encode(Step):
         overlay_style: OverlayStyle = "heat",
         frame: str = "network",
         preprocessing: Preprocessing = IMAGENET,
+        *,
+        finished: bool = False,
     ) -> None:
         self._outputs, self._mask_format, self._style, self._frame = (
             outputs,
@@ -409,6 +467,7 @@ class Encode(Step):
             frame,
         )
         self._preprocessing = preprocessing
+        self._finished = finished
         self.columns = Contract.of(
             "encode",
             {"key", "mask"} | self._needs_of_pictures(),
@@ -417,9 +476,13 @@ class Encode(Step):
         )
 
     def _needs_of_pictures(self) -> set[str]:
-        """Columns that are needed for pictures of the input or the overlay."""
+        """Columns that are needed for pictures of the input or the overlay, and those that are finished."""
         if self._frame == "image":
             return {"data", *FRAME}
+        if self._finished:
+            return (
+                {*MASK_FACTS} | ({"overlay"} & set(self._outputs)) | ({"pixels"} if "input" in self._outputs else set())
+            )
         return {"pixels"} if {"overlay", "input"} & set(self._outputs) else set()
 
     @override
@@ -438,7 +501,8 @@ class Encode(Step):
             except (ImageError, OSError, ValueError) as error:  # an encoder refuses sizes that its format cannot hold
                 self.fail(batch, row, error)
                 continue
-            for name, value in _facts_of(mask_HW, self._covered(batch, row, mask_HW)).items():
+            facts = tuple(batch[name][row] for name in MASK_FACTS) if self._finished else _mask_facts_of(mask_HW)
+            for name, value in _placed(facts, mask_HW.shape, self._covered(batch, row, mask_HW)).items():
                 columns[name][row] = value
         return {n: v for n, v in batch.items() if kind_of(n) not in self.columns.drops} | columns | files
 
@@ -468,6 +532,8 @@ class Encode(Step):
         if kind == "mask":
             return encode.encode_mask(mask_HW, self._mask_format)
         if kind == "overlay":
+            if self._finished:
+                return encode.encode_jpeg(batch["overlay"][row])
             return encode.encode_jpeg(overlay(self._style, pixels_HWC, mask_HW, self._preprocessing))
         if kind == "input":
             return encode.encode_png(pixels_HWC)
@@ -475,22 +541,23 @@ class Encode(Step):
         return encode.encode_strip(maps, masks)
 
 
-_MASK_COLUMNS = (
-    "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height", "image_peak_x", "image_peak_y",
-)  # fmt: skip
+_MASK_COLUMNS = (*MASK_FACTS, "mask_width", "mask_height", "image_peak_x", "image_peak_y")
 
 
-def _facts_of(mask_HW: np.ndarray, covered: Frame | None) -> dict[str, Any]:
+def _mask_facts_of(mask_HW: np.ndarray) -> tuple[Any, ...]:
+    """Values of `MASK_FACTS` for one mask."""
+    peak_y, peak_x = divmod(int(mask_HW.argmax()), mask_HW.shape[1])
+    return float(mask_HW.mean(dtype=np.float64)), float((mask_HW > 0.5).mean()), peak_x, peak_y
+
+
+def _placed(facts: tuple[Any, ...], shape: tuple[int, ...], covered: Frame | None) -> dict[str, Any]:
     """Values of `_MASK_COLUMNS` for one mask; `covered` is the part of the photograph that it covers."""
     from vbp.images.frame import point_in_image
 
-    height, width = mask_HW.shape
-    peak_y, peak_x = divmod(int(mask_HW.argmax()), width)
+    height, width = shape
+    _, _, peak_x, peak_y = facts
     place = (None, None) if covered is None else point_in_image(peak_x, peak_y, (width, height), covered)
-    values = (
-        float(mask_HW.mean(dtype=np.float64)), float((mask_HW > 0.5).mean()), peak_x, peak_y, width, height, *place,
-    )  # fmt: skip
-    return dict(zip(_MASK_COLUMNS, values, strict=True))
+    return dict(zip(_MASK_COLUMNS, (*facts, width, height, *place), strict=True))
 
 
 def frame_of(batch: Batch, row: int) -> Frame:
