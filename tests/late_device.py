@@ -15,6 +15,7 @@ class Moment:
         self.device, self.job = device, None
 
     def synchronize(self):
+        self.device.waited_for()
         with self.device.lock:
             self.job.run()
             self.device.now = max(self.device.now, self.job.end)
@@ -60,6 +61,9 @@ class LateDevice:
     def enqueue(self, stream, work, after, done):
         with self.lock:
             done.job = Job(stream, work, after, stream.milliseconds)
+
+    def waited_for(self):
+        """A caller begins to wait for its results."""
 
     def empty(self, size):
         return torch.full((size,), 99, dtype=torch.uint8)

@@ -353,7 +353,7 @@ def attach(model: str, output: str, stages: str, preset: Preset, uint8: bool, as
         _say(f"stages multiplied: {', '.join(attached.stages)}")
 
 
-MEASURED = ("engine", "codecs", "storage", "pipeline", "start", "scaling")
+MEASURED = ("engine", "codecs", "storage", "pipeline", "worker", "start", "scaling")
 """Parts of ``vbp benchmark``; the last one takes half an hour and must be asked for."""
 
 
@@ -381,10 +381,11 @@ def benchmark(parts: tuple[str, ...], output: Path | None, **options: Any) -> No
     codecs    decoding and encoding, beside other libraries
     storage   writing, reading and listing small files
     pipeline  the main job, beside its slowest stage; what it uses
+    worker    the process of a GPU worker, on a stand-in for the GPU
     start     the help, and the first mask
     scaling   workers; memory of 20,000 images; a finished run found finished
 
-    On two CPU cores, 5 rounds of them take about 4, 1, 1, 14, 8 and 18 minutes.
+    On two CPU cores, 5 rounds of them take about 4, 1, 1, 14, 5, 8 and 18 minutes.
     """
     with _translated():
         from vbp.evidence.benchmark import benchmark as measure

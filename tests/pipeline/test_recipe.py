@@ -1,8 +1,10 @@
 """How a recipe follows from the configuration."""
 
+from dataclasses import replace
+
 import pytest
 
-from vbp.pipeline import RunConfig
+from vbp.pipeline import RunConfig, steps
 from vbp.pipeline.recipe import PASSES, Recipe
 
 
@@ -38,3 +40,17 @@ def test_large_batches_run_alone(made, rows):
 
 def test_images_of_their_own_size_run_alone():
     assert not recipe(fit="original").side_by_side
+
+
+def test_bytes_of_a_batch_are_those_of_its_pixels():
+    assert recipe("cuda", 128).batch_bytes == 128 * 224 * 224 * 3
+    assert recipe(fit="original").batch_bytes is None
+
+
+def test_a_process_alone_with_a_gpu_has_its_cores_for_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(steps, "_mapping", asked.append)
+    for made in (replace(recipe("cuda"), alone=True), recipe("cuda"), replace(recipe("cpu"), alone=True)):
+        made.decode()
+        made.encode()
+    assert asked == [True, True, False, False, False, False]

@@ -78,6 +78,10 @@ def test_where_nodes_come_gpus_need_not_be_there_yet(nodes, device, workers, cou
     assert given.num_cpus == (1 if GPU in nodes else 0)  # of nodes that are not there nobody knows their CPUs
 
 
+def test_only_workers_with_a_gpu_have_several_batches_in_hand():
+    assert (divide([GPU], "cuda", None).calls, divide([SMALL], "cpu", None).calls) == (3, 1)
+
+
 def test_where_nodes_come_cpu_workers_claim_their_whole_share():
     given = divide([HEAD], "auto", None, grows=True)
     assert (given.workers, given.at_most, given.num_cpus, given.threads) == (1, math.inf, 1, 1)

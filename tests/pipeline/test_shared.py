@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vbp.pipeline import RunConfig
+from vbp.pipeline.loading import Networks
 from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.shared import UNITS_A_RUN, ByRun, shape, unit
+from vbp.pipeline.shared import UNITS_A_RUN, ByRun, Recipes, shape, unit
 from vbp.pipeline.steps import objects
 from vbp.storage.manifest.manifest import MAX_SHARDS
 
@@ -101,3 +102,9 @@ def test_which_rows_have_one_shape(changes, equal):
 def test_masks_as_they_are_stored_are_of_one_type():
     assert shape(recipe("cpu")) == shape(recipe("cpu", mask_format="png16"))
     assert shape(recipe("cuda")) != shape(recipe("cuda", mask_format="png16"))
+
+
+def test_the_bytes_of_a_batch_are_the_largest_runs():
+    made = [recipe(), recipe(size=64)]
+    assert Recipes(made, Networks()).batch_bytes == 8 * 224 * 224 * 3
+    assert Recipes([*made, recipe(fit="original")], Networks()).batch_bytes is None

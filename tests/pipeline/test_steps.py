@@ -13,7 +13,7 @@ from PIL import Image
 
 from vbp.columns import ERRORS, ColumnError, Contract, made_by
 from vbp.errors import InterruptedRunError, UsageError
-from vbp.images.encode import decode_mask
+from vbp.images.encode import decode_mask, encode_png
 from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline import breaker, steps
 from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, _assembled, as_table, objects
@@ -171,6 +171,29 @@ def test_without_a_mask_there_is_nothing_to_say_of_one():
     told = ("file_mask", "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height", "image_peak_x")
     assert all(found[name][0] is None for name in told)
     assert found["mask_width"][1] == 4
+
+
+def test_images_side_by_side_are_as_one_after_another():
+    """On as many threads as torch has; each image's failure is its own."""
+    rng = np.random.default_rng(5)
+    data = [encode_png(rng.integers(0, 256, (30, 40 + row, 3), dtype=np.uint8)) for row in range(9)]
+    data[4] = data[4][:60]
+    given = {"key": objects([str(row) for row in range(9)]), "data": objects(data)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = []
+        for side_by_side in (False, True):
+            seen = Decode(16, side_by_side=side_by_side)(given)
+            seen["mask"] = np.stack([with_peak(row % 4, 1) for row in range(9)])
+            seen["pixels"] = seen["pixels"][:, :4, :4]
+            found.append(Encode(side_by_side=side_by_side)(seen))
+    finally:
+        torch.set_num_threads(threads)
+    one, other = found
+    assert [stage is not None for stage in one["error_stage"]] == [row == 4 for row in range(9)]
+    for name in one.keys() - {"seconds_decode", "seconds_encode"}:
+        assert list(one[name]) == list(other[name]), name
 
 
 class Small(torch.nn.Sequential):

@@ -96,7 +96,9 @@ ROOMS = {  # room: (what of ours it may import, which heavy third parties)
         HEAVY - {"ray", "click", "rich"},
     ),
     "vbp.evidence": (
-        {"vbp.attach", "vbp.demo", "vbp.light_torchvision", "vbp.review", "vbp.storage.stores"} | WORK | PIPELINE,
+        {"vbp.attach", "vbp.demo", "vbp.light_torchvision", "vbp.review", "vbp.staging", "vbp.storage.stores"}
+        | WORK
+        | PIPELINE,
         {"torch", "torchvision", "numpy", "PIL", "safetensors"},
     ),
     "vbp.terminal": ({"vbp.plain", "vbp.words"} | PIPELINE, {"rich"}),

@@ -15,6 +15,7 @@ from vbp.evidence.scaling import scaling
 from vbp.evidence.start import start
 from vbp.evidence.storage import storage
 from vbp.evidence.timing import Findings, Setup, machine
+from vbp.evidence.worker import worker
 from vbp.pipeline import RunConfig, prepare
 from vbp.pipeline.hardware import common_precision, look
 
@@ -23,6 +24,7 @@ PARTS: Mapping[str, Callable[[Setup], Findings]] = {
     "codecs": codecs,
     "storage": storage,
     "pipeline": pipeline,
+    "worker": worker,
     "start": start,
     "scaling": scaling,
 }

@@ -28,7 +28,8 @@ def stored(mask_BHW: Tensor, mask_format: MaskFormat) -> Tensor:
     if mask_format == "png8":
         return (255 * mask_BHW).add_(0.5).floor_().to(torch.uint8)
     if mask_format == "png16":
-        return (65535 * mask_BHW.double()).add_(0.5).floor_().to(torch.uint16)
+        levels_BHW = (65535 * mask_BHW.double()).add_(0.5).floor_().int()
+        return levels_BHW.to(torch.int16).view(torch.uint16)  # CUDA has few operations on uint16
     return mask_BHW
 
 

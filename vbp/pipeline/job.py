@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -353,7 +353,8 @@ class _Work:
         The last run stays, because workers close its last unit only when the next report is requested.
         """
         at_work = list(open_runs.values())
-        recipes = Recipes([each.phase.recipe for each in at_work], self._workers.networks)
+        alone = self._workers.runner.given is None
+        recipes = Recipes([replace(each.phase.recipe, alone=alone) for each in at_work], self._workers.networks)
         units = [unit(number, shard.shard) for number, each in open_runs.items() for shard in each.phase.pending]
         images = sum(each.phase.left for each in at_work)
         for number, each in enumerate(at_work):

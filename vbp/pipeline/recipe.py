@@ -57,6 +57,10 @@ class Steps(Protocol):
     def rows(self) -> int:
         """Images that a process reads and writes together."""
 
+    @property
+    def batch_bytes(self) -> int | None:
+        """Bytes of the pixels of one forward pass; None where images have sizes of their own."""
+
     def source(self) -> Units:
         """Numbers of units -> rows that are not done yet."""
 
@@ -108,6 +112,8 @@ class Recipe:
     """For an evaluation: how a truth is named after its image; empty without one."""
     threads: int = 0
     """CPU threads of one worker's network; 0 leaves the default."""
+    alone: bool = False
+    """Whether one process does all steps, with all cores of its machine."""
     network: Model | None = field(default=None, compare=False, repr=False)
     """The loaded model, for a worker in this process; None elsewhere."""
 
@@ -126,9 +132,20 @@ class Recipe:
         return rows_together(self.config, self.device, self.batch_size, self.threads)
 
     @property
+    def batch_bytes(self) -> int | None:
+        """Bytes of the pixels of one forward pass; None where images have sizes of their own."""
+        side = self.preprocessing.size
+        return None if self.config.fit == "original" or side is None else self.batch_size * side * side * 3
+
+    @property
     def side_by_side(self) -> bool:
         """Whether each CPU thread of the network has its own batch; with ``--batch-size`` all threads share one."""
         return self.device == "cpu" and self.config.batch_size is None and self.config.fit != "original"
+
+    @property
+    def cores_are_free(self) -> bool:
+        """Whether images are decoded and encoded on all cores, since neither the network nor others need them."""
+        return self.alone and self.device != "cpu"
 
     @property
     def outputs(self) -> Sequence[Output]:
@@ -165,6 +182,7 @@ class Recipe:
             fast=config.fast_decode,
             keep_data=config.frame == "image",
             preprocessing=self.preprocessing,
+            side_by_side=self.cores_are_free,
         )
 
     def explain_arguments(self) -> dict[str, Any]:
@@ -218,6 +236,7 @@ class Recipe:
             config.frame,
             self.preprocessing,
             finished=finished,
+            side_by_side=self.cores_are_free,
         )
 
     def write(self) -> Write:

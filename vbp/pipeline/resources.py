@@ -11,6 +11,8 @@ from vbp.errors import UsageError
 from vbp.pipeline.hardware import Hardware
 from vbp.words import counted
 
+CALLS_ON_A_GPU = 3
+"""Batches that a GPU worker has in hand: while the GPU computes one, others come from Ray's store or go there."""
 CPUS_A_GPU_WORKER = 3
 """CPUs of a GPU worker: one for its own thread, one for a decoding task and one for an encoding task beside it."""
 
@@ -39,6 +41,8 @@ class Resources:
     """Threads of the network on the CPU."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Label selector of Ray for the nodes where workers may run; empty: all nodes."""
+    calls: int = 1
+    """Batches that one worker has in hand at the same time."""
     codec_cpus: float = 0.5
     """Logical CPUs of a task beside GPU workers, which reads and decodes, or encodes and writes."""
     hardware: Sequence[Hardware] = ()
@@ -115,6 +119,7 @@ def _on_gpus(
         num_gpus=share,
         threads=0,
         labels=labels,
+        calls=CALLS_ON_A_GPU,
         codec_cpus=1 if roomy else 0.5,
     )
 

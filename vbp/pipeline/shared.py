@@ -47,6 +47,12 @@ class Recipes:
         """As for `Recipe`; the largest of all runs."""
         return max(recipe.rows for recipe in self._recipes)
 
+    @property
+    def batch_bytes(self) -> int | None:
+        """As for `Recipe`; the largest of all runs."""
+        sizes = [recipe.batch_bytes for recipe in self._recipes]
+        return None if None in sizes else max(size for size in sizes if size is not None)
+
     def source(self) -> Sources:
         """Units -> rows that are not done yet."""
         return Sources(self._recipes)

@@ -191,6 +191,7 @@ class Decode(Step):
         fast: decode large JPEGs at a reduced DCT scale; this gives slightly different pixels.
         keep_data: keep the column ``data``, for an Encode that draws on the original image.
         preprocessing: how the network wants pictures resized.
+        side_by_side: decode on all cores of this process, each image on one.
     """
 
     stage = "decode"
@@ -203,8 +204,10 @@ class Decode(Step):
         fast: bool = False,
         keep_data: bool = False,
         preprocessing: Preprocessing = IMAGENET,
+        side_by_side: bool = False,
     ) -> None:
         self.columns = Contract.of("decode", {"key", "data"}, keeps={"data"} if keep_data else ())
+        self._map = _mapping(side_by_side)
         self._size, self._fit, self._keep_data = size, fit, keep_data
         self._how: dict[str, Any] = {"size": size, "fit": fit, "fast": fast, "preprocessing": preprocessing}
 
@@ -214,11 +217,14 @@ class Decode(Step):
 
         data = batch["data"] if self._keep_data else batch.pop("data")
         pictures: list[Picture | None] = [None] * len(data)
-        for row in good_rows(batch):
+
+        def one(row: int) -> None:
             try:
                 pictures[row] = decode(data[row], **self._how)
             except ImageError as error:
                 self.fail(batch, row, error)
+
+        self._map(one, good_rows(batch))
         side = 1 if self._fit == "original" else self._size
         blank = np.zeros((side, side, 3), np.uint8)
         pixels = [blank if p is None else p.pixels_HWC for p in pictures]
@@ -228,6 +234,16 @@ class Decode(Step):
         for name in ("left", "top", "right", "bottom"):
             batch[f"frame_{name}"] = objects([None if p is None else getattr(p.frame, name) for p in pictures])
         return batch
+
+
+def _mapping(side_by_side: bool) -> Callable[[Callable[[int], None], Sequence[int]], None]:
+    """Calls a function for each row, on one thread or on one for each core."""
+    if not side_by_side:
+        return lambda function, rows: [*map(function, rows)].clear()
+    from vbp.explainer import single_threads
+
+    pool = single_threads()
+    return lambda function, rows: [*pool.map(function, rows)].clear()
 
 
 class Explain(Step):
@@ -352,7 +368,7 @@ class Explain(Step):
             self.fail(batch, row, NonFiniteActivationError("The network gave infinity or NaN for this image."))
         rows = group[finite]
         made = {"flat": found["flat"], "log10_max": found["log10_max"]}
-        if self._classes is not None:
+        if self._classes is not None and found.keys() & {"logits", "prediction"}:
             made |= _predictions(found, batch["label"][group], self._classes)
         if "total" in found:
             made |= _mask_facts(found)
@@ -446,6 +462,7 @@ class Encode(Step):
         frame: network, or image for results at the size of the original (needs ``data``).
         preprocessing: the network's preprocessing; the style ``reference`` needs it.
         finished: Explain had a ``finishing`` for these settings, so that nothing is left but to encode.
+        side_by_side: encode on all cores of this process, each image on one.
     """
 
     stage = "encode"
@@ -459,6 +476,7 @@ class Encode(Step):
         preprocessing: Preprocessing = IMAGENET,
         *,
         finished: bool = False,
+        side_by_side: bool = False,
     ) -> None:
         self._outputs, self._mask_format, self._style, self._frame = (
             outputs,
@@ -468,6 +486,7 @@ class Encode(Step):
         )
         self._preprocessing = preprocessing
         self._finished = finished
+        self._map = _mapping(side_by_side)
         self.columns = Contract.of(
             "encode",
             {"key", "mask"} | self._needs_of_pictures(),
@@ -491,19 +510,20 @@ class Encode(Step):
         columns = {name: objects([None] * rows) for name in _MASK_COLUMNS}
         selected = batch.get("selected", np.ones(rows, bool))
         files = {f"file_{kind}": objects([None] * rows) for kind in self._outputs}
-        for row in good_rows(batch):
-            if not selected[row]:
-                continue
+
+        def one(row: int) -> None:
             try:
                 mask_HW, pixels_HWC = self._in_frame(batch, row)
                 for kind in self._outputs:
                     files[f"file_{kind}"][row] = self._encode(kind, batch, row, mask_HW, pixels_HWC)
             except (ImageError, OSError, ValueError) as error:  # an encoder refuses sizes that its format cannot hold
                 self.fail(batch, row, error)
-                continue
+                return
             facts = tuple(batch[name][row] for name in MASK_FACTS) if self._finished else _mask_facts_of(mask_HW)
             for name, value in _placed(facts, mask_HW.shape, self._covered(batch, row, mask_HW)).items():
                 columns[name][row] = value
+
+        self._map(one, [row for row in good_rows(batch) if selected[row]])
         return {n: v for n, v in batch.items() if kind_of(n) not in self.columns.drops} | columns | files
 
     def _covered(self, batch: Batch, row: int, mask_HW: np.ndarray) -> Frame | None:

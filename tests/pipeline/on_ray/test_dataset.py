@@ -70,9 +70,32 @@ def test_the_pool_of_workers_grows_as_far_as_it_may(workers, at_most, shards, le
     labels = {"zone": "a"} if most is None else {}
     given = Resources(workers=workers, at_most=at_most, num_cpus=0, num_gpus=1, threads=0, labels=labels)
     pool = module._pool(given, shards)
+    assert pool["compute"].max_concurrent_calls_per_actor == 1
+    assert not pool["compute"].enable_true_multi_threading
     expected = ActorPoolStrategy(min_size=least, max_size=most)
     assert (pool["compute"].min_size, pool["compute"].max_size) == (expected.min_size, expected.max_size)
     assert pool.get("label_selector") == (labels or None)
+
+
+def test_calls_of_a_gpu_worker_run_at_the_same_time():
+    given = Resources(workers=1, num_cpus=0, num_gpus=1, threads=0, calls=3)
+    pool = module._pool(given)["compute"]
+    assert pool.max_concurrent_calls_per_actor == 3
+    assert pool.enable_true_multi_threading  # without it Ray would overlap everything but the step
+
+
+@pytest.mark.parametrize(
+    ("batch_bytes", "block_bytes"),
+    [(None, module.BLOCK_BYTES), (128 * 224 * 224 * 3, 18_304_204), (4 * 32 * 32 * 3, module.LEAST_BLOCK_BYTES)],
+)
+def test_a_block_ends_where_a_batch_does(batch_bytes, block_bytes):
+    """Ray ends a block above that size, and cuts it from 1.5 times that size on."""
+    found = module._block_bytes(SimpleNamespace(batch_bytes=batch_bytes))
+    assert found == block_bytes
+    if batch_bytes and found > module.LEAST_BLOCK_BYTES:
+        mask, overlay = batch_bytes / 3, batch_bytes
+        assert found < batch_bytes
+        assert mask + overlay < 1.5 * found
 
 
 @pytest.mark.parametrize(("num_cpus", "num_gpus"), [(0, 1), (0, 0.25), (2, 0)])

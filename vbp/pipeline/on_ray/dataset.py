@@ -29,7 +29,7 @@ from vbp.pipeline.resources import Resources
 from vbp.pipeline.steps import Batch
 
 CHUNK_ROWS = 64
-"""Rows in a batch of a decoding task."""
+"""Rows in a batch of a decoding task, where images have sizes of their own."""
 START_SECONDS = 600
 """Time limit for all workers to start; after it a message says what the cluster lacks."""
 IDLE_SECONDS = 1800
@@ -39,7 +39,13 @@ INIT_DEATHS = 3
 READ_TASKS = 1000
 """The most tasks that list the shards."""
 BLOCK_BYTES = 32 * 2**20
-"""Bytes of a block: about 220 decoded images, which make one part, and are lost if a node is killed."""
+"""Bytes of a block, where images have sizes of their own. What is in a block makes one part, and is lost if a node is
+killed."""
+LEAST_BLOCK_BYTES = 2**20
+"""Bytes below which a block's way costs more than its rows; it holds several batches then."""
+OF_A_BATCH = 0.95
+"""Bytes at which Ray ends a block, as a share of a decoded batch, so that each batch makes one block. Ray cuts blocks
+from 1.5 times as many bytes; an explained batch with its overlays has 1.33 times the bytes of a decoded one."""
 
 
 def plan(steps: Steps, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
@@ -63,8 +69,9 @@ def plan(steps: Steps, shards: Sequence[int], given: Resources, *, spread: bool 
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.max_errored_blocks = 0
     context.actor_task_retry_on_errors = False
+    context.memory_usage_poll_interval_s = None  # else each task starts a thread that looks at its process
     # In the fused shape only reports leave the actor; each is a block of its own, so that progress shows at once.
-    context.target_max_block_size = BLOCK_BYTES if spread else 1
+    context.target_max_block_size = _block_bytes(steps) if spread else 1
     with DataContext.current(context):
         # Listing claims no CPU: after nodes are lost, workers may hold all CPUs that are left.  One listing task at a
         # time is far faster than the work, and every further one would be a process more that loads Ray Data while
@@ -77,6 +84,10 @@ def _fused(source: Dataset, steps: Steps, given: Resources, shards: int) -> Data
     return source.map_batches(
         Chain, fn_constructor_args=(steps,), batch_size=1, num_cpus=given.num_cpus, **_pool(given, shards)
     )
+
+
+def _block_bytes(steps: Steps) -> int:
+    return BLOCK_BYTES if steps.batch_bytes is None else max(LEAST_BLOCK_BYTES, int(OF_A_BATCH * steps.batch_bytes))
 
 
 def _spread(source: Dataset, steps: Steps, given: Resources) -> Dataset:
@@ -98,16 +109,22 @@ def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
     """Number of workers that hold the network, and the nodes where they may run."""
     least = min(given.workers, at_most)
     most = min(max(given.workers, given.at_most), at_most)
-    pool = ActorPoolStrategy(min_size=int(least), max_size=None if most == math.inf else int(most))
+    pool = ActorPoolStrategy(
+        min_size=int(least),
+        max_size=None if most == math.inf else int(most),
+        max_concurrent_calls_per_actor=given.calls,
+        enable_true_multi_threading=given.calls > 1,  # else the calls would overlap, but not the step within them
+    )
     return {"compute": pool} | ({"label_selector": dict(given.labels)} if given.labels else {})
 
 
 def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[Batch]:
     """Shard numbers -> decoded rows, in chunks."""
     source, fetch, decode = steps.source(), steps.fetch(), steps.decode()
+    rows = CHUNK_ROWS if steps.batch_bytes is None else steps.batch_size
     for shard in shards["shard"]:
         with source.open(int(shard)) as work:
-            for batch in chain(work.singles(), work.batches(CHUNK_ROWS)):
+            for batch in chain(work.singles(), work.batches(rows)):
                 yield decode(fetch(batch))
 
 

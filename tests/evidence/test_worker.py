@@ -1,0 +1,69 @@
+"""The part worker: its stand-in for a GPU, and how figures are taken from what went through."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vbp.evidence import worker
+from vbp.evidence.worker import PretendedDevice, Taken
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    for name, value in {"IMAGES": 4, "SIZE": 32, "CLASSES": 6}.items():
+        monkeypatch.setattr(worker, name, value)
+
+
+def test_the_step_is_the_one_of_a_gpu_worker():
+    batch = worker.decoded()
+    found = worker.explain(0.0)(batch)
+    assert (found["mask"].shape, found["mask"].dtype) == ((4, 32, 32), np.uint8)
+    assert found["overlay"].shape == (4, 32, 32, 3)
+    assert "pixels" not in found
+    assert all(0 <= number < 6 for number in found["prediction"])
+    assert list(found["error_stage"]) == [None] * 4
+
+
+def test_the_device_works_once_and_then_only_takes_its_time(monkeypatch):
+    clock = SimpleNamespace(perf_counter=lambda: clock.now, sleep=lambda seconds: None, now=100.0)
+    monkeypatch.setattr(worker, "time", clock)
+    device, done = PretendedDevice(0.5), []
+    sent, computed = device.stream(), device.stream()
+    arrived, first, second = device.event(), device.event(), device.event()
+    device.enqueue(sent, lambda: done.append("sent"), None, arrived)
+    device.enqueue(computed, lambda: done.append("one"), arrived, first)
+    device.enqueue(computed, lambda: done.append("other"), None, second)
+    assert (arrived.at, first.at, second.at) == (100, 100.5, 101)  # one after another
+    clock.now = 200.0
+    device.enqueue(computed, lambda: done.append("again"), arrived, first)
+    assert first.at == 200.5
+    assert done == ["sent", "one", "other"]
+
+
+def test_each_call_of_the_step_alone_is_timed():
+    found = worker.step_alone(3)
+    assert len(found) == 3
+    assert min(found) > 0
+
+
+def test_the_rate_is_taken_in_the_middle_and_each_process_counts():
+    """Of 21 batches, the sixth (a quarter) to the nineteenth (nine tenths); one process does two thirds of them."""
+    rows = [{"at": 10.0 + number, "images": 4, "process": number % 3 // 2, "cpu": 0.1 * number} for number in range(21)]
+    found = worker.taken(rows[::-1])
+    assert found.images == 4 * 13
+    assert found.batches == 13
+    assert found.seconds == 13
+    assert found.cpu == pytest.approx(0.1 * (18 - 6) + 0.1 * (17 - 5))
+
+
+@pytest.mark.parametrize(("cores", "target", "notes"), [(2, None, 1), (4, 1.15, 0)])
+def test_the_time_for_a_batch_has_a_target_where_there_are_cores(monkeypatch, cores, target, notes):
+    monkeypatch.setattr(worker, "_cores", lambda: cores)
+    found = [Taken(images=40, seconds=0.3, cpu=0.07), Taken(images=40, seconds=0.15, cpu=0.05)]
+    alone, process, over = worker._figures([2.0, 4.0, 2.5], found)
+    assert (alone.median, alone.target, alone.reached) == (2.5, 3, True)
+    assert (process.values, process.target, process.reached) == (pytest.approx([7, 5]), 8, True)
+    assert (over.values, over.target) == (pytest.approx([2, 1]), target)
+    assert worker._rate(found).rates == [pytest.approx(40 / 0.3), pytest.approx(40 / 0.15)]
+    assert len(worker._notes()) == notes
