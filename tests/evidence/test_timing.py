@@ -2,7 +2,7 @@
 
 import pytest
 
-from vbp.evidence.timing import Case, Figure, Rate, clocked, machine, measure, over, ratio
+from vbp.evidence.timing import Case, Figure, Rate, clocked, machine, measure, named_gpu, over, ratio
 
 
 def test_every_round_is_kept_and_the_warm_up_is_not():
@@ -60,3 +60,12 @@ def test_the_machine_is_told_with_what_is_installed():
 
 def test_rates_of_one_round():
     assert Rate("part", "a", rates=[0.12345]).as_json()["median"] == 0.123
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"), [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"), ("NVIDIA L4", None)]
+)
+def test_two_gpus_have_targets_of_their_own(gpu, name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: gpu)
+    assert named_gpu("cuda") == name
+    assert named_gpu("cpu") is None

@@ -22,8 +22,18 @@ STRANGER = re.compile(r"install\b[^`\n]*\s['\"]vbp\b|pip install vbp\b|\bvbp\\?\
 """What would install it: ``pip install vbp``, ``'vbp[s3]'``."""
 HISTORY = {"CHANGELOG.md", "DECISIONS.md"}
 SHELL_SAYS = "vbp: command not found"
-OPTIONS_OF_OTHERS = {"--head", "--working-dir", "--directory"}
-"""Of Ray and of ``python -m http.server``."""
+PIP = {
+    "--no-deps",
+    "--only-binary",
+    "--python-version",
+    "--platform",
+    "--dest",
+    "--quiet",
+    "--no-index",
+    "--no-compile",
+}
+OPTIONS_OF_OTHERS = {"--head", "--working-dir", "--directory", "--strip-unneeded", "--measured", "--target"} | PIP
+"""Of Ray, of ``python -m http.server``, strip, ``python -m vbp.evidence.expected`` and pip."""
 
 
 def pages():

@@ -21,6 +21,10 @@ PACKAGES = (
 """What a figure may depend on; those that are installed are recorded."""
 
 
+NAMED = ("H100", "H200")
+"""GPUs for which there are targets in images a second; all others have ratios alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """How everything is measured."""
@@ -212,6 +216,15 @@ def machine(device: str) -> dict[str, Any]:
         names["gpu"] = torch.cuda.get_device_name()
     cores = len(os.sched_getaffinity(0))
     return {**names, "cores": cores, "python": platform.python_version(), **_versions()}
+
+
+def named_gpu(device: str) -> str | None:
+    """Which of `NAMED` the device is, so that it has targets of its own; None: none of them."""
+    if device == "cpu":
+        return None
+    import torch
+
+    return next((name for name in NAMED if name in torch.cuda.get_device_name()), None)
 
 
 def _versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ import psutil
 
 from vbp.evidence.gpucheck.scope import PRECISION, Scope
 from vbp.evidence.inputs import write_photos, write_weights
+from vbp.evidence.pipeline import IMAGES as TARGET
 from vbp.evidence.pipeline import stretch
 from vbp.evidence.timing import Figure
 from vbp.evidence.watch import Look, Watched, gpu_use
@@ -23,8 +24,6 @@ WORKERS, DRY_WORKERS = (1, 2, 3), (1,)
 IMAGES, DRY_IMAGES = 24_000, 32
 SHARD_SIZE, DRY_SHARD_SIZE = 500, 4
 MAIN_JOB = "main job through Ray"
-TARGET = 3_500
-"""Images a second of the main job on one H100 or H200 with 16 cores."""
 LOOK_SECONDS = 0.5
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from vbp.evidence.gpucheck.rates import LEAST_OF_BARE
+from vbp.evidence.engine import LEAST
 from vbp.evidence.gpucheck.scope import Scope
 from vbp.evidence.timing import Figure
 from vbp.networks.models import load_model
@@ -29,4 +29,4 @@ def networks(scope: Scope) -> Iterator[Figure]:
         yield Figure("networks", f"{name}: bare forward pass", bare, "images/s")
         yield Figure("networks", f"{name}: masks on the device", ours, "images/s")
         over = [one / other for one, other in zip(ours, bare, strict=True)]
-        yield Figure("networks", f"{name}: masks over bare forward pass", over, target=LEAST_OF_BARE)
+        yield Figure("networks", f"{name}: masks over bare forward pass", over, target=LEAST["cuda"])

@@ -20,7 +20,8 @@ from vbp.networks.models import load_model
 
 PRECISION: Final = "bfloat16"
 """What the main job computes in on a GPU."""
-WARM_UPS = 2
+WARM_UPS = 4
+"""Calls before any that is timed; the third of them records a graph on CUDA."""
 BUSY_SECONDS = 0.05
 """A timed round takes at least so long; shorter work is repeated."""
 
