@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.library import Library
 
 from vbp import explainer as explaining
@@ -46,12 +46,10 @@ OFF = Switches(**{field.name: False for field in fields(Switches)})
 def fake_cuda() -> Iterator[None]:
     """Tensors have no data in this context, and torch believes that there is a CUDA device."""
     with ExitStack() as stack:
-        stack.enter_context(FakeTensorMode())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_fused_shapes())
         stack.enter_context(
-            mock.patch.multiple(
-                torch.cuda, is_available=_yes, device_count=lambda: 1, current_device=lambda: 0, is_bf16_supported=_yes
-            )
+            mock.patch.multiple(torch.cuda, device_count=lambda: 1, current_device=lambda: 0, is_bf16_supported=_yes)
         )
         # torch cannot exchange the data of such tensors, and these read values that there are none of
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _replace_tensors))
@@ -114,7 +112,7 @@ def steps() -> Iterator[tuple[str, Switches]]:
 
 def _built(name: str) -> nn.Module:
     aux = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("meta"):
+    with unset_fake_temporarily(), torch.device("meta"):
         network: nn.Module = torchvision.models.get_model(name, weights=None, **aux)
     return network
 
