@@ -43,6 +43,8 @@ from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 LISTED, RESUMED, FEW, MANY, SHARDS = 1_000_000, 100_000, 1_000, 20_000, 100_000
 STORED = 50_000
 """Files that are written to a store, to be listed there."""
+FINISHED = 262_144
+"""Images of the run that is finished: one file of the index."""
 FILES_A_FOLDER = 1000
 ROWS_A_PART = 50
 """About what the main job commits together, every few seconds, on two cores."""
@@ -299,12 +301,12 @@ def markdown(figures: list[Figure], parts: Sequence[str]) -> str:
 
 def main() -> None:
     """Measure and write the table, after each part anew."""
-    from vbp.evidence import fleet  # it takes the figures and trees from here
+    from vbp.evidence import finish, fleet  # they take the figures and trees from here
 
     parser = argparse.ArgumentParser(prog="python -m vbp.evidence.scale", description=__doc__)
     parser.add_argument("file", type=Path, help="the table to write")
     parser.add_argument(
-        "--parts", nargs="+", default=["listing", "resume", "local", "ray", "driver", "fleet"], help="which"
+        "--parts", nargs="+", default=["listing", "resume", "local", "ray", "driver", "fleet", "finish"], help="which"
     )
     parser.add_argument("--place", help="a new folder on a store, for the parts resume and fleet")
     parser.add_argument("--storage-options", type=json.loads, default={}, help="as of vbp explain")
@@ -321,6 +323,7 @@ def main() -> None:
             "ray": [lambda: memory(folder, FEW // share, MANY // share, "ray")],
             "driver": [lambda: driver(SHARDS // share)],
             "fleet": [lambda: fleet.listing(folder, LISTED // share, None, {})],
+            "finish": [lambda: finish.finish(folder, FINISHED // share)],
         }
         if options.place:
             on_store = (f"{options.place}/tree", options.storage_options)
