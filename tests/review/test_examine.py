@@ -11,6 +11,7 @@ import pytest
 from tests.review import test_validate as damages
 from vbp.errors import UsageError
 from vbp.review.examine import Findings, Request, examine
+from vbp.review.existing import Stretch, compare_stretch
 from vbp.review.output import Output
 from vbp.review.validate import validate
 from vbp.storage.ledger import compaction
@@ -91,8 +92,12 @@ def test_where_the_output_is_not_seen_nothing_is_lost(finished, tmp_path):
     output = Output.open(finished.url)
     Path(finished.url).rename(tmp_path / "moved")
     (part,) = ranges(output.manifest)
-    with pytest.raises(UsageError, match=r"holds no run where it is looked at, on .*--runner local"):
-        examine(Request(output, 0, 0, False), part)
+    for look in (
+        lambda: examine(Request(output, 0, 0, False), part),
+        lambda: compare_stretch(output.folder, Stretch("masks", None, [])),
+    ):
+        with pytest.raises(UsageError, match=r"holds no run where it is looked at, on .*--runner local"):
+            look()
 
 
 def test_the_first_faults_are_the_examples():
@@ -109,7 +114,7 @@ def test_the_first_faults_are_the_examples():
 
 def test_progress_is_told(finished, monkeypatch):
     monkeypatch.setattr(compaction, "ROWS_A_FILE", ROWS)
-    monkeypatch.setattr("vbp.review.validate._FILES_A_WORD", 15)
+    monkeypatch.setattr("vbp.review.existing._FILES_A_WORD", 15)
     told = []
     validate(Output.open(finished.url), on_progress=told.append, spread=here)
-    assert told == [*(f"{rows} rows examined" for rows in (4, 8, 10)), "15 files compared"]
+    assert told == [*(f"{rows} rows examined" for rows in (4, 8, 10)), "15 files compared", "20 files compared"]

@@ -203,6 +203,19 @@ def examine(request: Request, part: Range) -> Examined:
     return _Examiner(request).examined(part)
 
 
+def check_seen(output: Folder) -> None:
+    """Check that this machine sees the output; else all of its rows and files would seem lost.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    if not output.exists(RUN):
+        raise UsageError(
+            f"OUTPUT (={output.url}) holds no run where it is looked at, on {socket.gethostname()}: copy it to where all "
+            "nodes of the cluster see it, or give --runner local."
+        )
+
+
 def recorded(output: Output, part: Range) -> pa.Table:
     """The `Row` of each row of the ledger in a range, and of each image that lacks one, sorted."""
     examiner = _Examiner(Request(output, sample=0, seed=0, deep=False))
@@ -221,11 +234,7 @@ class _Examiner:
 
     def __init__(self, request: Request) -> None:
         self._request, self._output = request, request.output
-        if not self._output.folder.exists(RUN):  # else all of its rows would seem lost
-            raise UsageError(
-                f"OUTPUT (={self._output.folder.url}) holds no run where it is looked at, on {socket.gethostname()}: "
-                "copy it to where all nodes of the cluster see it, or give --runner local."
-            )
+        check_seen(self._output.folder)
         self._files = files_of(self._output.folder, self._output.config)
         self._expected: list[Expected] = []
         self.found = Examined()

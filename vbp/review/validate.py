@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import heapq
-import os
 import shlex
 import uuid
 from collections import Counter
@@ -41,6 +40,7 @@ from vbp.review.examine import (
     recorded,
     reopen,
 )
+from vbp.review.existing import Compared, compare, compare_stretch, existing, stretches
 from vbp.review.output import Output
 from vbp.review.status import is_at_work
 from vbp.storage.files import Folder
@@ -93,8 +93,6 @@ FAULTS = {
 """Kind of fault -> its description."""
 
 _THREADS = 16
-_FILES_A_WORD = 10_000
-"""Files after which progress is told."""
 _MOST = 32
 """Ranges that are examined, or whose findings wait."""
 
@@ -390,29 +388,19 @@ class _Check:
                 elif [row.content for row in of_ledger] != [of_index[0].content]:
                     findings.add("index row differs", key)
 
-    def _compare_files(self, expected: Iterable[Expected]) -> int:
-        """Merge the expected files with the existing ones; returns the number of files."""
-        files = 0
-        wanted = groupby(expected, key=lambda each: each.path)
-        path, users = next(wanted, (None, iter(())))
-        for file, size in self._listed():
-            files += 1
-            if not files % _FILES_A_WORD:
-                self._tell(f"{files} files compared")
-            while path is not None and path < file:
-                self._lost(users)
-                path, users = next(wanted, (None, iter(())))
-            if path != file:
-                if not self._files.may_be_under_way(os.fsdecode(file), self._unfinished):
-                    self._strays.append(os.fsdecode(file))
-                continue
-            for each in users:
-                if size is not None and size < each.least:
-                    self._findings.add("file short", f"{os.fsdecode(file)}: {size} bytes", each.shard, each.position)
-            path, users = next(wanted, (None, iter(())))
-        while path is not None:
-            self._lost(users)
-            path, users = next(wanted, (None, iter(())))
+    def _compare_files(self, expected: Sorter[Expected]) -> int:
+        """Compare the expected files with the existing ones, in stretches by workers; returns the number of files."""
+        folder, folders, files = self._output.folder, self._files.folders, 0
+        cut = None if self._spread is here else stretches(folder, folders, expected)
+        if cut is None:
+            results: Iterable[Compared] = [compare(expected, existing(folder, folders), self._tell)]
+        else:
+            results = self._spread(partial(compare_stretch, folder), cut, most=_MOST)
+        for found in results:
+            files += found.files
+            self._tell(f"{files} files compared")
+            self._findings.extend(found.findings)
+            self._strays += (path for path in found.strays if not self._files.may_be_under_way(path, self._unfinished))
         return files
 
     def _sort_strays(self) -> None:
@@ -442,18 +430,6 @@ class _Check:
                 for part in parts:
                     self._findings.add("part damaged", f"{part.path}: the manifest has no shard {shard}")
                     self._damaged.append(part)
-
-    def _listed(self) -> Iterator[tuple[bytes, int | None]]:
-        """Path and size of every result file, in byte order of the path."""
-        for folder in sorted(self._files.folders):
-            with contextlib.suppress(FileNotFoundError):
-                for file in self._output.folder.child(folder).walk():
-                    yield os.fsencode(f"{folder}/{file.path}"), file.size
-
-    def _lost(self, users: Iterable[Expected]) -> None:
-        for each in users:
-            if each.least:
-                self._findings.add("file lost", os.fsdecode(each.path), each.shard, each.position)
 
 
 @contextlib.contextmanager

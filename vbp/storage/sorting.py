@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,26 @@ class Sorter(Generic[T]):
         """Add the items of a table, which are sorted; none is kept in memory."""
         if table.num_rows:
             self._write_table(table)
+
+    def cut(self, starts: Sequence[Any]) -> list[list[pa.Table]]:
+        """The items in pieces: for each of these values of the first field, which are sorted, those from it on.
+
+        Items before the first value belong to the first piece.  A piece has several sorted tables, which are read from
+        disk when they are used.
+        """
+        if self._items:
+            self._write_run()
+        tables = [pa.ipc.open_file(pa.memory_map(str(run))).read_all() for run in self._runs]
+        ends = [
+            [bisect_left(table.column(0), start, key=lambda value: value.as_py()) for start in starts[1:]]
+            + [table.num_rows]
+            for table in tables
+        ]
+        pieces: list[list[pa.Table]] = []
+        for number in range(len(starts)):
+            places = [(table, ([0] + own)[number], own[number]) for table, own in zip(tables, ends, strict=True)]
+            pieces.append([table.slice(first, end - first) for table, first, end in places if first < end])
+        return pieces
 
     def __iter__(self) -> Iterator[T]:
         """All items, from the smallest to the largest."""
