@@ -32,6 +32,7 @@ from vbp.pipeline import Observer, RunConfig, run
 from vbp.review.output import Output
 from vbp.review.validate import validate
 from vbp.storage.files import Folder
+from vbp.storage.ledger import compaction
 from vbp.storage.ledger.holder import holder
 from vbp.storage.ledger.lease import TAKE_OVER_AFTER
 from vbp.storage.record import SUCCESS, is_complete
@@ -70,6 +71,7 @@ def attempt(made: RunConfig, log: str | None, fatal: int | None) -> None:
     from vbp.pipeline.steps import Decode
 
     torch.set_num_threads(1)
+    compaction.ROWS_A_FILE = 2 * SHARD  # so that the index has several files, made by tasks where the run has Ray
     decode = Decode.run
 
     def logged(self, batch):

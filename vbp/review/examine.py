@@ -211,8 +211,8 @@ def check_seen(output: Folder) -> None:
     """
     if not output.exists(RUN):
         raise UsageError(
-            f"OUTPUT (={output.url}) holds no run where it is looked at, on {socket.gethostname()}: copy it to where all "
-            "nodes of the cluster see it, or give --runner local."
+            f"OUTPUT (={output.url}) holds no run where it is looked at, on {socket.gethostname()}: copy it to where "
+            "all nodes of the cluster see it, or give --runner local."
         )
 
 
