@@ -1,5 +1,8 @@
 """The engine on weaker processors: each in a process that uses no more of this one."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from vbp.evidence import capabilities as module
@@ -36,6 +39,33 @@ def test_integers_are_held_against_the_best_floats():
     assert (figure.name, figure.values, figure.target) == ("AVX512-BF16: int8 over bfloat16, vgg16", [1.5, 2.0], 1.7)
     (figure,) = module._figures(AVX2, {each.name: each for each in (slow, integers)})
     assert (figure.name, figure.values, figure.target) == ("AVX2: int8 over float32, vgg16", [3.0, 4.0], 2.3)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not present(), reason="only x86 processors act as others")
+def test_one_convolution_shows_what_a_network_can_gain(setup, monkeypatch):
+    """The network itself is not run."""
+    run, asked = module.subprocess.run, []
+
+    def only_the_convolution(command, **settings):
+        task = json.loads(command[-1])
+        asked.append(task["network"])
+        if task["network"] == "one convolution":
+            return run(command, **settings)
+        return SimpleNamespace(stdout="{}")
+
+    monkeypatch.setattr(module.subprocess, "run", only_the_convolution)
+    monkeypatch.setattr(module, "present", lambda: present()[:1])
+    found = capabilities(setup, networks=["vgg16", "densenet201"])
+    assert asked == ["vgg16", "densenet201", "one convolution"]
+    weakest = present()[0].name
+    assert [rate.name for rate in found.rates] == [
+        f"{weakest}: alone, one convolution, {precision}" for precision in ("float32", "int8")
+    ]
+    (figure,) = found.figures
+    assert (figure.name, figure.target) == (f"{weakest}: int8 over float32, one convolution", None)
+    floats, integers = (rate.rates for rate in found.rates)
+    assert figure.values == [one / other for one, other in zip(integers, floats, strict=True)]
 
 
 def test_another_processor_is_said(setup, monkeypatch):

@@ -5,7 +5,8 @@ each capability is measured in processes of its own, with one thread, as in ever
 oneDNN keeps 1,024 prepared operations, and five networks in two precisions need more; those that it has dropped are
 prepared anew in every pass. For the comparison with the bare forward pass all networks run with their classifier. Int8
 is compared with floats without the classifier, since that stays in float32: this is the main job with weights that
-have no classifier.
+have no classifier. One convolution, of which everything stays in the cache, is measured in each precision, too: it
+shows what the processor's instructions allow, and so what a network can gain by int8 at most, but for its other layers.
 
 The variables do not limit MKL. torch multiplies matrices with it, and so computes some 1x1 convolutions of the bare
 pass. On a real processor with SSE4.1 alone these would be slower.
@@ -25,20 +26,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vbp.evidence.rivals import bare_forward
 from vbp.evidence.timing import Case, Figure, Findings, Rate, Setup, clocked, measure, ratio
 from vbp.explainer import PRECISIONS, Explainer, has_bfloat16
 from vbp.networks.model import Model
 from vbp.networks.models import load_model
+from vbp.saliency.prepared.byte_layers import QuantisedConvolution, Step
 from vbp.saliency.prepared.calibration import LEAST_IMAGES
+from vbp.saliency.prepared.cpu import PackedConvolution
 from vbp.saliency.prepared.int8 import Scales
 from vbp.saliency.visualbackprop import VisualBackProp
 
 FLOATS = ("float32", "bfloat16")
 NETWORKS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_large", "densenet201")
 IN_INTEGERS = ("vgg16", "resnet50")
+ONE_CONVOLUTION = "one convolution"
 LEAST = 0.95
 """Target: masks a second, as a share of those of the bare forward pass."""
 LEAST_OF_INTEGERS = {"AVX2": 2.3, "AVX512-BF16": 1.7}
@@ -92,7 +96,8 @@ def capabilities(setup: Setup, networks: Sequence[str] = NETWORKS, size: int = 2
     findings = Findings()
     for capability in present():
         rates: dict[str, Rate] = {}
-        for network in networks:
+        limits = [ONE_CONVOLUTION] if set(networks) & set(IN_INTEGERS) else []
+        for network in (*networks, *limits):
             task = {"network": network, "size": size, "rounds": setup.rounds, "batch_size": setup.batch_size}
             done = subprocess.run(
                 [sys.executable, "-m", MODULE, json.dumps(task)],
@@ -114,11 +119,11 @@ def _figures(capability: Capability, rates: Mapping[str, Rate]) -> Iterator[Figu
         if title == "vbp":
             figure = f"{capability.name}: engine over bare forward, {rest}"
             yield ratio(figure, ours, rates[f"bare forward, {rest}"], LEAST)
-        elif title == FEATURES and precision == "int8":
-            floats = [rates[each] for each in (f"{FEATURES}, {network}, {other}" for other in FLOATS) if each in rates]
+        elif precision == "int8":
+            floats = [rates[each] for each in (f"{title}, {network}, {other}" for other in FLOATS) if each in rates]
             best = max(floats, key=lambda rate: rate.median)
             figure = f"{capability.name}: int8 over {best.name.rpartition(', ')[2]}, {network}"
-            yield ratio(figure, ours, best, LEAST_OF_INTEGERS.get(capability.name))
+            yield ratio(figure, ours, best, LEAST_OF_INTEGERS.get(capability.name) if title == FEATURES else None)
 
 
 def _rate(capability: Capability, name: str, rounds: list[float]) -> Rate:
@@ -146,6 +151,31 @@ def _cases(name: str, size: int, batch_size: int) -> Iterator[Case]:
         yield Case("capabilities", f"{FEATURES}, {name}, {precision}", once)
 
 
+def _one_convolution(batch_size: int) -> Iterator[Case]:
+    convolution = nn.Conv2d(128, 128, 3, padding=1)
+    bytes_BCHW = torch.randint(256, (batch_size, 128, 28, 28), dtype=torch.uint8)
+    bytes_BCHW = bytes_BCHW.contiguous(memory_format=torch.channels_last)
+    for precision in FLOATS if has_bfloat16("cpu") else FLOATS[:1]:
+        dtype = PRECISIONS[precision]
+        layer = PackedConvolution(deepcopy(convolution).to(dtype), None, "relu")
+        yield _repeated(precision, layer, bytes_BCHW.to(dtype))
+    step = Step(0.01, 0)
+    yield _repeated("int8", QuantisedConvolution(convolution, None, "relu", step, step), bytes_BCHW)
+
+
+def _repeated(precision: str, layer: nn.Module, map_BCHW: Tensor) -> Case:
+    def work() -> None:
+        with torch.inference_mode():
+            for _ in range(REPEATS):
+                layer(map_BCHW)
+
+    return Case("capabilities", f"alone, {ONE_CONVOLUTION}, {precision}", clocked(work, REPEATS * len(map_BCHW)))
+
+
+REPEATS = 20
+"""How often one convolution is computed for one measurement; once takes milliseconds."""
+
+
 def _scales(model: Model, images_BCHW: Tensor) -> Scales:
     """Scales calibrated with pixels of about the normalised range; with random weights the masks do not matter."""
     images = [partial(torch.clone, images_BCHW[:1] * 4 - 2)] * LEAST_IMAGES
@@ -155,8 +185,9 @@ def _scales(model: Model, images_BCHW: Tensor) -> Scales:
 def _rounds(task: Mapping[str, Any]) -> dict[str, list[float]]:
     """Images a second of every case in this process, by its name."""
     torch.set_num_threads(1)
-    cases = list(_cases(task["network"], task["size"], task["batch_size"]))
-    measured = measure(cases, task["rounds"], lambda line: None)
+    network, batch_size = task["network"], task["batch_size"]
+    cases = _one_convolution(batch_size) if network == ONE_CONVOLUTION else _cases(network, task["size"], batch_size)
+    measured = measure(list(cases), task["rounds"], lambda line: None)
     return {name: rate.rates for name, rate in measured.items()}
 
 
