@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vbp import explainer
 from vbp.evidence.launches import OFF, fake_cuda, fake_explainer, main, watched
+from vbp.pipeline.finishing import Finishing
 from vbp.saliency import VisualBackProp
 from vbp.saliency.prepared.captured import Captured
 from vbp.saliency.prepared.watch import Watch
@@ -70,6 +71,16 @@ def test_predicted_classes_of_other_families(name):
     with fake_cuda():
         watch = watched(fake_explainer(name, precision="bfloat16", target="predicted"))
     check(watch, 1.2 * FAMILIES[name])
+
+
+@pytest.mark.parametrize("mask_format", ["png8", "png16", "npy"])
+@pytest.mark.parametrize("overlay_style", [None, "heat", "red", "reference"])
+def test_what_a_run_stores_is_computed_there_too(mask_format, overlay_style):
+    finish = Finishing(mask_format=mask_format, overlay_style=overlay_style)
+    with fake_cuda():
+        plain = watched(fake_explainer("alexnet", precision="bfloat16"), 4, 64)
+        finished = watched(fake_explainer("alexnet", precision="bfloat16", finish=finish), 4, 64)
+    check(finished, plain.kernels.total() + 40)
 
 
 def test_the_network_is_on_the_device_in_its_precision():

@@ -24,6 +24,7 @@ from torch.library import Library
 from vbp import explainer as explaining
 from vbp.evidence.page import table
 from vbp.explainer import Explainer
+from vbp.images import on_device
 from vbp.networks.model import Model
 from vbp.networks.preprocessing import IMAGENET
 from vbp.saliency import smoothing
@@ -136,7 +137,8 @@ def _yes(*_: Any, **__: Any) -> bool:
 
 def _forget() -> None:
     """Tensors of one context are of no use in another."""
-    for cached in (cuda._shares, descent._matrix, smoothing._kept):
+    drawing = (on_device._heat_colours, on_device._normalisation)
+    for cached in (cuda._shares, descent._matrix, smoothing._kept, *drawing):
         cached.cache_clear()
 
 
