@@ -12,7 +12,7 @@ from vbp.errors import ModelError, UsageError
 from vbp.explainer import Explainer
 from vbp.networks.models import load_model
 from vbp.saliency import VisualBackProp
-from vbp.saliency.prepared import calibration
+from vbp.saliency.prepared import calibration, int8
 from vbp.saliency.prepared.int8 import Scales, quantised
 
 from ..conftest import randomise, small_vgg
@@ -125,6 +125,16 @@ def test_what_is_read_later_is_not_overwritten():
             layer.overwrites = False
     for one, other in zip(found(image).maps_N1HW, careful(image).maps_N1HW, strict=True):
         assert torch.equal(one, other)
+
+
+def test_where_torch_cannot_add_integers_additions_stay_in_float32(monkeypatch):
+    vbp = small_pass(randomise(Residual()))
+    scales = vbp.calibrate(small_images(10), least=-1)
+    for module in (calibration, int8):
+        monkeypatch.setattr(module, "can_add", lambda: False)
+    assert vbp.calibrate(small_images(10), least=-1) == replace(scales, additions=())
+    with pytest.raises(UsageError, match="cannot add within a convolution of integers here"):
+        quantised(vbp._forward, scales)
 
 
 class Pooled(Residual):

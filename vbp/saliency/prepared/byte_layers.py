@@ -53,13 +53,23 @@ def can_quantise(device: str) -> bool:
     Args:
         device: only cpu can.
     """
+    step, zeros = Step(1.0, 0), torch.zeros(1, 4, 2, 2, dtype=torch.uint8, device="cpu")
     try:
-        step, zeros = Step(1.0, 0), torch.zeros(1, 4, 2, 2, dtype=torch.uint8, device="cpu")
-        layer = QuantisedAddition(nn.Conv2d(4, 4, 1, device="cpu"), None, step, step, step)
-        layer(zeros, zeros)
+        QuantisedConvolution(nn.Conv2d(4, 4, 1, device="cpu"), None, "relu", step, None)(zeros)
     except (AttributeError, RuntimeError):
         return False
     return device == "cpu"
+
+
+@cache
+def can_add() -> bool:
+    """Whether torch can add within a convolution of 8-bit integers; tried once, too."""
+    step, zeros = Step(1.0, 0), torch.zeros(1, 4, 2, 2, dtype=torch.uint8, device="cpu")
+    try:
+        QuantisedAddition(nn.Conv2d(4, 4, 1, device="cpu"), None, step, step, step)(zeros, zeros)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 class QuantisedConvolution(nn.Module):

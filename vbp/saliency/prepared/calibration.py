@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from vbp.errors import ModelError, UsageError
 from vbp.saliency.forward import ForwardPass, evaluating
-from vbp.saliency.prepared.byte_layers import FromBytes, QuantisedConvolution, Step, ToBytes
+from vbp.saliency.prepared.byte_layers import FromBytes, QuantisedConvolution, Step, ToBytes, can_add
 from vbp.saliency.prepared.chains import modules_of
 from vbp.saliency.prepared.int8 import Scales, quantised
 from vbp.saliency.prepared.quantisable import of_equal_shapes, quantisable_additions, quantisable_chains
@@ -105,7 +105,9 @@ def _ranges(forward: ForwardPass, images: Sequence[Callable[[], Tensor]]) -> dic
 
 
 def _additions(forward: ForwardPass, image_1CHW: Tensor) -> tuple[str, ...]:
-    """The additions that can be computed in integers."""
+    """The names of the additions that can be computed in integers; none where torch cannot."""
+    if not can_add():
+        return ()
     shape = torch.Size(image_1CHW.shape)
     found = of_equal_shapes(quantisable_additions(forward), forward.model, (shape[0], shape[1], shape[2], shape[3]))
     return tuple(node.name for node in found)

@@ -26,6 +26,7 @@ from vbp.saliency.prepared.byte_layers import (
     QuantisedConvolution,
     Step,
     ToBytes,
+    can_add,
 )
 from vbp.saliency.prepared.chains import modules_of, nodes_until
 from vbp.saliency.prepared.quantisable import Addition, quantisable_additions, quantisable_chains
@@ -66,8 +67,14 @@ def quantised(forward: ForwardPass, scales: Scales) -> ForwardPass:
         scales: the scales of this network.
 
     Raises:
-        UsageError: the scales belong to another network, or this torch has no quantised convolutions.
+        UsageError: the scales belong to another network, or this torch has no quantised convolutions, or none that
+            add where the scales tell it to.
     """
+    if scales.additions and not can_add():
+        raise UsageError(
+            f"precision 'int8': torch {torch.__version__} cannot add within a convolution of integers here, and these "
+            "scales were calibrated where it can; run it there, or calibrate again."
+        )
     module = GraphModule(forward.model, deepcopy(forward.graph))
     try:
         _Rewriting(module, scales).run()
