@@ -180,6 +180,20 @@ def test_layers_go_back_to_float32_until_the_masks_are_right(monkeypatch):
     assert len(vbp.calibrate(small_images(10)).floats) == 2
 
 
+def test_additions_go_back_to_float32_if_no_number_of_layers_helps(monkeypatch):
+    vbp, tried = small_pass(randomise(Residual())), []
+
+    def watched(forward, scales):
+        tried.append((len(scales.floats), len(scales.additions)))
+        return quantised(forward, scales)
+
+    monkeypatch.setattr(calibration, "quantised", watched)
+    monkeypatch.setattr(calibration, "_correlation", lambda *masks: float(tried[-1] == (1, 0)))
+    scales = vbp.calibrate(small_images(10))
+    assert (len(scales.floats), scales.additions) == (1, ())
+    assert tried == [(0, 2), (1, 2), (2, 2), (3, 2), (0, 0), (1, 0)]
+
+
 def test_a_network_that_integers_do_not_suit_is_refused(monkeypatch):
     monkeypatch.setattr(calibration, "_correlation", lambda *masks: 0.5)
     with pytest.raises(

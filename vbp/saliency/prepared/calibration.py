@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,7 +41,8 @@ def calibrate(
 ) -> Scales:
     """Find ranges on most of the images; then put layers back to float32 until the masks of the others are right.
 
-    The layer that loses most goes first, then the next, and at most half of them.
+    The layer that loses most goes first, then the next, and at most half of them. If that is not enough, the additions
+    of residual blocks go back, too.
 
     Args:
         forward: a float32 pass on the CPU.
@@ -62,24 +65,27 @@ def calibrate(
         scales = Scales(_ranges(forward, seen), additions=_additions(forward, images[0]()))
         expected = [mask_of(forward, image()) for image in held_out]
 
-        def correlation() -> float:
-            integers = quantised(forward, scales)
-            return min(
-                _correlation(mask, mask_of(integers, image())) for mask, image in zip(expected, held_out, strict=True)
-            )
-
-        if (reached := correlation()) >= least:
-            return scales
-        worst_first = _worst_first(forward, scales, seen[:RANKED_BY])
-        for count in _counts(len(worst_first)):
-            scales = scales.leaving(worst_first[:count])
-            if (reached := correlation()) >= least:
-                return scales
+        worst_first = cache(lambda: _worst_first(forward, scales, seen[:RANKED_BY]))
+        for tried in _choices(scales, worst_first):
+            integers = quantised(forward, tried)
+            found = (mask_of(integers, image()) for image in held_out)
+            reached = min(_correlation(mask, other) for mask, other in zip(expected, found, strict=True))
+            if reached >= least:
+                return tried
     raise ModelError(
-        f"precision 'int8' does not suit this network: with {len(scales.floats)} of {len(worst_first)} convolutions in "
-        f"float32, a mask still correlates by no more than {reached:.4f} with that in float32, and {least} is wanted; "
-        "use float32 or bfloat16."
+        f"precision 'int8' does not suit this network: with {len(tried.floats)} of {len(worst_first())} convolutions "
+        f"in float32, a mask still correlates by no more than {reached:.4f} with that in float32, and {least} is "
+        "wanted; use float32 or bfloat16."
     )
+
+
+def _choices(scales: Scales, worst_first: Callable[[], list[str]]) -> Iterator[Scales]:
+    """What is tried, in order: more and more convolutions in float32; then again, with all additions in float32."""
+    yield scales
+    for count in _counts(len(worst_first())):
+        yield scales.leaving(worst_first()[:count])
+    if scales.additions:
+        yield from _choices(replace(scales, additions=()), worst_first)
 
 
 def _counts(layers: int) -> Iterator[int]:
