@@ -160,12 +160,11 @@ class _Convolve:
         return output
 
     def onto(self, bytes_NCHW: Tensor, added_NKHW: Tensor, added: Step) -> Tensor:
-        """The next map, with another one added, which is overwritten."""
+        """The next map: the other one, with this convolution added to it where it lies."""
         operands, addition = self._operands(bytes_NCHW), (*added, "sum", None)
-        output: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-            *operands, added_NKHW, *self._settings, *addition, *self._activation
-        )
-        return output
+        # it also returns a copy, which nobody needs
+        torch.ops.onednn.qconv2d_pointwise.binary(*operands, added_NKHW, *self._settings, *addition, *self._activation)
+        return added_NKHW
 
     def _operands(self, bytes_NCHW: Tensor) -> tuple[Any, ...]:
         return (bytes_NCHW, *self._source, self._weight_for(bytes_NCHW.shape), *self._scales)
