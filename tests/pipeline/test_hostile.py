@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vbp.pipeline import RunConfig, run
+from vbp.storage.manifest import manifest, stretches
 
 NAMES = [
     "two words.png", "a#b.png", "a?b.png", "100%.png", "%41.png", "a[1].png", "b*.png", "x::y.png", "quote'\"s.png",
@@ -70,9 +71,21 @@ def test_every_name_gets_its_row_and_its_own_files(odd_tree, network_file, tmp_p
     assert (1, 1) in sizes
 
 
-def test_the_same_tree_through_ray(odd_tree, network_file, tmp_path, ray_session):
+def test_the_same_tree_through_ray(odd_tree, network_file, tmp_path, ray_session, monkeypatch):
+    """Also listed by workers, after its first images."""
+    made, make = [], stretches.Rest.files
+
+    def watched(*arguments):
+        made.extend(names := list(make(*arguments)))
+        return names
+
+    monkeypatch.setattr(stretches.Rest, "files", watched)
+    monkeypatch.setattr(stretches, "ALONE", 1)
+    monkeypatch.setattr(manifest, "_SHARDS_PER_PART", 1)
     run(config(odd_tree, tmp_path / "local", network_file))
-    run(config(odd_tree, tmp_path / "ray", network_file, runner="ray", workers=1, shard_size=10))
+    assert not made
+    run(config(odd_tree, tmp_path / "ray", network_file, runner="ray", workers=1, shard_size=2))
+    assert made
     files = [
         {str(p.relative_to(tmp_path / o)): p.read_bytes() for p in (tmp_path / o / "masks").rglob("*") if p.is_file()}
         for o in ("local", "ray")

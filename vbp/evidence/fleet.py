@@ -29,8 +29,8 @@ from vbp.storage.manifest.manifest import write_manifest
 IMAGES, FLEET = 100_000_000, 64
 """Images and workers of the estimates."""
 WORKERS = (1, 2)
-_SHARDS, _SHARE = 256, 10
-"""Shards in a file of the manifest, and the part of the tree that the first process lists alone: one N-th."""
+_SHARDS = 256
+"""Shards in a file of the manifest."""
 _THREADS = 16
 
 
@@ -58,14 +58,17 @@ def listing(folder: Path, files: int, place: str | None, options: Mapping[str, A
     else:
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda name: tree.write(name, b"."), named(files)))
+    first = _SHARDS * _shard_size(files)
     alone = watched(_listed, tree.url, str(folder / "alone"), options, files, 0)
     yield _rate(f"{files:,} files {where}, listed by one process", alone, files)
     shared = {}
     for workers in WORKERS:
         shared[workers] = watched(_listed, tree.url, str(folder / f"by-{workers}"), options, files, workers)
-        yield _rate(f"a tenth of them by one, the others by {workers} more, on the same cores", shared[workers], files)
+        yield _rate(
+            f"{first:,} of them by one, the others by {workers} more, on the same cores", shared[workers], files
+        )
     each = _seconds(alone) / files
-    by_workers = (_cpu(shared[1]) - shared[1].value.cpu) / (files - files // _SHARE)
+    by_workers = (_cpu(shared[1]) - shared[1].value.cpu) / (files - first)
     yield figure("CPU of a worker for a million files", by_workers * 1e6, "s")
     told = f"{stretches.ALONE:,} by one process first, if the store answers so many; not measured"
     yield figure(f"estimate: {IMAGES:,} files {where} by one process", each * IMAGES / 60, "min", detail="not measured")
@@ -73,11 +76,16 @@ def listing(folder: Path, files: int, place: str | None, options: Mapping[str, A
     yield figure(f"estimate: the same by {FLEET} workers with a core each", fleet / 60, "min", detail=told)
 
 
+def _shard_size(files: int) -> int:
+    """Images in a shard; of few files small ones, so that the first process does not list all."""
+    return max(64, min(prepare.SHARD_SIZE, files // 1000))
+
+
 def _listed(tree: str, output: str, options: Mapping[str, Any], files: int, workers: int) -> Took:
     """List a tree; `workers`: tasks at a time that help, 0 for none."""
     from vbp.pipeline.on_ray import cluster, spread
 
-    size = max(1, files // _SHARE // _SHARDS)
+    size = _shard_size(files)
     stretches.ALONE, spread.AT_ONCE = size * _SHARDS, workers
     config = RunConfig(input=tree, output=output, shard_size=size, storage_options=options)
     source, left_out = Folder(tree, options), LeftOut()

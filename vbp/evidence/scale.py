@@ -41,7 +41,7 @@ from vbp.storage.ledger.compaction import compact
 from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 
 LISTED, RESUMED, FEW, MANY, SHARDS = 1_000_000, 100_000, 1_000, 20_000, 100_000
-STORED = 50_000
+STORED = 100_000
 """Files that are written to a store, to be listed there."""
 FINISHED = 262_144
 """Images of the run that is finished: one file of the index."""

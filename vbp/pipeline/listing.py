@@ -188,6 +188,7 @@ class Checked:
             return rows, None
 
         def stop() -> None:
+            observer.note("INPUT is large: workers of Ray list the rest of it.")
             rows.close()
             self._choice = Choice(TRIED)  # `due` chooses among all images then
 

@@ -48,7 +48,9 @@ _WORDS = {
 
 def is_system(path: str) -> bool:
     """Whether the file at `path` is hidden or a system file, or lies in such a folder."""
-    return any(_is_system_name(name) for name in path.split("/"))
+    names = path.lower().split("/")
+    is_hidden = path.startswith(".") or "/." in path  # `.` and `..` in a bucket's keys are not
+    return not SYSTEM_NAMES.isdisjoint(names) or (is_hidden and any(map(_is_hidden, names)))
 
 
 def suffix_of(path: str) -> str:
@@ -104,10 +106,8 @@ def suffixes_in(text: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name if name == NO_SUFFIX else f".{name.lstrip('.')}" for name in names))
 
 
-def _is_system_name(name: str) -> bool:
-    if name[:1] == ".":
-        return name not in (".", "..")
-    return name.lower() in SYSTEM_NAMES
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") and name not in (".", "..")
 
 
 def _phrase(kind: str, count: int) -> str:

@@ -128,14 +128,16 @@ def test_a_level_too_large_is_listed_plainly(s3_server, fault_proxy, monkeypatch
     assert fault_proxy.counts["LIST"] <= 2  # the second was given up, perhaps before it began
 
 
-def test_an_unspeakable_name_in_one_folder(s3_server):
-    names = [*names_below("abc", 5), "b/new\nline.jpg", "b/tab\t.jpg"]
-    assert filled(s3_server, names).list() == sorted(names)
+def in_branches(folder):
+    cut = folder.cut_up()
+    return [file.path for file in (folder.walk() if cut is None else folder.walk_branches(cut))]
 
 
-def test_an_unspeakable_folder(s3_server):
-    names = [*names_below("abc", 5), "new\nline/x.jpg", "z/y.jpg"]
-    assert filled(s3_server, names).list() == sorted(names)
+@pytest.mark.parametrize("listed", [Folder.list, in_branches])
+@pytest.mark.parametrize("odd", [["b/new\nline.jpg", "b/tab\t.jpg"], ["new\nline/x.jpg", "z/y.jpg"]])
+def test_an_unspeakable_name_or_folder(s3_server, listed, odd):
+    names = [*names_below("abc", 5), *odd]
+    assert listed(filled(s3_server, names)) == sorted(names)
 
 
 def test_an_error_in_one_folder(s3_server, fault_proxy, monkeypatch):
@@ -148,11 +150,12 @@ def test_an_error_in_one_folder(s3_server, fault_proxy, monkeypatch):
         next(stream)
 
 
-def test_a_throttled_folder_is_waited_for(s3_server, fault_proxy):
+@pytest.mark.parametrize("listed", [Folder.list, in_branches])
+def test_a_throttled_folder_is_waited_for(s3_server, fault_proxy, listed):
     names = names_below("abc", 5)
     folder = filled(s3_server, names, fault_proxy)
     fault_proxy.faults = [Fault("slowdown", methods="LIST", path="/b/$", times=2)]
-    assert folder.list() == names
+    assert listed(folder) == names
 
 
 def test_who_leaves_early_leaves_no_thread(s3_server, monkeypatch):

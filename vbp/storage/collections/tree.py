@@ -1,7 +1,7 @@
 """The images of a tree as a stream of rows; images of manifest files are in ``manifestfile``."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vbp.storage.files import File, Folder
@@ -52,8 +52,9 @@ def list_tree(
     Raises:
         FileNotFoundError, StorageError: as for ``Folder.walk``.
     """
+    is_image = _recognised_by(suffixes)
     for file in folder.walk() if files is None else files:
-        if is_system(file.path) or not _ends_in(file.path, suffixes):
+        if is_system(file.path) or not is_image(file.path):
             if left_out is not None:
                 left_out.add(file.path)
             continue
@@ -69,7 +70,7 @@ def one_image(source: Folder, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Manif
     """
     place = source.url.partition("?")[0] if source.is_web else source.url
     name = place.rstrip("/").rpartition("/")[2]
-    if not _ends_in(name, suffixes):
+    if not _recognised_by(suffixes)(name):
         return None
     size = None if source.is_web else source.size()
     if size is None and not source.is_web:
@@ -77,6 +78,8 @@ def one_image(source: Folder, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Manif
     return ManifestRow(key_of(name), source.uri(), b"", None, size, source.version())
 
 
-def _ends_in(path: str, suffixes: Sequence[str]) -> bool:
+def _recognised_by(suffixes: Sequence[str]) -> Callable[[str], bool]:
+    """Says of a path whether its suffix is one of these."""
     ends = tuple(suffix for suffix in suffixes if suffix != NO_SUFFIX)
-    return path.lower().endswith(ends) or (len(ends) < len(suffixes) and not suffix_of(path))
+    takes_none = NO_SUFFIX in suffixes
+    return lambda path: path.lower().endswith(ends) or (takes_none and not suffix_of(path))

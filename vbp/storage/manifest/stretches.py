@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import dropwhile, islice
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -92,7 +92,7 @@ def list_stretch(task: ToList) -> Stretch:
         UsageError: an image is refused.
     """
     left_out, labels, images = LeftOut(KINDS), Labels(), 0
-    files = (file for file in task.source.walk_branches(task.branches) if os.fsencode(file.path) > task.after)
+    files = dropwhile(lambda file: os.fsencode(file.path) <= task.after, task.source.walk_branches(task.branches))
     rows = task.check(list_tree(task.source, suffixes=task.suffixes, left_out=left_out, files=files))
     writer = None if task.output is None else new_files(task.output)
     while some := list(islice(rows, _ROWS_AT_ONCE)):
