@@ -7,6 +7,7 @@ are not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest import stretches
 from vbp.storage.manifest.manifest import write_manifest
+from vbp.storage.spreading import Spread, ignored
 
 IMAGES, FLEET = 100_000_000, 64
 """Images and workers of the estimates."""
@@ -61,19 +63,23 @@ def listing(folder: Path, files: int, place: str | None, options: Mapping[str, A
     first = _SHARDS * _shard_size(files)
     alone = watched(_listed, tree.url, str(folder / "alone"), options, files, 0)
     yield _rate(f"{files:,} files {where}, listed by one process", alone, files)
-    shared = {}
     for workers in WORKERS:
-        shared[workers] = watched(_listed, tree.url, str(folder / f"by-{workers}"), options, files, workers)
-        yield _rate(
-            f"{first:,} of them by one, the others by {workers} more, on the same cores", shared[workers], files
-        )
-    each = _seconds(alone) / files
-    by_workers = (_cpu(shared[1]) - shared[1].value.cpu) / (files - first)
-    yield figure("CPU of a worker for a million files", by_workers * 1e6, "s")
-    told = f"{stretches.ALONE:,} by one process first, if the store answers so many; not measured"
+        shared = watched(_listed, tree.url, str(folder / f"by-{workers}"), options, files, workers)
+        yield _rate(f"{first:,} of them by one, the others by {workers} more, on the same cores", shared, files)
+    theirs = watched(_tasks, tree.url, str(folder / "tasks"), options, files).value / (files - first)
+    ours = (shared.value.cpu - alone.value.cpu * first / files) / (files - first)
+    yield figure("CPU of workers for a million files, without Ray's", theirs * 1e6, "s")
+    yield figure("CPU of the driver for a million files that workers list", ours * 1e6, "s")
+    yield from _estimates(_seconds(alone) / files, theirs, ours, where)
+
+
+def _estimates(each: float, theirs: float, ours: float, where: str) -> Iterator[Figure]:
+    """Figures from seconds a file: by one process, and of CPU of the workers and of the driver."""
     yield figure(f"estimate: {IMAGES:,} files {where} by one process", each * IMAGES / 60, "min", detail="not measured")
-    fleet = each * stretches.ALONE + by_workers * (IMAGES - stretches.ALONE) / FLEET
-    yield figure(f"estimate: the same by {FLEET} workers with a core each", fleet / 60, "min", detail=told)
+    rest = IMAGES - stretches.ALONE
+    seconds = each * stretches.ALONE + max(theirs / FLEET, ours) * rest
+    told = f"not measured; {stretches.ALONE:,} by one process first; if the store answers so fast"
+    yield figure(f"estimate: the same by {FLEET} workers with a core each", seconds / 60, "min", detail=told)
 
 
 def _shard_size(files: int) -> int:
@@ -82,29 +88,52 @@ def _shard_size(files: int) -> int:
 
 
 def _listed(tree: str, output: str, options: Mapping[str, Any], files: int, workers: int) -> Took:
-    """List a tree; `workers`: tasks at a time that help, 0 for none."""
+    """List a tree; `workers`: tasks of Ray at a time that help, 0 for none."""
     from vbp.pipeline.on_ray import cluster, spread
 
-    size = _shard_size(files)
-    stretches.ALONE, spread.AT_ONCE = size * _SHARDS, workers
-    config = RunConfig(input=tree, output=output, shard_size=size, storage_options=options)
-    source, left_out = Folder(tree, options), LeftOut()
-    check = partial(rows_apart, source=tree, output=output)
     with ExitStack() as stack:
-        rest = None
+        by = None
         if workers:
             stack.enter_context(cluster.connected())
-            given = divide(cluster.nodes(), "cpu", None)
+            spread.AT_ONCE = workers
+            by = spread.spread_by(divide(cluster.nodes(), "cpu", None))
         began, cpu = time.monotonic(), time.process_time()
-        rows = check(prepare.list_input(config, left_out=left_out))
-        if workers:
-            rest = stretches.Rest(
-                spread.spread_by(given), source, Folder(output), prepare.image_suffixes(config), check, left_out,
-                told=lambda images: None, stop=rows.close,
-            )  # fmt: skip
-        manifest = write_manifest(Folder(output), rows, size, input=tree, left_out=left_out, rest=rest)
-        assert manifest.images == files
+        _write(tree, output, options, files, by)
         return Took(began, time.monotonic(), time.process_time() - cpu)
+
+
+def _tasks(tree: str, output: str, options: Mapping[str, Any], files: int) -> float:
+    """Seconds of CPU of all tasks that workers would have, carried out here."""
+    cpu = 0.0
+
+    def clocked(function: Any, arguments: Any, done: Any = ignored, most: float = math.inf) -> Any:
+        nonlocal cpu
+        for argument in arguments:
+            began = time.process_time()
+            result = function(argument)
+            cpu += time.process_time() - began
+            done(result)
+            yield result
+
+    _write(tree, output, options, files, clocked)
+    return cpu
+
+
+def _write(tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None) -> None:
+    """List a tree to a manifest, as a run does."""
+    size, left_out = _shard_size(files), LeftOut()
+    stretches.ALONE = size * _SHARDS
+    config = RunConfig(input=tree, output=output, shard_size=size, storage_options=options)
+    check = partial(rows_apart, source=tree, output=output)
+    rows = check(prepare.list_input(config, left_out=left_out))
+    rest = None
+    if spread is not None:
+        rest = stretches.Rest(
+            spread, Folder(tree, options), Folder(output), prepare.image_suffixes(config), check, left_out,
+            told=lambda images: None, stop=rows.close,
+        )  # fmt: skip
+    manifest = write_manifest(Folder(output), rows, size, input=tree, left_out=left_out, rest=rest)
+    assert manifest.images == files
 
 
 def _rate(name: str, found: Watched, files: int) -> Figure:

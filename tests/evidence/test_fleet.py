@@ -1,0 +1,35 @@
+"""The measurements of a fleet, on a few files, without Ray: that they list all, and what is estimated from them."""
+
+import json
+
+import pytest
+
+from vbp.evidence import fleet
+from vbp.evidence.scale import named, touch
+
+
+def test_a_tree_is_listed_as_by_a_run_and_its_tasks_are_clocked(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "_SHARDS", 1)
+    monkeypatch.setattr("vbp.storage.manifest.manifest._SHARDS_PER_PART", 1)
+    monkeypatch.setattr("vbp.evidence.scale.FILES_A_FOLDER", 20)
+    touch(tmp_path / "tree", 150)
+    for name in ("one", "tasks"):
+        work = fleet._tasks if name == "tasks" else lambda *arguments: fleet._write(*arguments, None)
+        took = work(str(tmp_path / "tree"), str(tmp_path / name), {}, 150)
+        record = json.loads((tmp_path / name / "_run" / "manifest.json").read_text())
+        assert (record["images"], len(record["labels"]), record["shard_size"]) == (150, 8, 64)
+    assert took > 0
+
+
+def test_names_are_in_folders():
+    assert list(named(1001))[999:] == ["class00000/image00000999.jpg", "class00001/image00001000.jpg"]
+
+
+@pytest.mark.parametrize(("ours", "minutes"), [(0.0, 156.25 / 60), (4e-6, 400 / 60)])
+def test_what_is_estimated_from_seconds_a_file(monkeypatch, ours, minutes):
+    """The workers' CPU is divided among them, the driver's is not."""
+    monkeypatch.setattr(fleet.stretches, "ALONE", 0)
+    alone, shared = fleet._estimates(1e-4, 1e-4, ours, "on a disk")
+    assert alone.values == [pytest.approx(1e4 / 60)]
+    assert shared.values == [pytest.approx(minutes)]
+    assert alone.detail == "not measured"
