@@ -6,18 +6,18 @@ import pytest
 
 from vbp.evidence import fleet
 from vbp.evidence.scale import named, touch
+from vbp.storage.spreading import here
 
 
 def test_a_tree_is_listed_as_by_a_run_and_its_tasks_are_clocked(tmp_path, monkeypatch):
-    monkeypatch.setattr(fleet, "_SHARDS", 1)
-    monkeypatch.setattr("vbp.storage.manifest.manifest._SHARDS_PER_PART", 1)
     monkeypatch.setattr("vbp.evidence.scale.FILES_A_FOLDER", 20)
     touch(tmp_path / "tree", 150)
     for name in ("one", "tasks"):
         work = fleet._tasks if name == "tasks" else lambda *arguments: fleet._write(*arguments, None)
         took = work(str(tmp_path / "tree"), str(tmp_path / name), {}, 150)
         record = json.loads((tmp_path / name / "_run" / "manifest.json").read_text())
-        assert (record["images"], len(record["labels"]), record["shard_size"]) == (150, 8, 64)
+        assert (record["images"], len(record["labels"])) == (150, 8)
+        fleet._refresh(str(tmp_path / "tree"), str(tmp_path / name), {}, 150, here)
     assert took > 0
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vbp.pipeline import RunConfig, run
-from vbp.storage.manifest import manifest, stretches
+from vbp.storage.manifest import stretches
 
 NAMES = [
     "two words.png", "a#b.png", "a?b.png", "100%.png", "%41.png", "a[1].png", "b*.png", "x::y.png", "quote'\"s.png",
@@ -81,7 +81,6 @@ def test_the_same_tree_through_ray(odd_tree, network_file, tmp_path, ray_session
 
     monkeypatch.setattr(stretches.Rest, "files", watched)
     monkeypatch.setattr(stretches, "ALONE", 1)
-    monkeypatch.setattr(manifest, "_SHARDS_PER_PART", 1)
     run(config(odd_tree, tmp_path / "local", network_file))
     assert not made
     run(config(odd_tree, tmp_path / "ray", network_file, runner="ray", workers=1, shard_size=2))

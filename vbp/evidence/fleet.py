@@ -25,14 +25,15 @@ from vbp.pipeline.resources import divide
 from vbp.storage.files import Folder
 from vbp.storage.leftout import LeftOut
 from vbp.storage.manifest import stretches
-from vbp.storage.manifest.manifest import write_manifest
+from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
+from vbp.storage.manifest.refresh import Changes, refresh_manifest
 from vbp.storage.spreading import Spread, ignored
 
 IMAGES, FLEET = 100_000_000, 64
 """Images and workers of the estimates."""
 WORKERS = (1, 2)
-_SHARDS = 256
-"""Shards in a file of the manifest."""
+_SHARE = 5
+"""The first process lists one N-th of the files alone."""
 _THREADS = 16
 
 
@@ -42,6 +43,8 @@ class Took(NamedTuple):
     began: float
     ended: float
     cpu: float
+    behind: float
+    """Those of them since others list."""
 
 
 def listing(folder: Path, files: int, place: str | None, options: Mapping[str, Any]) -> Iterator[Figure]:
@@ -60,16 +63,19 @@ def listing(folder: Path, files: int, place: str | None, options: Mapping[str, A
     else:
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda name: tree.write(name, b"."), named(files)))
-    first = _SHARDS * _shard_size(files)
+    first = files // _SHARE
     alone = watched(_listed, tree.url, str(folder / "alone"), options, files, 0)
     yield _rate(f"{files:,} files {where}, listed by one process", alone, files)
     for workers in WORKERS:
         shared = watched(_listed, tree.url, str(folder / f"by-{workers}"), options, files, workers)
         yield _rate(f"{first:,} of them by one, the others by {workers} more, on the same cores", shared, files)
+    again = watched(_listed, tree.url, str(folder / f"by-{workers}"), options, files, workers, True)
+    yield _rate("the same with --refresh, nothing new", again, files)
     theirs = watched(_tasks, tree.url, str(folder / "tasks"), options, files).value / (files - first)
-    ours = (shared.value.cpu - alone.value.cpu * first / files) / (files - first)
+    ours, compared = (found.value.behind / (files - first) for found in (shared, again))
     yield figure("CPU of workers for a million files, without Ray's", theirs * 1e6, "s")
     yield figure("CPU of the driver for a million files that workers list", ours * 1e6, "s")
+    yield figure("the same with --refresh, where it compares them", compared * 1e6, "s")
     yield from _estimates(_seconds(alone) / files, theirs, ours, where)
 
 
@@ -82,13 +88,8 @@ def _estimates(each: float, theirs: float, ours: float, where: str) -> Iterator[
     yield figure(f"estimate: the same by {FLEET} workers with a core each", seconds / 60, "min", detail=told)
 
 
-def _shard_size(files: int) -> int:
-    """Images in a shard; of few files small ones, so that the first process does not list all."""
-    return max(64, min(prepare.SHARD_SIZE, files // 1000))
-
-
-def _listed(tree: str, output: str, options: Mapping[str, Any], files: int, workers: int) -> Took:
-    """List a tree; `workers`: tasks of Ray at a time that help, 0 for none."""
+def _listed(tree: str, output: str, options: Mapping[str, Any], files: int, workers: int, again: bool = False) -> Took:
+    """List a tree, or list it again; `workers`: tasks of Ray at a time that help, 0 for none."""
     from vbp.pipeline.on_ray import cluster, spread
 
     with ExitStack() as stack:
@@ -98,8 +99,8 @@ def _listed(tree: str, output: str, options: Mapping[str, Any], files: int, work
             spread.AT_ONCE = workers
             by = spread.spread_by(divide(cluster.nodes(), "cpu", None))
         began, cpu = time.monotonic(), time.process_time()
-        _write(tree, output, options, files, by)
-        return Took(began, time.monotonic(), time.process_time() - cpu)
+        behind = (_refresh if again else _write)(tree, output, options, files, by)
+        return Took(began, time.monotonic(), time.process_time() - cpu, behind)
 
 
 def _tasks(tree: str, output: str, options: Mapping[str, Any], files: int) -> float:
@@ -119,21 +120,47 @@ def _tasks(tree: str, output: str, options: Mapping[str, Any], files: int) -> fl
     return cpu
 
 
-def _write(tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None) -> None:
-    """List a tree to a manifest, as a run does."""
-    size, left_out = _shard_size(files), LeftOut()
-    stretches.ALONE = size * _SHARDS
-    config = RunConfig(input=tree, output=output, shard_size=size, storage_options=options)
-    check = partial(rows_apart, source=tree, output=output)
-    rows = check(prepare.list_input(config, left_out=left_out))
-    rest = None
-    if spread is not None:
-        rest = stretches.Rest(
-            spread, Folder(tree, options), Folder(output), prepare.image_suffixes(config), check, left_out,
-            told=lambda images: None, stop=rows.close,
-        )  # fmt: skip
+def _write(tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None) -> float:
+    """List a tree to a manifest, as a run does; returns the driver's seconds of CPU since others list."""
+    rows, rest, left_out, begun = _rows(tree, output, options, files, spread)
+    size, rows = prepare.choose_shard_size(RunConfig(input=tree, output=output), rows)
     manifest = write_manifest(Folder(output), rows, size, input=tree, left_out=left_out, rest=rest)
     assert manifest.images == files
+    return sum(time.process_time() - each for each in begun)
+
+
+def _refresh(tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None) -> float:
+    """Compare a tree with the manifest, as a run with ``--refresh`` does; nothing has changed.  Returns as `_write`."""
+    manifest = Manifest.load(Folder(output))
+    assert manifest is not None
+    rows, rest, left_out, begun = _rows(tree, output, options, files, spread)
+    listed = rest.rows(rows) if rest else rows
+    _, changes = refresh_manifest(Folder(output), manifest, listed, forget=lambda shard, rows: None, left_out=left_out)
+    assert changes == Changes(0, 0, 0)
+    return sum(time.process_time() - each for each in begun)
+
+
+def _rows(
+    tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None
+) -> tuple[Iterator[ManifestRow], stretches.Rest | None, LeftOut, list[float]]:
+    """The rows as this process lists them, who lists the rest, what is left out, and our CPU when the others begin."""
+    stretches.ALONE, left_out = files // _SHARE, LeftOut()
+    config = RunConfig(input=tree, output=output, storage_options=options)
+    check = partial(rows_apart, source=tree, output=output)
+    rows = check(prepare.list_input(config, left_out=left_out))
+    begun: list[float] = []
+    if spread is None:
+        return rows, None, left_out, begun
+
+    def stop() -> None:
+        rows.close()
+        begun.append(time.process_time())
+
+    rest = stretches.Rest(
+        spread, Folder(tree, options), Folder(output), prepare.image_suffixes(config), check, left_out,
+        told=lambda images: None, stop=stop,
+    )  # fmt: skip
+    return rows, rest, left_out, begun
 
 
 def _rate(name: str, found: Watched, files: int) -> Figure:

@@ -16,6 +16,7 @@ from vbp.storage.manifest import stretches as module
 from vbp.storage.manifest.manifest import Manifest, write_manifest
 from vbp.storage.manifest.refresh import refresh_manifest
 from vbp.storage.manifest.stretches import Piece, Rest
+from vbp.storage.spreading import here, ignored
 from vbp.storage.stores import branches, local
 
 NAMES = (
@@ -146,6 +147,24 @@ def test_the_manifest_is_that_of_one_process(tmp_path, small, seed):
         changed(tree, rng)
     labels = {row.label for row in rows_of(tree, LeftOut())} - {None}
     assert rest_of(tree, other, LeftOut(), spread).labels(rows_of(tree, LeftOut())) == labels
+
+
+def test_on_any_store(folder, monkeypatch):
+    monkeypatch.setattr(module, "ALONE", 2)
+    monkeypatch.setattr(manifest_module, "_SHARDS_PER_PART", 2)
+    tree = folder.child("in")
+    for name in ("a/1", "a.b/1", "a.b/2", "c/d/1", "c/e/1", "c/e/2", "f"):
+        tree.write(f"{name}.jpg", b"1")
+        tree.write(f"{name}.txt", b"1")
+    found = []
+    for output in (folder.child("one"), folder.child("other")):
+        left_out = LeftOut()
+        rest = Rest(here, tree, output, IMAGE_SUFFIXES, unchecked, left_out, ignored, lambda: None) if found else None
+        rows = list_tree(tree, left_out=left_out)
+        manifest = write_manifest(output, rows, 1, left_out=left_out, rest=rest)
+        found.append((content(output), manifest.images, manifest.left_out))
+    assert found[0] == found[1]
+    assert found[0][1:] == (7, {".txt": 7})
 
 
 def test_it_is_cut_up_and_told_and_the_listing_here_ends(tmp_path, monkeypatch):

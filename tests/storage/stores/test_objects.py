@@ -69,7 +69,7 @@ def test_branches_are_the_whole_tree(s3_server, monkeypatch, seed):
 def test_a_folder_with_too_many_entries_is_not_cut(s3_server, monkeypatch):
     folder = filled(s3_server, names_below("ab", SIZE))
     assert [branch.folder for branch in folder.cut_up()] == ["a/", "b/"]  # which show a page of files each
-    monkeypatch.setattr(objects, "_LEVEL_WITHIN", 0.0)
+    monkeypatch.setattr(objects, "_CUT_WITHIN", 0.0)
     assert folder.cut_up() is None
 
 

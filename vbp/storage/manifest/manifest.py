@@ -414,29 +414,32 @@ class _Addition:
 
     def write(self, rows: Iterator[ManifestRow], rest: Rest | None) -> None:
         """Write the rows, and those of `rest` when it is its turn; errors as for `append`."""
-        writer, others = new_files(self._manifest.folder), None
-        while shard := list(islice(rows, self._manifest.shard_size)):
+        writer, others, size = new_files(self._manifest.folder), None, self._manifest.shard_size
+        while others is None and (shard := list(islice(rows, size))):
             self._count(len(shard), (row.label for row in shard))
             writer.add(table_of(shard))
             if writer.groups == self._manifest.shards_per_part:
                 writer.roll()
-                if rest is not None and self.images >= stretches.ALONE:
-                    others = rest.stretches(shard[-1], self.images)
-                    if others is not None:
-                        break
-                    rest = None
+            if rest is not None and self.images >= stretches.ALONE and len(shard) == size:
+                others = rest.stretches(shard[-1], self.images)
+                rest = rest if others else None
         writer.roll()
         self.names += map(name_of, writer.files)
         if rest is not None and others is not None:
-            self._write_others(rest, others)
+            self._write_others(rest, others, list(writer.files))
 
-    def _write_others(self, rest: Rest, others: Iterator[Stretch]) -> None:
+    def _write_others(self, rest: Rest, others: Iterator[Stretch], files: Sequence[str]) -> None:
+        """Add the rows of `others` behind those in `files`, the last of which may have room."""
+        size = self._manifest.shard_size
+        rows_in_file = self._manifest.shards_per_part * size
         pieces: list[Piece] = []
+        if begun := self.images % rows_in_file:
+            pieces.append(Piece(files[-1], 0, begun))
+            self.names.pop()
         for stretch in others:
             self._count(stretch.images, stretch.labels)
             pieces += stretch.pieces
-        size = self._manifest.shard_size
-        self.names += rest.files(pieces, self._manifest.shards_per_part * size, size)
+        self.names += rest.files(pieces, rows_in_file, size)
 
     def _count(self, images: int, labels: Iterable[str | None]) -> None:
         self.images += images

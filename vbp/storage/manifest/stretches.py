@@ -27,7 +27,8 @@ from vbp.storage.parquet import open_parquet
 from vbp.storage.spreading import Spread
 
 ALONE = 200_000
-"""Images that one process lists before others help: about 10 s in a bucket, 3 s on a disk."""
+"""Images that one process lists before others help: about 10 s in a bucket, 3 s on a disk.  These are more than anybody
+reads ahead of the rows that are written, so no file is counted twice as left out."""
 TASKS = 512
 """The most stretches of a listing."""
 KINDS = 10_000

@@ -19,7 +19,7 @@ LEVELS = 8
 """The most levels of folders that are cut."""
 LOOSE = 10_000
 """The most files in a folder that is cut."""
-THREADS = 16
+THREADS = 8
 
 
 class Branch(NamedTuple):

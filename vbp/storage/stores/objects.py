@@ -49,6 +49,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MANGLED = "\ufffd"
 _LEVEL_WITHIN = 2.0
 """Seconds for listing the names of one folder, which obstore returns all at once; after that, list sequentially."""
+_CUT_WITHIN = 10.0
+"""The same for a folder that several processes are to list: time for about 100,000 folders in it."""
 
 _process: dict[str, int] = {}  # id of the process that used obstore first
 
@@ -84,7 +86,7 @@ class ObjectStore:
             None if its first page shows no folder in it, or if it has too many entries, or names that are refused.
         """
         start = islice(self.listed(f"{root}/{folder}".rstrip("/")), PAGE)
-        level = self._level(root, folder) if any("/" in file.path for file in start) else None
+        level = self._level(root, folder, _CUT_WITHIN) if any("/" in file.path for file in start) else None
         if level is None or sum(not file.path.endswith("/") for file in level) > LOOSE:
             return None
         return branches_in(folder, (file._replace(path=folder + file.path) for file in level))
@@ -232,7 +234,7 @@ class ObjectStore:
             inner += level[0].path if level else ""
             if len({file.path.removeprefix(inner).partition("/")[0] for file in start}) > AHEAD:
                 return None
-            level = self._level(root, inner) or []
+            level = self._level(root, inner, _LEVEL_WITHIN) or []
             if not any(file.path.endswith("/") for file in level):
                 return None
         entries = (file._replace(path=inner + file.path) for file in level)
@@ -247,15 +249,18 @@ class ObjectStore:
     def _in_order(self, files: Iterator[File]) -> Iterator[File]:
         return files if self._is_sorted else in_byte_order(files)
 
-    def _level(self, root: str, folder: str) -> list[File] | None:
-        """The entries of ``folder`` in order, folders with a ``/``; None if they are too many or a name is refused."""
+    def _level(self, root: str, folder: str, within: float) -> list[File] | None:
+        """The entries of ``folder`` in order, folders with a ``/``.
+
+        None if they are too many to be listed `within` so many seconds, or a name is refused.
+        """
         import asyncio
 
         prefix = self._key(f"{root}/{folder}".rstrip("/"))
 
         async def look() -> Any:
             try:
-                return await asyncio.wait_for(self._store.list_with_delimiter_async(prefix or None), _LEVEL_WITHIN)
+                return await asyncio.wait_for(self._store.list_with_delimiter_async(prefix or None), within)
             except TimeoutError:
                 return None
             except Exception as error:
