@@ -43,7 +43,7 @@ class Took(NamedTuple):
     began: float
     ended: float
     cpu: float
-    behind: float
+    behind: float = 0.0
     """Those of them since others list."""
 
 
