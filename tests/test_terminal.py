@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 import vbp.terminal
 from vbp.pipeline import Summary
-from vbp.terminal import Bar, JobLog, Lines, Rows, print_summary, watching
+from vbp.terminal import Bar, JobLog, Lines, Rows, print_summary, telling, watching
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ def test_a_line_says_what_is_waited_for(clock, capsys):
         lines.wrote(5, 0) if step == 15 else None
     lines.wrote(95, 0)
     lines.show()
+    lines.indexed(60)
+    lines.show()
     assert [line.split(" failed")[-1] for line in capsys.readouterr().err.splitlines()] == [
         "starting for 10.0 s",
         "loading vgg16 for 20.0 s",
@@ -64,7 +66,19 @@ def test_a_line_says_what_is_waited_for(clock, capsys):
         "",
         ", nothing new for 40.0 s",
         ", 2.4/s, 0.0 s left, making the index",
+        ", 2.4/s, 0.0 s left, making the index (60 so far)",
     ]
+
+
+def test_the_last_words_are_shown_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(vbp.terminal, "LINE_SECONDS", 0.01)
+    with telling() as tell:
+        shown = ""
+        tell("1 row\x1b examined")
+        while not shown:
+            shown = capsys.readouterr().err
+    assert "1 row" in shown
+    assert "\x1b" not in shown
 
 
 def test_lines_come_by_themselves_and_stop_with_the_run(monkeypatch, capsys):
@@ -92,6 +106,13 @@ def test_a_listing_shows_its_count_on_a_terminal():
         bar.started(12_345, 0)
         progress.refresh()
         assert re.search(r"explaining +0/12345", screen.getvalue())
+        bar.indexed(5_000)  # of another run than those at work
+        bar.wrote(12_345, 0)
+        progress.refresh()
+        assert "making the index" not in screen.getvalue()
+        bar.indexed(10_000)
+        progress.refresh()
+        assert re.search(r"making the index +10000/12345", screen.getvalue())
 
 
 def test_the_table(capsys):

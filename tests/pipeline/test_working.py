@@ -11,18 +11,23 @@ from vbp.pipeline.attempt import attempted
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.working import Working
 from vbp.storage.collections.tree import ManifestRow
+from vbp.storage.ledger import compaction
 from vbp.storage.ledger.index import write_part
 from vbp.storage.manifest.manifest import write_manifest
+from vbp.storage.spreading import ignored
 
 NOON = datetime.datetime(2026, 11, 29, 12, tzinfo=datetime.UTC)
 
 
 class Notes(Observer):
     def __init__(self):
-        self.notes = []
+        self.notes, self.indexed_so_far = [], []
 
     def note(self, text):
         self.notes.append(text)
+
+    def indexed(self, images):
+        self.indexed_so_far.append(images)
 
 
 @pytest.fixture
@@ -74,6 +79,22 @@ def test_reports_are_summed_by_stage(working, commit):
     commit(1, [0])
     summary = working.completed(None)
     assert (summary.computed, summary.stage_seconds) == (5, {"fetch": 1.0, "write": 0.25})
+
+
+def test_ranges_of_the_index_are_spread_and_told(working, commit, held, monkeypatch):
+    monkeypatch.setattr(compaction, "ROWS_A_FILE", 4)
+    commit(0, [0, 1, 2, 3])
+    commit(1, [0])
+    spread = []
+
+    def counted(function, arguments, done=ignored, most=None):
+        for argument in arguments:
+            spread.append(argument)
+            yield function(argument)
+
+    assert working.completed(None, counted).ok == 5
+    assert [part.number for part in spread] == [0, 1]
+    assert held[0].observer.indexed_so_far == [4, 5]
 
 
 def test_rows_that_are_lost_are_done_again_once_and_then_it_is_said(working, commit, held):

@@ -47,9 +47,10 @@ def test_a_longer_list_comes_late():
     assert not outcome.faults, outcome
 
 
-def test_an_index_comes_late_whose_version_was_there_again():
+@pytest.mark.parametrize("number", range(IMAGES // SHARD))
+def test_an_index_comes_late_whose_version_was_there_again(number):
     """One is gone, comes back, and the second's index has the rows that the first one's request was to replace."""
-    stop = ("put model/out/index/part-00000.parquet",) * 2
+    stop = (f"put model/out/index/part-0000{number}.parquet",) * 2
     outcome = explore(lambda: "bucket", SCENES["one is gone, and comes back"], stop, None, False)
     assert not outcome.faults, outcome
 
