@@ -117,6 +117,7 @@ class _Rewriting:
         self._names: dict[Node, str] = {}
         """Names of the replaced nodes."""
         self._sums: list[tuple[Node, QuantisedAddition]] = []
+        """Additions in integers, and their layers."""
 
     def run(self) -> None:
         """Rewrite the graph."""
@@ -135,7 +136,7 @@ class _Rewriting:
             if not copy.users:
                 self._graph.erase_node(copy)
         for node, layer in self._sums:
-            *source, added = node.all_input_nodes
+            *source, added = node.all_input_nodes  # one node, if it is added to its own convolution
             layer.overwrites = bool(source) and max(added.users) is node
 
     def _convolution(self, chain: list[Node]) -> None:
