@@ -398,7 +398,7 @@ def benchmark(parts: tuple[str, ...], output: Path | None, **options: Any) -> No
             output.with_suffix(".md").write_text(page(figures))
 
 
-CHECKED = ("machine", "correctness", "rates", "job", "codecs", "kernels", "decoders", "networks", "compiling")
+CHECKED = ("machine", "correctness", "rates", "job", "worker", "codecs", "kernels", "decoders", "networks", "compiling")
 """Sections of ``vbp gpu-check``."""
 
 
@@ -422,6 +422,7 @@ def gpu_check(sections: str, budget: float, weights: str | None, dry: bool, outp
     correctness  masks of six networks beside those of the CPU
     rates        VGG16, from the bare forward pass to masks as NumPy arrays
     job          the main job through Ray, with 1, 2 and 3 workers
+    worker       one GPU worker through Ray, given ready pixels
     codecs       decoding and encoding, in a process a core
     kernels      which kernels the time goes to
     decoders     JPEG decoded by other libraries, on the GPU

@@ -26,6 +26,7 @@ from vbp.networks.models import own_model
 from vbp.networks.preprocessing import IMAGENET
 from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.finishing import Finishing
+from vbp.pipeline.recipe import Steps
 from vbp.pipeline.resources import CALLS_ON_A_GPU, Resources
 from vbp.pipeline.steps import Batch, Explain, objects
 from vbp.staging import SLOTS, Staged
@@ -143,11 +144,16 @@ def network() -> Model:
     return replace(own_model(layers, IMAGENET), num_classes=CLASSES)
 
 
+def class_map() -> ClassMap:
+    """The one folder of the batches, and as many classes as ImageNet has."""
+    return ClassMap({"n0123456": 3}, [f"class {number}" for number in range(CLASSES)], "made up")
+
+
 def explain(seconds: float) -> Explain:
     """The step as a GPU worker has it, on a device that takes so long for a batch."""
     step = Explain(
         {"model": network(), "device": "cpu", "precision": "float32", "batch_size": IMAGES},
-        classes=ClassMap({"n0123456": 3}, [f"class {number}" for number in range(CLASSES)], "made up"),
+        classes=class_map(),
         finishing=Finishing(overlay_style="heat"),
     )
     explainer = step.explainer
@@ -205,13 +211,14 @@ class _Shards:
         yield _Batches()
 
 
-class _Watched:
+class Watched:
     """The step, which notes the processor's time that its process has taken."""
 
     def __init__(self, step: Explain) -> None:
         self._step = step
 
     def __call__(self, batch: Batch) -> Batch:
+        """The step's batch, with the process and its time so far."""
         rows = len(batch["key"])
         batch = self._step(batch)
         return batch | {"process": np.full(rows, os.getpid()), "cpu": np.full(rows, time.process_time())}
@@ -255,7 +262,7 @@ class PretendedSteps:
 
     def explain(self) -> Callable[[Batch], Batch]:
         """The step."""
-        return _Watched(explain(self.seconds))
+        return Watched(explain(self.seconds))
 
     def encode(self) -> Callable[[Batch], Batch]:
         """Nothing."""
@@ -281,13 +288,22 @@ class Taken:
         return self.images / IMAGES
 
 
-def through_ray(shards: int = SHARDS, seconds: float = GPU_SECONDS) -> Taken:
-    """Send batches through a worker of Ray that has as many of them in hand as on a GPU."""
+def through_ray(
+    shards: int = SHARDS, seconds: float = GPU_SECONDS, steps: Steps | None = None, *, gpus: float = 0
+) -> Taken:
+    """Send batches through a worker of Ray that has as many of them in hand as on a GPU.
+
+    Args:
+        shards: of `BATCHES` each.
+        seconds: that the stand-in for the device takes for a batch.
+        steps: instead of those with the stand-in.
+        gpus: that the worker claims.
+    """
     from vbp.pipeline.on_ray import cluster, dataset
 
-    given = Resources(workers=1, num_cpus=0, num_gpus=0, threads=1, calls=CALLS_ON_A_GPU, codec_cpus=1)
+    given = Resources(workers=1, num_cpus=0, num_gpus=gpus, threads=1, calls=CALLS_ON_A_GPU, codec_cpus=1)
     with cluster.connected():
-        rows = [*dataset.plan(PretendedSteps(seconds), list(range(shards)), given, spread=True).iter_rows()]
+        rows = [*dataset.plan(steps or PretendedSteps(seconds), list(range(shards)), given, spread=True).iter_rows()]
     return taken(rows)
 
 

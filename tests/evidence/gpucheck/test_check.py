@@ -25,6 +25,8 @@ ABSENT = (
     "zennit",
 )  # fmt: skip
 """What no machine need have for the check and for runs on its own disk."""
+WITH_RAY = ("job", "worker")
+"""Sections with tests of their own, since starting Ray takes as long as all others."""
 BLOCK = f"""
 import sys
 
@@ -69,7 +71,7 @@ def test_a_section_that_does_not_exist_is_named():
 
 @pytest.mark.long
 def test_all_sections_without_ray_are_whole_on_a_bare_machine(bare, tmp_path):
-    names = [name for name in SECTIONS if name != "job"]
+    names = [name for name in SECTIONS if name not in WITH_RAY]
     done = dry(bare, tmp_path / "out", *names)
     assert done.returncode == 0, done.stderr
     *_, last = done.stdout.splitlines()
@@ -79,7 +81,9 @@ def test_all_sections_without_ray_are_whole_on_a_bare_machine(bare, tmp_path):
     assert [note for note in found["notes"] if "is not whole" in note] == []
     wrong = [each["name"] for each in found["figures"] if each["part"] == "correctness" and not each["reached"]]
     assert wrong == []
-    unknown = [each.name for each in expectations() if each.part != "job" and not is_known(each, found["figures"])]
+    unknown = [
+        each.name for each in expectations() if each.part not in WITH_RAY and not is_known(each, found["figures"])
+    ]
     assert unknown == [f"{ON_DEVICE}, as a CUDA graph"]
     assert json.loads((tmp_path / "out" / "gpu-check.json").read_text()) == found
     assert done.stdout.startswith((tmp_path / "out" / "gpu-check.md").read_text())
@@ -105,7 +109,7 @@ def test_the_main_job_runs_locally_on_a_bare_machine(bare, tmp_path):
 
 @pytest.mark.slow
 def test_the_main_job_runs_through_ray_on_a_bare_machine(bare, tmp_path):
-    done = dry(bare, tmp_path / "out", "job")
+    done = dry(bare, tmp_path / "out", *WITH_RAY)
     assert done.returncode == 0, done.stderr
     assert [figure["name"] for figure in json.loads(done.stdout.splitlines()[-1])["figures"]][:1] == [
         "main job through Ray, 1 worker"

@@ -8,9 +8,10 @@ from typing import Any
 from vbp.evidence.gpucheck.codecs import TOGETHER
 from vbp.evidence.gpucheck.job import MAIN_JOB
 from vbp.evidence.gpucheck.rates import BARE, ON_DEVICE, WHOLE
+from vbp.evidence.gpucheck.worker import WORKER
 from vbp.evidence.page import number
 
-STEPS: Mapping[str, Sequence[str]] = {WHOLE: (BARE, ON_DEVICE), MAIN_JOB: (WHOLE, TOGETHER)}
+STEPS: Mapping[str, Sequence[str]] = {WHOLE: (BARE, ON_DEVICE), WORKER: (WHOLE,), MAIN_JOB: (WHOLE, WORKER, TOGETHER)}
 """Beginnings of the names of rates with a target, and of the rates that bound them."""
 
 

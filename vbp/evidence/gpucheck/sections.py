@@ -18,6 +18,7 @@ from vbp.evidence.gpucheck.machine import machine
 from vbp.evidence.gpucheck.networks import networks
 from vbp.evidence.gpucheck.rates import rates
 from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.gpucheck.worker import worker
 from vbp.evidence.timing import Figure
 from vbp.evidence.timing import machine as facts
 
@@ -42,12 +43,13 @@ SECTIONS: Mapping[str, Section] = {
     "machine": Section(20, machine),
     "correctness": Section(50, correctness),
     "rates": Section(60, rates),
-    "job": Section(80, job),
-    "codecs": Section(15, codecs),
-    "kernels": Section(20, kernels),
+    "job": Section(75, job),
+    "worker": Section(30, worker),
+    "codecs": Section(10, codecs),
+    "kernels": Section(15, kernels),
     "decoders": Section(20, decoders),
-    "networks": Section(40, networks),
-    "compiling": Section(35, compiling),
+    "networks": Section(35, networks),
+    "compiling": Section(30, compiling),
 }
 
 
