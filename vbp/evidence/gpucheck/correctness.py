@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbp.evidence.gpucheck.scope import PRECISION, Scope
+from vbp.evidence.gpucheck.scope import PRECISION, Scope, attempted
 from vbp.evidence.timing import Figure
 from vbp.explainer import Explainer
 from vbp.networks.model import Model
@@ -25,15 +25,17 @@ MOST = {"float32": 100, "bfloat16": 20_000}
 noise for pixels bring more than networks and photographs do."""
 
 
-def correctness(scope: Scope) -> Iterator[Figure]:
+def correctness(scope: Scope) -> Iterator[Figure | str]:
     """VGG16 and other families, then VGG16's settings, then what must be equal to the last bit."""
     pixels_BHWC = scope.pixels(DRY_IMAGES if scope.is_dry else IMAGES)
-    yield from _against_the_cpu(scope, scope.vgg16, pixels_BHWC, ("float32", PRECISION))
+    both = ("float32", PRECISION)
+    yield from attempted("vgg16", _against_the_cpu(scope, scope.vgg16, pixels_BHWC, both))
     for settings in METHODS:
-        yield from _against_the_cpu(scope, scope.vgg16, pixels_BHWC[:2], ("float32",), settings)
-    yield from _repeated(scope)
+        found = _against_the_cpu(scope, scope.vgg16, pixels_BHWC[:2], ("float32",), settings)
+        yield from attempted(f"vgg16 with {settings}", found)
+    yield from attempted("equal bytes", _repeated(scope))
     for name in DRY_NETWORKS if scope.is_dry else NETWORKS:
-        yield from _against_the_cpu(scope, load_model(name, "random"), pixels_BHWC, ("float32", PRECISION))
+        yield from attempted(name, _against_the_cpu(scope, load_model(name, "random"), pixels_BHWC, both))
 
 
 def _against_the_cpu(

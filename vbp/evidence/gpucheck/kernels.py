@@ -10,7 +10,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from vbp.evidence.gpucheck.scope import Scope
 from vbp.evidence.timing import Figure
-from vbp.saliency.visualbackprop import VisualBackProp
 
 SHOWN, DRY_SHOWN = 30, 3
 NAME = 90
@@ -19,7 +18,7 @@ NAME = 90
 
 def kernels(scope: Scope) -> Iterator[Figure]:
     """The time in kernels beside the time that passes, and the longest of them; launches by name."""
-    vbp, images_BCHW = VisualBackProp(scope.placed(scope.vgg16)), scope.images()
+    vbp, images_BCHW = scope.prepared(scope.placed(scope.vgg16)), scope.images()
     on_gpu = scope.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.inference_mode():
@@ -31,8 +30,10 @@ def kernels(scope: Scope) -> Iterator[Figure]:
     def microseconds(row: Any) -> float:
         return float(row.self_device_time_total if on_gpu else row.self_cpu_time_total)
 
-    rows = sorted(profiled.key_averages(), key=microseconds, reverse=True)
-    rows = [row for row in rows if microseconds(row) > 0]
+    # an operation of torch has a row of its own, with the time of the kernels that it launched
+    kind = "CUDA" if on_gpu else "CPU"
+    rows = [row for row in profiled.key_averages() if row.device_type.name == kind and microseconds(row) > 0]
+    rows.sort(key=microseconds, reverse=True)
     yield Figure("kernels", "a batch", passes, "ms")
     yield Figure("kernels", "in kernels", [sum(map(microseconds, rows)) / 1e3], "ms")
     yield Figure("kernels", "launches", [sum(row.count for row in rows)])

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vbp.evidence.engine import IMAGES, LEAST
-from vbp.evidence.gpucheck.scope import PRECISION, Scope
+from vbp.evidence.gpucheck.scope import PRECISION, Scope, attempted
 from vbp.evidence.launches import OFF, steps
 from vbp.evidence.rivals import bare_forward
 from vbp.evidence.timing import Figure
@@ -24,34 +24,29 @@ BATCHES = (32, 64, 256, 512)
 BARE, ON_DEVICE, WHOLE = "bare forward pass", "masks on the device", "pixels as NumPy to masks as NumPy"
 
 
-def rates(scope: Scope) -> Iterator[Figure]:
-    """Bare; masks on the device, by each optimisation alone and by all; memory; then with copies, and in float32."""
+def rates(scope: Scope) -> Iterator[Figure | str]:
+    """Bare; masks on the device, by each optimisation alone and by all; with copies, and in float32; as a graph."""
     network, images_BCHW = scope.placed(scope.vgg16), scope.images()
     with torch.inference_mode():
         bare = scope.rates(partial(bare_forward(network.get_submodule("features")), images_BCHW))
         yield _figure(BARE, bare)
-        expected = _prepared(scope, network, OFF)(images_BCHW)
+        expected = scope.prepared(network, OFF)(images_BCHW)
         for title, switches in steps():
-            vbp = _prepared(scope, network, switches)
+            vbp = scope.prepared(network, switches)
             most = float((vbp(images_BCHW) - expected).abs().max())
             ours = scope.rates(partial(vbp, images_BCHW))
             yield _figure(f"{ON_DEVICE}, optimised: {title}", ours, detail=f"greatest difference {most:.1e}")
         over = [one / other for one, other in zip(ours, bare, strict=True)]
         yield Figure("rates", f"{ON_DEVICE} over {BARE}", over, target=LEAST["cuda"])
-        if scope.device == "cuda":
-            yield from _memory(partial(vbp, images_BCHW))
-            yield from _as_graph(scope, vbp, images_BCHW)
-    for graph in (False, True):
-        yield from _whole(scope, PRECISION, scope.batch_size, Switches(graph=graph))
+    for graph in (True, False):
+        yield from attempted(WHOLE, _whole(scope, PRECISION, scope.batch_size, Switches(graph=graph)))
     for batch_size in () if scope.is_dry else BATCHES:
-        yield from _whole(scope, PRECISION, batch_size, Switches())
-    yield from _whole(scope, "float32", scope.batch_size, Switches())
-
-
-def _prepared(scope: Scope, network: nn.Module, switches: Switches) -> VisualBackProp:
-    vbp = VisualBackProp(network)
-    vbp.prepare(torch.device(scope.device), PRECISION, switches=switches)
-    return vbp
+        yield from attempted(WHOLE, _whole(scope, PRECISION, batch_size, Switches()))
+    yield from attempted(WHOLE, _whole(scope, "float32", scope.batch_size, Switches()))
+    if scope.device == "cuda":
+        with torch.inference_mode():
+            yield from attempted("peak memory", _memory(partial(vbp, images_BCHW)))
+            yield from attempted(f"{ON_DEVICE}, as a CUDA graph", _as_graph(scope, vbp, images_BCHW))
 
 
 def _figure(name: str, values: list[float], **more: Any) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vbp.evidence.timing import Figure
 from vbp.explainer import PRECISIONS
 from vbp.networks.model import Model
 from vbp.networks.models import load_model
+from vbp.saliency.prepared.switches import Switches
+from vbp.saliency.visualbackprop import VisualBackProp
 
 PRECISION: Final = "bfloat16"
 """What the main job computes in on a GPU."""
@@ -24,6 +27,14 @@ WARM_UPS = 4
 """Calls before any that is timed; the third of them records a graph on CUDA."""
 BUSY_SECONDS = 0.05
 """A timed round takes at least so long; shorter work is repeated."""
+
+
+def attempted(what: str, figures: Iterable[Figure]) -> Iterator[Figure | str]:
+    """The figures; if they fail, those until then and a note, so that others can follow."""
+    try:
+        yield from figures
+    except Exception as error:
+        yield f"{what} is not whole: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,12 @@ class Scope:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.float()
         return network
+
+    def prepared(self, network: torch.nn.Module, switches: Switches | None = None) -> VisualBackProp:
+        """The masks of a network that is on the device, with these optimisations; None: all."""
+        vbp = VisualBackProp(network)
+        vbp.prepare(torch.device(self.device), PRECISION, switches=switches)
+        return vbp
 
     def synchronise(self) -> None:
         """Wait until the device has done all that it was given."""
