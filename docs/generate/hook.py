@@ -33,6 +33,7 @@ ELSEWHERE = {
     "benchmarks/epyc-2-cores.md": "benchmarks/epyc-2-cores.md",
     "benchmarks/gpu-expected.md": "benchmarks/gpu-expected.md",
     "benchmarks/scale.md": "benchmarks/scale.md",
+    "benchmarks/listing.md": "benchmarks/listing.md",
 }
 """Pages of the repository outside ``docs``, and where the site has them."""
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
