@@ -404,7 +404,14 @@ CHECKED = ("machine", "correctness", "rates", "job", "worker", "codecs", "kernel
 
 @main.command("gpu-check", short_help="Check and measure this machine's GPU.")
 @click.option("--sections", default=",".join(CHECKED), metavar="LIST", help="Only these, comma-separated.")
-@click.option("--budget", default=345.0, show_default=True, metavar="SECONDS", help="For all sections together.")
+@click.option(
+    "--budget",
+    default=345.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="For all sections together.",
+)
 @click.option("--weights", metavar="FILE", help="A checkpoint of VGG16 [default: random weights].")
 @click.option("--dry", is_flag=True, help="Everything small and on the CPU, to try the check itself.")
 @click.option(

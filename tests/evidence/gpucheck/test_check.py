@@ -152,6 +152,12 @@ def test_each_section_has_its_time_and_what_those_before_it_left(monkeypatch):
     assert lines == ["machine: 5.0 s", f"rates: {machine + rates - 5.0} s, stopped", "codecs: 1.0 s"]
 
 
+def test_a_machine_that_cannot_be_asked_is_told(monkeypatch):
+    monkeypatch.setattr("vbp.evidence.gpucheck.check.limited", lambda *_: "failed: OSError: libcuda")
+    with pytest.raises(UsageError, match=r"could not be found out \(failed: OSError: libcuda\): see above"):
+        gpu_check(["machine"], seconds=1, is_dry=False, weights=None, report=print)
+
+
 def test_no_gpu_is_told_before_any_work(monkeypatch):
     monkeypatch.setattr(
         "vbp.evidence.gpucheck.check.limited", lambda work, argument, seconds, receive: receive(None) or ""

@@ -42,7 +42,7 @@ def gpu_check(
         (with targets), ``notes`` (what is not whole, and why), and ``sections`` (the seconds that each took).
 
     Raises:
-        UsageError: a section does not exist, or torch sees no GPU.
+        UsageError: a section does not exist, torch sees no GPU, or cannot even be asked.
     """
     if unknown := set(names) - SECTIONS.keys():
         raise UsageError(f"--sections names {min(unknown)!r}, which is none of {', '.join(SECTIONS)}.")
@@ -58,8 +58,12 @@ def gpu_check(
     )
     known: list[dict[str, Any] | None] = []
     trouble = limited(about, device, seconds, known.append)
-    if trouble or known[0] is None:
-        raise UsageError(f"{trouble or 'torch sees no CUDA device'}: vbp gpu-check needs one; --dry tries it on a CPU.")
+    if trouble:
+        raise UsageError(
+            f"what this machine has could not be found out ({trouble}): see above, or give a longer --budget."
+        )
+    if known[0] is None:
+        raise UsageError("torch sees no CUDA device: vbp gpu-check needs one; --dry tries it on a CPU.")
     found: dict[str, Any] = {
         "machine": known[0], "batch_size": scope.batch_size, "rounds": scope.rounds,
         "rates": [], "figures": [], "notes": [DRY] if is_dry else [], "sections": {},
