@@ -3,8 +3,11 @@
 import numpy as np
 
 from vbp.evidence import worker as stand_in
-from vbp.evidence.gpucheck.worker import GpuSteps, figures
+from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.gpucheck.worker import WORKER, GpuSteps, figures, worker
 from vbp.evidence.worker import Taken
+
+DRY = Scope(device="cpu", batch_size=2, size=32, rounds=1, weights=None, is_dry=True)
 
 
 def test_the_step_is_the_main_jobs_with_vgg16(monkeypatch):
@@ -22,3 +25,10 @@ def test_figures_are_of_images_and_of_batches():
     rate, core = figures(Taken(images=1280, seconds=0.5, cpu=0.05))
     assert (rate.median, rate.target, rate.reached) == (2560, 6_000, False)
     assert (core.median, core.unit) == (5.0, "ms")
+
+
+def test_batches_go_through_ray(ray_session):
+    rate, core = worker(DRY)
+    assert rate.name == WORKER
+    assert rate.median > 0
+    assert core.median > 0
