@@ -8,8 +8,8 @@ is compared with floats without the classifier, since that stays in float32: thi
 have no classifier. One convolution, of which everything stays in the cache, is measured in each precision, too: it
 shows what the processor's instructions allow, and so what a network can gain by int8 at most, but for its other layers.
 
-The variables do not limit MKL. torch multiplies matrices with it, and so computes some 1x1 convolutions of the bare
-pass. On a real processor with SSE4.1 alone these would be slower.
+torch multiplies matrices with MKL, and so computes some 1x1 convolutions of the bare pass. MKL knows no limit between
+its oldest kernels, for SSE2, and the fastest of the processor; SSE4.1 gets the oldest.
 """
 
 from __future__ import annotations
@@ -60,14 +60,17 @@ class Capability:
     """ATEN_CPU_CAPABILITY."""
     onednn: str
     """ONEDNN_MAX_CPU_ISA."""
+    mkl: str = ""
+    """MKL_CBWR: COMPATIBLE for its oldest kernels; empty: the processor's."""
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of a process that is limited to this capability."""
-        return {**os.environ, "ATEN_CPU_CAPABILITY": self.aten, "ONEDNN_MAX_CPU_ISA": self.onednn}
+        limits = {"ATEN_CPU_CAPABILITY": self.aten, "ONEDNN_MAX_CPU_ISA": self.onednn}
+        return {**os.environ, **limits, **({"MKL_CBWR": self.mkl} if self.mkl else {})}
 
 
-SSE41 = Capability("SSE4.1", "default", "SSE41")
+SSE41 = Capability("SSE4.1", "default", "SSE41", "COMPATIBLE")
 AVX2 = Capability("AVX2", "avx2", "AVX2")
 AVX512 = Capability("AVX512", "avx512", "AVX512_CORE")
 AVX512_BF16 = Capability("AVX512-BF16", "avx512", "AVX512_CORE_BF16")

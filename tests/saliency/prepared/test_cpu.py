@@ -9,9 +9,7 @@ from torch.nn import functional as F
 
 from vbp.saliency import VisualBackProp
 from vbp.saliency.forward import last_tap, positive_mean
-from vbp.saliency.prepared import cpu
 from vbp.saliency.prepared.cpu import (
-    FoldedConvolution,
     PackedConvolution,
     can_pack,
     packed,
@@ -95,14 +93,12 @@ ACTIVATIONS = {
     [(name, each) for name, several in ACTIVATIONS.items() for each in several],
     ids=lambda value: getattr(value, "__name__", str(value)),  # without addresses, which differ between processes
 )
-@pytest.mark.parametrize("has_avx2", [True, False], ids=["packed", "folded"])
-def test_activations_are_computed_with_the_convolution(name, activation, has_avx2, monkeypatch):
-    monkeypatch.setattr(cpu, "is_without_avx2", lambda: not has_avx2)
+def test_activations_are_computed_with_the_convolution(name, activation):
     network = randomise(Activated(activation))
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(9))
     plain, fast = VisualBackProp(network), packed_copy(network)
     kinds = [type(fast._forward.model.get_submodule(f"packed_{number}")) for number in (0, 1)]
-    assert kinds == [PackedConvolution, PackedConvolution if has_avx2 else FoldedConvolution]
+    assert kinds == [PackedConvolution, PackedConvolution]
     assert fast._forward.model.packed_0._activation == name
     with torch.inference_mode():
         expected, found = plain.explain(images.clone()), fast.explain(images.clone())
@@ -112,9 +108,7 @@ def test_activations_are_computed_with_the_convolution(name, activation, has_avx
 
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.Hardswish()], ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("has_avx2", [True, False], ids=["packed", "folded"])
-def test_what_is_not_finite_is_noticed(activation, value, has_avx2, monkeypatch):
-    monkeypatch.setattr(cpu, "is_without_avx2", lambda: not has_avx2)
+def test_what_is_not_finite_is_noticed(activation, value):
     network = randomise(Activated(activation))
     images = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(9))
     images[0, 1, 5, 6] = value

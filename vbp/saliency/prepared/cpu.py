@@ -6,15 +6,12 @@ map. The weights are put into oneDNN's layout once for each size of the map, ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import torch
 from torch import Size, Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn import functional as F
 from typing_extensions import override
 
 from vbp.saliency.forward import ForwardPass, channel_mean, last_tap, positive_mean
@@ -75,41 +72,6 @@ def positive_mean_of_activation(map_NCHW: Tensor) -> Tensor:
     return channel_mean(map_NCHW.clamp(min=0))
 
 
-class FoldedConvolution(nn.Module):
-    """Convolution, batch norm and activation, the norm folded in; torch chooses how it computes the convolution.
-
-    Args:
-        convolution: a convolution with zero padding, given in numbers.
-        norm: batch norm of its output, or None.
-        activation: a name of `IN_PLACE`.
-    """
-
-    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: str):
-        super().__init__()
-        weight, bias = folded(convolution, norm)
-        dtype = convolution.weight.dtype
-        self._weight = weight.to(dtype, memory_format=torch.channels_last)
-        self._bias = None if bias is None else bias.to(dtype)
-        self._geometry: tuple[Any, ...] = (
-            convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-        )  # fmt: skip
-        self._activate = IN_PLACE[activation]
-
-    @override
-    def forward(self, map_NCHW: Tensor) -> Tensor:
-        """The next map."""
-        return self._activate(F.conv2d(map_NCHW, self._weight, self._bias, *self._geometry))
-
-
-IN_PLACE: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda map_NCHW: map_NCHW,
-    "relu": torch.relu_,
-    "swish": partial(F.silu, inplace=True),
-    "hardswish": partial(F.hardswish, inplace=True),
-}
-"""Activations by the names of `ACTIVATIONS`."""
-
-
 class PackedConvolution(nn.Module):
     """Convolution, batch norm and activation in one.
 
@@ -147,22 +109,11 @@ def _can_pack(convolution: Node, model: nn.Module) -> bool:
     return can_pack(weight.dtype)
 
 
-def _is_product(convolution: nn.Conv2d) -> bool:
-    """Whether it is a product of matrices, which torch leaves to MKL for small batches on one thread."""
-    return convolution.kernel_size == convolution.stride == convolution.dilation == (1, 1)
-
-
-def is_without_avx2() -> bool:
-    """Whether oneDNN's convolutions are the slower ones for products of matrices, as measured on SSE4.1."""
-    return torch.backends.cpu.get_cpu_capability() == "DEFAULT"
-
-
 def _replace(chain: list[Node], model: GraphModule, name: str) -> None:
     """Let the last node of the chain, which keeps its name and readers, do the work of the whole chain."""
     first, last = chain[0], chain[-1]
     convolution, norm, activation = modules_of(chain, model)
-    kind = FoldedConvolution if _is_product(convolution) and is_without_avx2() else PackedConvolution
-    model.add_submodule(name, kind(convolution, norm, activation))
+    model.add_submodule(name, PackedConvolution(convolution, norm, activation))
     last.op, last.target, last.args, last.kwargs = "call_module", name, first.args, {}
     for node in reversed(chain[:-1]):
         model.graph.erase_node(node)
