@@ -26,6 +26,7 @@ DEMO_NETWORK = "vgg16"
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = Literal["rgb", "bgr", "grey"]
+Decode = Literal["cpu", "gpu"]
 Fit = Literal["crop", "pad", "stretch", "original", "trained"]
 
 Preset = Literal["paper", "reference"]

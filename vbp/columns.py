@@ -6,6 +6,7 @@ A row is one image.  Each step adds columns, and drops the bulky ones that it ha
     source   -> shard position, without size and gone  a batch of one shard
     fetch    -> data bytes sha256, without path
     decode   -> pixels width height format frame_*, without data
+    (with ``--decode gpu`` some rows keep data, and the second half of decode makes their pixels beside explain)
     explain  -> mask flat log10_max device selected and the prediction; on CUDA overlay mask_mean ..., without pixels
     evaluate -> scores, in ``vbp evaluate``
     encode   -> file_* mask_mean mask_area peak_*, without pixels, mask and selected

@@ -30,7 +30,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "Input": ("input", "limit", "refresh", "suffixes", "max_bytes", "directory"),
     "Network": (
         "model", "model_args", "submodule", "weights", "size", "fit", "device", "precision", "batch_size", "mean",
-        "std", "channels", "interpolation", "fast_decode",
+        "std", "channels", "interpolation", "fast_decode", "decode",
     ),
     "Method": ("preset", "stages", "target", "smooth", "noise", "pooling", "multiply_input", "seed"),
     "Output": (

@@ -22,7 +22,8 @@ from vbp.errors import (
     NotAnImageError,
     UnsupportedLayoutError,
 )
-from vbp.images.decode import _open_heif, decode, decode_upright
+from vbp.images import decode as module
+from vbp.images.decode import BLANK, _open_heif, decode, decode_upright, left_to_device
 from vbp.images.frame import Frame
 
 
@@ -548,3 +549,75 @@ def test_heif():
 def test_bytes_in_messages_are_no_python(data, told):
     with pytest.raises(NotAnImageError, match=f"starts with {re.escape(told)}, which"):
         decode(data)
+
+
+# What is left to a device
+
+
+def exif(orientation):
+    written = Image.Exif()
+    written[274] = orientation
+    return written
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"exif": exif(1)}, {"exif": b"Exif\0\0broken"}],
+    ids=["baseline", "progressive", "full colour", "upright", "broken metadata"],
+)
+def test_an_ordinary_jpeg_is_left_with_all_that_decoding_says_of_it(fit, options):
+    data = encoded(noisy(70, 50), "JPEG", **options)
+    left, expected = left_to_device(data, size=32, fit=fit), decode(data, size=32, fit=fit)
+    assert left.pixels_HWC is BLANK
+    assert (left.width, left.height, left.format, left.frame) == (70, 50, "JPEG", expected.frame)
+
+
+def without_jfif(data, *segments):
+    """The JPEG with these segments instead of its first one."""
+    length = int.from_bytes(data[4:6], "big")
+    return data[:2] + b"".join(segments) + data[4 + length :]
+
+
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("data", "is_left"),
+    [
+        (without_jfif(encoded(smooth(), "JPEG")), True),
+        (without_jfif(encoded(smooth(), "JPEG"), ADOBE + b"\1"), True),
+        (without_jfif(encoded(smooth(), "JPEG"), ADOBE + b"\0"), False),
+        (encoded(smooth(), "JPEG", keep_rgb=True), False),
+    ],
+    ids=["by its numbers", "by Adobe's word", "RGB by Adobe's word", "RGB by its letters"],
+)
+def test_colours_are_left_where_libjpeg_takes_them_for_ycbcr(data, is_left):
+    assert (left_to_device(data) is not None) is is_left
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no image",
+        encoded(smooth(), "PNG"),
+        encoded(smooth(), "JPEG", "L"),
+        encoded(smooth(), "JPEG", "CMYK"),
+        encoded(smooth(), "JPEG", exif=exif(6)),
+        encoded(smooth(), "JPEG")[:-2],
+        encoded(smooth(), "JPEG")[:40],
+        encoded(smooth(2000, 2), "JPEG"),
+    ],
+    ids=["empty", "text", "PNG", "grey", "CMYK", "turned", "no end", "half a header", "strip"],
+)
+def test_what_only_the_cpu_reads_as_it_should_is_not_left(data):
+    assert left_to_device(data) is None
+
+
+def test_an_image_too_large_for_a_device_is_not_left(monkeypatch):
+    data = encoded(smooth(40, 30), "JPEG")
+    monkeypatch.setattr(module, "LARGEST_ON_DEVICE", 40 * 30)
+    assert left_to_device(data) is not None
+    monkeypatch.setattr(module, "LARGEST_ON_DEVICE", 40 * 30 - 1)
+    assert left_to_device(data) is None

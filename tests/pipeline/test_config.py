@@ -38,6 +38,12 @@ def test_defaults_are_those_of_the_documentation():
         ({"smooth": 3, "noise": 0.0}, ["--noise (=0.0)", "more than 0"]),
         ({"batch_size": -2}, ["--batch-size", "-2"]),
         ({"limit": 0}, ["--limit"]),
+        ({"decode": "tpu"}, ["--decode", "tpu", "cpu, gpu"]),
+        ({"decode": "gpu", "fit": "original"}, ["--decode gpu and --fit original exclude"]),
+        ({"decode": "gpu", "frame": "image"}, ["--decode gpu and --frame image exclude"]),
+        ({"decode": "gpu", "fast_decode": True}, ["--decode gpu and --fast-decode exclude"]),
+        ({"decode": "gpu", "device": "cpu"}, ["--decode gpu and --device cpu exclude"]),
+        ({"decode": "gpu", "device": "mps"}, ["--decode gpu and --device mps exclude"]),
         ({"max_failures": "a few"}, ["--max-failures", "a few", "1%"]),
         ({"max_failures": "1.5"}, ["--max-failures", "1.5"]),
         ({"retry_failed": True, "resume_mode": "overwrite"}, ["--retry-failed", "overwrite"]),
@@ -127,7 +133,7 @@ def test_the_order_of_outputs_means_nothing():
 def test_fingerprint_names_what_the_results_depend_on_and_nothing_else():
     assert set(config().fingerprint()) == {
         "model", "model_args", "submodule", "preset", "fit", "frame", "select", "classes", "outputs", "mask_format",
-        "overlay_style", "layout", "fast_decode", "stages", "pooling", "multiply_input", "target", "smooth",
+        "overlay_style", "layout", "fast_decode", "decode", "stages", "pooling", "multiply_input", "target", "smooth",
     }  # fmt: skip
 
 

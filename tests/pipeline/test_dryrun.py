@@ -155,6 +155,7 @@ def test_failed_images_count_where_they_are_tried_again(config, photos, tmp_path
         ({"resume_mode": "fail"}, "--resume-mode"),
         ({"weights": "random"}, "weights was"),
         ({"model": "vgg99", "weights": "imagenet"}, "vgg99"),
+        ({"decode": "gpu"}, "--decode gpu needs an NVIDIA GPU"),
     ],
 )
 def test_what_a_run_would_refuse_is_refused(config, tmp_path, changes, words):

@@ -121,7 +121,7 @@ def test_a_late_write_of_an_attempt_that_was_given_up_doubles_no_row(photos, net
 OTHER_VALUES = {
     "model": "vgg11", "preset": "reference", "size": 64, "fit": "pad", "frame": "image", "select": "correct",
     "classes": "names.txt", "outputs": ("mask",), "mask_format": "npy", "overlay_style": "red", "layout": "none",
-    "fast_decode": True, "input": "elsewhere", "weights": "0" * 64, "precision": "bfloat16",
+    "fast_decode": True, "decode": "gpu", "input": "elsewhere", "weights": "0" * 64, "precision": "bfloat16",
     "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "channels": "bgr",
 }  # fmt: skip
 

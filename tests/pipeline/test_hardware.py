@@ -9,6 +9,7 @@ from vbp.pipeline.hardware import (
     common_precision,
     kinds,
     look,
+    refuse_decoding,
     refuse_integers,
     refuse_missing_gpus,
     slow_machines,
@@ -79,3 +80,24 @@ def test_this_machine_knows_its_processor():
     found = look("cpu")
     assert (found.node, found.device, found.available) == ("this machine", "cpu", True)
     assert found.processor.startswith("CPU with ")
+
+
+def test_decoding_on_gpus_needs_gpus_that_can():
+    lame = Hardware(node="10.0.0.7", device="cuda", processor="NVIDIA T4", bfloat16=False, no_jpeg="no nvJPEG")
+    refuse_decoding("cpu", [NEW, lame])
+    refuse_decoding("gpu", [GPU, GPU])
+    with pytest.raises(UsageError, match="--decode gpu needs an NVIDIA GPU, and the network would run on cpu: leave"):
+        refuse_decoding("gpu", [NEW])
+    with pytest.raises(
+        UsageError, match=r"TorchCodec with CUDA, which does not work on 10\.0\.0\.7 \(no nvJPEG\): pip"
+    ):
+        refuse_decoding("gpu", [GPU, lame])
+
+
+def test_a_machine_with_a_gpu_says_whether_it_decodes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("vbp.explainer.resolve_precision", lambda asked, device: "bfloat16")
+    monkeypatch.setattr("vbp.images.device_decode.why_not", lambda device: f"not on {device}")
+    assert look("cuda").no_jpeg == "not on cuda"
+    assert look("cpu").no_jpeg is None

@@ -45,6 +45,7 @@ def test_images_of_their_own_size_run_alone():
 def test_bytes_of_a_batch_are_those_of_its_pixels():
     assert recipe("cuda", 128).batch_bytes == 128 * 224 * 224 * 3
     assert recipe(fit="original").batch_bytes is None
+    assert recipe("cuda", 128, decode="gpu").batch_bytes is None  # files are handed on
 
 
 def test_a_process_alone_with_a_gpu_has_its_cores_for_images(monkeypatch):

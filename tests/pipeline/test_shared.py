@@ -89,6 +89,7 @@ def test_masks_of_two_sizes_stay_whole():
     [
         ({"preset": "reference", "weights": "demo", "model": "vgg11"}, True),
         ({"size": 64}, False),
+        ({"decode": "gpu"}, False),
         ({"frame": "image"}, False),
         ({"outputs": ("mask",)}, False),
         ({"layout": "none"}, False),

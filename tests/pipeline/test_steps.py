@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.jpegs import decoder, jpeg, noise
 from vbp.columns import ERRORS, ColumnError, Contract, made_by
 from vbp.errors import InterruptedRunError, UsageError
 from vbp.images.encode import decode_mask, encode_png
 from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline import breaker, steps
-from vbp.pipeline.steps import Decode, Encode, Explain, Fetch, _assembled, as_table, objects
+from vbp.pipeline.steps import Decode, DecodeOnDevice, Encode, Explain, Fetch, _assembled, as_table, objects
 from vbp.saliency import VisualBackProp
 
 
@@ -194,6 +195,38 @@ def test_images_side_by_side_are_as_one_after_another():
     assert [stage is not None for stage in one["error_stage"]] == [row == 4 for row in range(9)]
     for name in one.keys() - {"seconds_decode", "seconds_encode"}:
         assert list(one[name]) == list(other[name]), name
+
+
+def mixed():
+    """Rows for both decoders, of which some fail in either, and one has failed before."""
+    broken = bytearray(jpeg(noise(50, 40)))
+    broken[broken.index(b"\xff\xc4") + 4] = 0x77  # a table of a kind that does not exist; the header is whole
+    data = [jpeg(noise(60, 40)), encode_png(noise(30, 45)), bytes(broken), b"text", None, jpeg(noise(33, 99, 1)), b""]
+    return columns(key=list("abcdefg"), data=data, error_stage=[*[None] * 4, "fetch", *[None] * 2])
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_decoded_in_two_halves_rows_are_as_in_one(fit):
+    first, expected = Decode(32, fit, before_device=True)(mixed()), Decode(32, fit)(mixed())
+    assert [len(data) > 0 for data in first["data"]] == [True, False, True, False, False, True, False]
+    assert [pixels.shape[0] for pixels in first["pixels"]] == [1, 32, 1, 32, 32, 1, 32]
+    found = DecodeOnDevice(decoder, 32, fit)(first)
+    assert found.keys() == expected.keys()
+    assert [stage for stage in found["error_stage"]] == [None, None, "decode", "decode", "fetch", None, "decode"]
+    for name in found.keys() - {"pixels", "seconds_decode"}:
+        assert list(found[name]) == list(expected[name]), name
+    assert (found["pixels"].dtype, found["pixels"].shape) == (np.uint8, (7, 32, 32, 3))
+    assert np.abs(found["pixels"].astype(int) - expected["pixels"]).max() <= 1
+    assert (found["seconds_decode"] > first["seconds_decode"]).all()
+
+
+def test_what_the_device_cannot_read_and_the_cpu_can_is_read():
+    def none(files):
+        raise RuntimeError("status 4")
+
+    given = columns(key=["a"], data=[jpeg(noise(60, 40))])
+    found = DecodeOnDevice(none, 32)(Decode(32, before_device=True)(given))
+    assert np.array_equal(found["pixels"], Decode(32)(given)["pixels"])
 
 
 class Small(torch.nn.Sequential):

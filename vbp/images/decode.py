@@ -51,7 +51,7 @@ from vbp.errors import (
     NotAnImageError,
     UnsupportedLayoutError,
 )
-from vbp.images.fit import fit_frame, reach, resized
+from vbp.images.fit import fit_frame, placed, reach, resized
 from vbp.images.frame import Frame
 from vbp.images.png import bare_png, check_png
 from vbp.images.tiff import check_blocks, layout_of, pillow_reads, read_tiff, with_its_palette
@@ -156,6 +156,50 @@ def decode(
     width, height = (stored.height, stored.width) if turned else (stored.width, stored.height)
     pixels_HWC, frame = fit_frame(upright, size, fit, width, height, preprocessing)
     return Picture(pixels_HWC, width, height, "BMP" if kind == "DIB" else kind, frame)
+
+
+LARGEST_ON_DEVICE = 1 << 26
+"""Pixels of the largest image that is left to a device: 200 MB there, and 800 MB while it is resized."""
+BLANK = np.zeros((1, 1, 3), np.uint8)
+"""The pixels of a picture that is left to a device."""
+
+
+def left_to_device(
+    data: bytes, *, size: int = 224, fit: Fit = "crop", preprocessing: Preprocessing = IMAGENET
+) -> Picture | None:
+    """What `decode` would say of a file, without its pixels, if other decoders read the file as Pillow does.
+
+    These are upright JPEGs of 8 bits in YCbCr. Only the header is read.
+
+    Args:
+        data: the whole file.
+        size: as for `decode`.
+        fit: as for `decode`, but not ``original``.
+        preprocessing: as for `decode`.
+
+    Returns:
+        The picture with the pixels `BLANK`; None if `decode` must read the file, or refuse it.
+    """
+    try:
+        if _kind(data) != "JPEG":
+            return None
+        with _image_errors(), _pillow_warnings_ignored():
+            opened = _open(data, "JPEG", LARGEST_ON_DEVICE)
+            if not _is_ycbcr(opened) or _orientation(opened) != 1:
+                return None
+    except ImageError:
+        return None
+    place = placed(*opened.size, size, fit, preprocessing)
+    return None if place.is_of_a_strip else Picture(BLANK, *opened.size, "JPEG", place.frame)
+
+
+def _is_ycbcr(jpeg: ImageFile) -> bool:
+    """Whether libjpeg takes the three colours of a JPEG for YCbCr; they may also be RGB, which is rare."""
+    if jpeg.mode != "RGB" or "jfif" in jpeg.info:
+        return jpeg.mode == "RGB"
+    if "adobe" in jpeg.info:
+        return jpeg.info.get("adobe_transform") == 1
+    return [layer[0] for layer in getattr(jpeg, "layer", ())] == [1, 2, 3]
 
 
 def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

@@ -5,6 +5,8 @@ Shapes: H, W = height and width in pixels, C = 3 colour channels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,6 +38,40 @@ def reach(size: int, fit: Fit, preprocessing: Preprocessing) -> int:
     return preprocessing.trained[0] if fit == "trained" and preprocessing.trained else size
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where the network's frame lies in the resized image."""
+
+    across: int
+    """Width of the whole image once it is resized, in pixels."""
+    down: int
+    """Height of the whole image once it is resized, in pixels."""
+    left: int
+    """Column of the resized image where the frame begins; negative where it is padded."""
+    top: int
+    """Row of the resized image where the frame begins; negative where it is padded."""
+    size: int
+    """Side of the frame, in pixels."""
+    frame: Frame
+    """The frame in the upright original."""
+
+    @property
+    def is_of_a_strip(self) -> bool:
+        """Whether the resized image would be far larger than the frame."""
+        return max(self.across, self.down) > _STRIP * self.size
+
+
+def placed(width: int, height: int, size: int, fit: Fit, preprocessing: Preprocessing = IMAGENET) -> Placement:
+    """Where the frame lies for an upright image of this width and height; `fit` is not ``original``."""
+    across, down = resized(width, height, reach(size, fit, preprocessing), fit)
+    # torchvision's CenterCrop rounds half to even.
+    left, top = round((across - size) / 2), round((down - size) / 2)
+    frame = Frame(
+        left * width / across, top * height / down, (left + size) * width / across, (top + size) * height / down
+    )
+    return Placement(across, down, left, top, size, frame)
+
+
 def fit_frame(
     image: Image.Image, size: int, fit: Fit, width: int, height: int, preprocessing: Preprocessing = IMAGENET
 ) -> tuple[NDArray[np.uint8], Frame]:
@@ -57,22 +93,16 @@ def fit_frame(
     """
     if fit == "original":
         return np.array(image), Frame(0, 0, width, height)
-    across, down = resized(width, height, reach(size, fit, preprocessing), fit)
+    place = placed(width, height, size, fit, preprocessing)
     how = preprocessing.interpolation
-    if fit == "stretch":
-        return _resize(image, across, down, how), Frame(0, 0, width, height)
-    # torchvision's CenterCrop rounds half to even.
-    left, top = round((across - size) / 2), round((down - size) / 2)
-    frame = Frame(
-        left * width / across, top * height / down, (left + size) * width / across, (top + size) * height / down
-    )
+    if place.is_of_a_strip:
+        return _resize_part(image, size, place.frame, width, height, how), place.frame
+    resized_HWC, left, top = _resize(image, place.across, place.down, how), place.left, place.top
     if fit == "pad":
         pixels_HWC = np.full((size, size, 3), preprocessing.mean_colour, np.uint8)
-        pixels_HWC[-top : down - top, -left : across - left] = _resize(image, across, down, how)
-        return pixels_HWC, frame
-    if max(across, down) > _STRIP * size:
-        return _resize_part(image, size, frame, width, height, how), frame
-    return np.ascontiguousarray(_resize(image, across, down, how)[top : top + size, left : left + size]), frame
+        pixels_HWC[-top : place.down - top, -left : place.across - left] = resized_HWC
+        return pixels_HWC, place.frame
+    return np.ascontiguousarray(resized_HWC[top : top + size, left : left + size]), place.frame
 
 
 def _resize(image: Image.Image, across: int, down: int, how: Interpolation) -> NDArray[np.uint8]:

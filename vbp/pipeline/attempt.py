@@ -24,7 +24,7 @@ from vbp.pipeline import prepare
 from vbp.pipeline.clearing import forget_listing, holds_run, refuse_others
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.failures import failures_as_sentences
-from vbp.pipeline.hardware import common_precision, kinds, look, refuse_integers, slow_machines
+from vbp.pipeline.hardware import common_precision, kinds, look, refuse_decoding, refuse_integers, slow_machines
 from vbp.pipeline.listing import Checked
 from vbp.pipeline.loading import NetworkFacts
 from vbp.pipeline.observer import Observer
@@ -120,6 +120,7 @@ class Attempt:
         )
         self.record.refuse_other(recipe)
         refuse_integers(precision, found)
+        refuse_decoding(config.decode, found)
         if (slow := slow_machines(precision, found)) is not None:
             self.observer.note(slow)
         prepare.declared_classes(config)  # a file that cannot be read is refused before the listing

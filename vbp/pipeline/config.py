@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 
 from vbp.choices import (
     Channels,
+    Decode,
     Device,
     Fit,
     Frame,
@@ -167,6 +168,11 @@ class RunConfig:
         "Decode large JPEGs at a fraction of their size: faster, but other pixels and masks.",
         fingerprint=True,
     )
+    decode: Decode = option(
+        "cpu",
+        "Where JPEGs are decoded; gpu: on the network's GPU, by TorchCodec, with slightly other pixels and masks.",
+        fingerprint=True,
+    )
     device: Device = option("auto", "Where the network runs.")
     precision: Precision = option(
         "auto",
@@ -250,11 +256,24 @@ class RunConfig:
             raise UsageError(
                 "--device mps is the GPU of this Mac alone, and Ray counts none such: leave out --runner ray."
             )
+        if self.decode == "gpu":
+            self._check_decoding_on_gpu()
         self.failures_allowed(0)
         parse_labels(self.node_labels)
         check_place("INPUT", self.input)
         check_place("OUTPUT", self.output)
         check_places(self.input, self.output)
+
+    def _check_decoding_on_gpu(self) -> None:
+        """Refuse what needs the decoder of the CPU, or no GPU."""
+        others = {
+            "--fit original": self.fit == "original",
+            "--frame image": self.frame == "image",
+            "--fast-decode": self.fast_decode,
+            f"--device {self.device}": self.device in ("cpu", "mps"),
+        }
+        if clash := next((other for other, is_given in others.items() if is_given), None):
+            raise UsageError(f"--decode gpu and {clash} exclude each other: leave out one of them.")
 
     def _check_choice(self, name: str, hint: Any) -> None:
         """Refuse a value of a Literal type that is none of its choices."""

@@ -19,7 +19,7 @@ from vbp.errors import StorageError, UsageError
 from vbp.pipeline import prepare
 from vbp.pipeline.calibrate import calibrated
 from vbp.pipeline.config import RunConfig
-from vbp.pipeline.hardware import common_precision, look, refuse_integers
+from vbp.pipeline.hardware import common_precision, look, refuse_decoding, refuse_integers
 from vbp.pipeline.loading import Networks
 from vbp.pipeline.recipe import PASSES, Recipe, rows_together
 from vbp.pipeline.record import Record, open_record
@@ -319,6 +319,7 @@ class _Sample:
         here = [look(device)]
         precision = common_precision(config.precision, record.facts.get("precision"), here)
         refuse_integers(precision, here)
+        refuse_decoding(config.decode, here)
         self.recipe = Recipe(
             config=config,
             run_id="plan",

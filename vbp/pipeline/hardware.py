@@ -24,6 +24,8 @@ class Hardware:
     """Whether torch can multiply 8-bit integers on this CPU."""
     available: bool = True
     """Whether torch can use the device on this machine at all."""
+    no_jpeg: str | None = None
+    """Why the GPU decodes no JPEG; None if it does, or there is no GPU."""
 
 
 def look(device: str, node: str = "this machine") -> Hardware:
@@ -36,6 +38,7 @@ def look(device: str, node: str = "this machine") -> Hardware:
     import torch
 
     from vbp.explainer import resolve_precision
+    from vbp.images.device_decode import why_not
     from vbp.saliency.prepared.byte_layers import can_quantise
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -47,7 +50,14 @@ def look(device: str, node: str = "this machine") -> Hardware:
     else:
         processor = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     bfloat16 = resolve_precision("auto", device) == "bfloat16"
-    return Hardware(node=node, device=device, processor=processor, bfloat16=bfloat16, int8=can_quantise(device))
+    return Hardware(
+        node=node,
+        device=device,
+        processor=processor,
+        bfloat16=bfloat16,
+        int8=can_quantise(device),
+        no_jpeg=why_not(device) if device == "cuda" else None,
+    )
 
 
 def refuse_missing_gpus(found: Sequence[Hardware]) -> None:
@@ -83,6 +93,29 @@ def refuse_integers(precision: str, found: Sequence[Hardware]) -> None:
         f"--precision int8 needs a torch with oneDNN's integers, which is missing on {names}: choose other nodes by "
         f"--node-labels, or {rest}."
     )
+
+
+def refuse_decoding(decode: str, found: Sequence[Hardware]) -> None:
+    """Refuse ``--decode gpu`` without GPUs, or with some that cannot do it.
+
+    Args:
+        decode: ``--decode``.
+        found: the machines of the workers.
+
+    Raises:
+        UsageError: a machine has no GPU, or no TorchCodec that decodes on it; names it.
+    """
+    if decode != "gpu":
+        return
+    if (device := found[0].device) != "cuda":
+        raise UsageError(f"--decode gpu needs an NVIDIA GPU, and the network would run on {device}: leave it out.")
+    without = [each for each in found if each.no_jpeg]
+    if without:
+        names = ", ".join(each.node for each in without[:5])
+        raise UsageError(
+            f"--decode gpu needs TorchCodec with CUDA, which does not work on {names} ({without[0].no_jpeg}): pip "
+            "install 'visualbackprop[gpu]' on every node, or leave the option out."
+        )
 
 
 def common_precision(asked: str, before: str | None, found: Sequence[Hardware]) -> str:

@@ -19,7 +19,7 @@ from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.config import RunConfig
 from vbp.pipeline.finishing import Finishing
 from vbp.pipeline.source import Source
-from vbp.pipeline.steps import Batch, Decode, Encode, Explain, Fetch, Write
+from vbp.pipeline.steps import Batch, Decode, DecodeOnDevice, Encode, Explain, Fetch, Write
 from vbp.storage.outline import suffixes_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Steps(Protocol):
 
     @property
     def batch_bytes(self) -> int | None:
-        """Bytes of the pixels of one forward pass; None where images have sizes of their own."""
+        """Bytes of the pixels of one forward pass; None where images, or the files of them, have sizes of their own."""
 
     def source(self) -> Units:
         """Numbers of units -> rows that are not done yet."""
@@ -133,9 +133,11 @@ class Recipe:
 
     @property
     def batch_bytes(self) -> int | None:
-        """Bytes of the pixels of one forward pass; None where images have sizes of their own."""
+        """Bytes of the pixels of one forward pass; None where images, or the files of them, have sizes of their own."""
         side = self.preprocessing.size
-        return None if self.config.fit == "original" or side is None else self.batch_size * side * side * 3
+        if self.config.fit == "original" or self.config.decode == "gpu" or side is None:
+            return None
+        return self.batch_size * side * side * 3
 
     @property
     def side_by_side(self) -> bool:
@@ -183,6 +185,7 @@ class Recipe:
             keep_data=config.frame == "image",
             preprocessing=self.preprocessing,
             side_by_side=self.cores_are_free,
+            before_device=config.decode == "gpu",
         )
 
     def explain_arguments(self) -> dict[str, Any]:
@@ -218,7 +221,18 @@ class Recipe:
         return {"calibration": Scales.from_json(self.scales)}
 
     def explain(self) -> Callable[[Batch], Batch]:
-        """The third step; in an evaluation with the scores."""
+        """The third step; in an evaluation with the scores, and with ``--decode gpu`` after the rest of the second."""
+        explain = self._explain()
+        if self.config.decode == "cpu":
+            return explain
+        from vbp.images.device_decode import torchcodec
+
+        decode = DecodeOnDevice(
+            torchcodec(self.device), self.preprocessing.size or 1, self.config.fit, preprocessing=self.preprocessing
+        )
+        return lambda batch: explain(decode(batch))
+
+    def _explain(self) -> Callable[[Batch], Batch]:
         if self.config.evaluation is None:
             return Explain(**self.explain_arguments())
         from vbp.pipeline.evaluate import evaluated

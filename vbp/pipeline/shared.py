@@ -184,4 +184,4 @@ def shape(recipe: Recipe) -> tuple[object, ...]:
     maps = (network_key(config), config.stages) if "maps" in config.outputs else ()
     side = None if config.fit == "original" else recipe.preprocessing.size
     levels = None if recipe.finishing is None else recipe.finishing.mask_format
-    return (config.fit, side, config.frame, config.outputs, config.layout == "none", maps, levels)
+    return (config.fit, config.decode, side, config.frame, config.outputs, config.layout == "none", maps, levels)

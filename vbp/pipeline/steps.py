@@ -6,6 +6,8 @@ image::
 
     key, uri -> Fetch -> data -> Decode -> pixels -> Explain -> mask -> Encode -> file_* -> Write -> index row
 
+With ``--decode gpu`` Decode has a second half, `DecodeOnDevice`, which runs where Explain runs.
+
 ``vbp.columns`` declares every column; a step that makes or loses another one raises a ``ColumnError``.
 
 An image that fails keeps its row: the step that failed names itself in ``error_stage``, with ``error_type`` and
@@ -46,7 +48,7 @@ from vbp.storage.outline import KINDS
 from vbp.storage.results.layouts import make_layout
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vbp.explainer import Explainer
     from vbp.images.frame import Frame
@@ -76,6 +78,7 @@ class Step:
     def __call__(self, batch: Batch) -> Batch:
         """Run the step and add the column ``seconds_<stage>``: the seconds that it took, divided by the rows.
 
+        If the step before has the same stage, the seconds of both are added.
         Of calls by several threads, seconds that they shared are counted once.
 
         Raises:
@@ -91,7 +94,8 @@ class Step:
         given = frozenset(batch)
         batch = self.run(batch)
         started, self._ended = max(started, self._ended), time.perf_counter()
-        batch[f"seconds_{self.stage}"] = np.full(rows, (self._ended - started) / max(rows, 1))
+        spent = f"seconds_{self.stage}"
+        batch[spent] = batch.get(spent, 0.0) + np.full(rows, (self._ended - started) / max(rows, 1))
         self.columns.check_made(given, batch)
         return batch
 
@@ -192,6 +196,9 @@ class Decode(Step):
         keep_data: keep the column ``data``, for an Encode that draws on the original image.
         preprocessing: how the network wants pictures resized.
         side_by_side: decode on all cores of this process, each image on one.
+        before_device: leave the files that a device decodes to `DecodeOnDevice`, which must come next: only those keep
+            their ``data``, which are empty in other rows, and ``pixels`` are ragged. Not with `fast`, `keep_data` or
+            fit original.
     """
 
     stage = "decode"
@@ -205,35 +212,92 @@ class Decode(Step):
         keep_data: bool = False,
         preprocessing: Preprocessing = IMAGENET,
         side_by_side: bool = False,
+        before_device: bool = False,
     ) -> None:
-        self.columns = Contract.of("decode", {"key", "data"}, keeps={"data"} if keep_data else ())
+        keeps = {"data"} if keep_data or before_device else set()
+        self.columns = Contract.of("decode", {"key", "data"}, keeps=keeps)
         self._map = _mapping(side_by_side)
-        self._size, self._fit, self._keep_data = size, fit, keep_data
-        self._how: dict[str, Any] = {"size": size, "fit": fit, "fast": fast, "preprocessing": preprocessing}
+        self._keep_data, self._before_device = keep_data, before_device
+        self._is_ragged, self._side = fit == "original" or before_device, 1 if fit == "original" else size
+        self._how: dict[str, Any] = {"size": size, "fit": fit, "preprocessing": preprocessing}
+        self._fast = fast
 
     @override
     def run(self, batch: Batch) -> Batch:
-        from vbp.images.decode import Picture, decode
+        from vbp.images.decode import Picture, decode, left_to_device
 
         data = batch["data"] if self._keep_data else batch.pop("data")
         pictures: list[Picture | None] = [None] * len(data)
+        left = [b""] * len(data)
 
         def one(row: int) -> None:
+            if self._before_device and (picture := left_to_device(data[row], **self._how)) is not None:
+                pictures[row], left[row] = picture, data[row]
+                return
             try:
-                pictures[row] = decode(data[row], **self._how)
+                pictures[row] = decode(data[row], fast=self._fast, **self._how)
             except ImageError as error:
                 self.fail(batch, row, error)
 
         self._map(one, good_rows(batch))
-        side = 1 if self._fit == "original" else self._size
-        blank = np.zeros((side, side, 3), np.uint8)
+        blank = np.zeros((self._side, self._side, 3), np.uint8)
         pixels = [blank if p is None else p.pixels_HWC for p in pictures]
-        batch["pixels"] = objects(pixels) if self._fit == "original" else np.stack(pixels)
+        batch["pixels"] = objects(pixels) if self._is_ragged else np.stack(pixels)
+        if self._before_device:
+            batch["data"] = objects(left)
         for name in ("width", "height", "format"):
             batch[name] = objects([None if p is None else getattr(p, name) for p in pictures])
         for name in ("left", "top", "right", "bottom"):
             batch[f"frame_{name}"] = objects([None if p is None else getattr(p.frame, name) for p in pictures])
         return batch
+
+
+class DecodeOnDevice(Step):
+    """``data`` that `Decode` has left -> ``pixels`` (B,H,W,3 uint8), on the device that holds the network.
+
+    What the device cannot read is decoded as `Decode` does it, so that broken files fail with the same messages.
+
+    Args:
+        decoder: decodes JPEGs on the device; a RuntimeError says that it cannot.
+        size: side of the network's frame.
+        fit: crop, pad, stretch or trained.
+        preprocessing: how the network wants pictures resized.
+    """
+
+    stage = "decode"
+    columns = Contract.of("decode", {"key", "data", "pixels", "width", "height"})
+
+    def __init__(
+        self,
+        decoder: Callable[[Sequence[bytes]], Sequence[Tensor]],
+        size: int = 224,
+        fit: Fit = "crop",
+        *,
+        preprocessing: Preprocessing = IMAGENET,
+    ) -> None:
+        from vbp.images.device_decode import DeviceDecode
+
+        self._how: dict[str, Any] = {"size": size, "fit": fit, "preprocessing": preprocessing}
+        self._decode = DeviceDecode(decoder, **self._how)
+
+    @override
+    def run(self, batch: Batch) -> Batch:
+        from vbp.images.decode import decode
+
+        data, pixels = batch.pop("data"), [*batch["pixels"]]
+        rows = [row for row in good_rows(batch) if data[row]]
+        sizes = [(int(batch["width"][row]), int(batch["height"][row])) for row in rows]
+        facts = {name: objects([*batch[name]]) for name in ("width", "height", "format", *FRAME)}
+        found = self._decode([data[row] for row in rows], sizes)
+        for row, pixels_HWC in zip(rows, found, strict=True):
+            try:
+                pixels[row] = decode(data[row], **self._how).pixels_HWC if pixels_HWC is None else pixels_HWC
+            except ImageError as error:
+                self.fail(batch, row, error)
+                pixels[row] = np.zeros((self._how["size"], self._how["size"], 3), np.uint8)
+                for name in facts:
+                    facts[name][row] = None
+        return batch | facts | {"pixels": np.stack(pixels)}
 
 
 def _mapping(side_by_side: bool) -> Callable[[Callable[[int], None], Sequence[int]], None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.jpegs import decoder
 from tests.late_device import PromptDevice
 from vbp.networks.models import load_model
 from vbp.pipeline import RunConfig
@@ -16,7 +17,7 @@ from vbp.pipeline.local import Chain, rows_of
 from vbp.pipeline.on_ray import dataset
 from vbp.pipeline.recipe import Recipe
 from vbp.pipeline.resources import Resources
-from vbp.pipeline.steps import Encode, Explain, objects
+from vbp.pipeline.steps import DecodeOnDevice, Encode, Explain, objects
 from vbp.staging import Staged
 
 ROWS, SIDE = 4, 64
@@ -81,10 +82,10 @@ class Steps:
     """The steps of a run, of which Explain computes on that device; or those of the local chain. Nothing is stored."""
 
     batch_size = rows = ROWS
-    batch_bytes = ROWS * SIDE * SIDE * 3
 
     def __init__(self, recipe, *, on_device):
         self.recipe, self.on_device = recipe, on_device
+        self.batch_bytes = recipe.batch_bytes
 
     def source(self):
         return Photos(Path(self.recipe.config.input))
@@ -96,8 +97,13 @@ class Steps:
         return self.recipe.decode()
 
     def explain(self):
+        explain = self.explain_pixels()
+        decode = DecodeOnDevice(decoder, SIDE)
+        return explain if self.recipe.config.decode == "cpu" else lambda batch: explain(decode(batch))
+
+    def explain_pixels(self):
         if not self.on_device:
-            return self.recipe.explain()
+            return Explain(**self.recipe.explain_arguments())
         step = Explain(**self.recipe.explain_arguments() | {"finishing": Finishing(overlay_style="heat")})
         step.explainer._staged = Staged(step.explainer._compute, WaitingDevice())
         return lambda batch: step(batch) | {"together": np.full(len(batch["key"]), len(batch["key"]))}
@@ -113,10 +119,11 @@ def by_key(rows):
     return {row["key"]: row for row in rows}
 
 
-def test_batches_overlap_and_rows_are_the_local_chains(photos, network_file, ray_session):
-    config = RunConfig(
-        input=str(photos), output="out", weights=network_file, size=SIDE, precision="float32", batch_size=ROWS
-    )
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+def test_batches_overlap_and_rows_are_the_local_chains(photos, network_file, ray_session, decode):
+    """With ``gpu`` files go to the worker, whose decoder has a stand-in too."""
+    fields = {"weights": network_file, "size": SIDE, "precision": "float32", "batch_size": ROWS, "decode": decode}
+    config = RunConfig(input=str(photos), output="out", **fields)
     recipe = Recipe(
         config=config,
         run_id="r",
