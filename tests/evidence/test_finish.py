@@ -4,7 +4,7 @@ import pyarrow.dataset
 import pytest
 
 from vbp.evidence import finish
-from vbp.evidence.watch import Watched
+from vbp.evidence.watch import Look, Watched
 from vbp.review.output import Output
 from vbp.review.validate import validate
 from vbp.storage.files import Folder
@@ -29,10 +29,9 @@ def test_estimates_are_of_the_seconds_that_were_measured(monkeypatch):
 
     def measured(work, workers):
         took = finish.Took(0.0, 10.0, 1.0 if workers else 10.0)
-        return Watched(took, 0.0, 0.0, 0.0, [])
+        return Watched(took, 0.0, 0.0, 0.0, [Look(0.0, 0.0, None), Look(10.0, 7.0, None)])
 
     monkeypatch.setattr(finish, "watched", measured)
-    monkeypatch.setattr(finish, "_cpu", lambda found: 7.0)
     figures = list(finish._measured("rows", print, 100))
     assert [figure.values[0] for figure in figures[:3]] == [10.0] * 3
     assert figures[3].values[0] == pytest.approx(7 / 100 * 1e8 / 60)

@@ -43,6 +43,10 @@ def test_flags_are_what_differs_from_the_defaults():
     assert scale._flags(config) == ["--size", "32", "--storage-options", '{"s3://b": {"anon": true}}']
 
 
+def test_names_are_in_folders():
+    assert list(scale.named(1001))[999:] == ["class00000/image00000999.jpg", "class00001/image00001000.jpg"]
+
+
 def test_the_table():
     figures = [scale.figure("resume", 3, "s", 10, "1 s of CPU"), scale.figure("memory", 1.2, "", 1.1)]
     lines = [

@@ -1,7 +1,6 @@
 """What is done after the images, by one process and by workers of Ray: the index, and ``vbp validate``.
 
-A part of ``python -m vbp.evidence.scale``.  As for the listing (``fleet``), workers on the driver's machine share its
-cores, so the seconds of CPU say more than the clock.
+The part ``finish`` of ``python -m vbp.evidence.scale``.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vbp.evidence.fleet import IMAGES, WORKERS, Took
-from vbp.evidence.scale import figure, named
+from vbp.evidence.fleet import IMAGES, WORKERS, Took, cpu, most_at_once, rate, workers_at_once
+from vbp.evidence.scale import ROWS_A_PART, figure, named
 from vbp.evidence.timing import Figure
-from vbp.evidence.watch import Watched, watched
+from vbp.evidence.watch import watched
 from vbp.pipeline import prepare
-from vbp.pipeline.resources import divide
 from vbp.pipeline.steps import Batch, as_table, objects
 from vbp.review.output import Output
 from vbp.review.validate import validate
@@ -34,8 +32,6 @@ from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
 from vbp.storage.record import mark_complete, save_record
 from vbp.storage.spreading import Spread, here
 
-ROWS_A_PART = 50
-"""About what the main job commits together, every few seconds, on two cores."""
 _RANGES = 8
 """Ranges for the workers; a real one has more rows than all of these."""
 _RUN = "20261130T000000Z-0123abcd"
@@ -55,29 +51,25 @@ def finish(folder: Path, images: int) -> Iterator[Figure]:
 
 def _measured(what: str, work: partial[Took], images: int) -> Iterator[Figure]:
     alone = watched(work, 0)
-    yield _rate(f"{images:,} {what} by one process", alone, images)
+    yield rate(f"{images:,} {what} by one process", alone, images, "rows/s")
     shared = {workers: watched(work, workers) for workers in WORKERS}
     for workers, found in shared.items():
-        yield _rate(f"{what} by {workers} more, on the same cores", found, images)
-    from vbp.pipeline.on_ray.spread import AT_ONCE
-
-    one = _cpu(alone) / images
-    of_driver, of_worker = shared[1].value.cpu / images, (_cpu(shared[1]) - shared[1].value.cpu) / images
+        yield rate(f"{what} by {workers} more, on the same cores", found, images, "rows/s")
+    one = cpu(alone) / images
+    of_driver, of_worker = shared[1].value.cpu / images, (cpu(shared[1]) - shared[1].value.cpu) / images
     yield figure(f"estimate: {IMAGES:,} {what} by one process", one * IMAGES / 60, "min", detail="by CPU; not measured")
-    fleet = (of_driver + of_worker / AT_ONCE) * IMAGES
+    fleet = most_at_once()
+    spent = (of_driver + of_worker / fleet) * IMAGES
     told = f"by CPU, {of_driver * IMAGES / 60:.0f} min of it the driver's; the store keeps up; not measured"
-    yield figure(f"estimate: the same by {AT_ONCE} workers with a core each", fleet / 60, "min", detail=told)
+    yield figure(f"estimate: the same by {fleet} workers with a core each", spent / 60, "min", detail=told)
 
 
 def _spreading(stack: ExitStack, workers: int, images: int) -> Spread:
     """So many workers that share ranges of equal size; 0: this process alone, which has ranges of the usual size."""
     if not workers:
         return here
-    from vbp.pipeline.on_ray import cluster, spread
-
-    compaction.ROWS_A_FILE, spread.AT_ONCE = images // _RANGES, workers
-    stack.enter_context(cluster.connected())
-    return spread.spread_by(divide(cluster.nodes(), "cpu", None))
+    compaction.ROWS_A_FILE = images // _RANGES
+    return workers_at_once(stack, workers)
 
 
 def _indexed(url: str, workers: int) -> Took:
@@ -86,10 +78,10 @@ def _indexed(url: str, workers: int) -> Took:
     assert manifest is not None
     with ExitStack() as stack:
         spread = _spreading(stack, workers, manifest.images)
-        began, cpu = time.monotonic(), time.process_time()
+        began, before = time.monotonic(), time.process_time()
         totals = compact(output, manifest, spread=spread)
         assert totals.ok == manifest.images
-        return Took(began, time.monotonic(), time.process_time() - cpu)
+        return Took(began, time.monotonic(), time.process_time() - before)
 
 
 def _validated(url: str, workers: int) -> Took:
@@ -99,11 +91,11 @@ def _validated(url: str, workers: int) -> Took:
         spread = _spreading(stack, workers, output.manifest.images)
         promise(output.folder)  # of an index with these ranges
         output = Output.open(url)
-        began, cpu = time.monotonic(), time.process_time()
+        began, before = time.monotonic(), time.process_time()
         found = validate(output, sample=0, spread=spread)
         assert found.is_sound
         assert output.is_complete
-        return Took(began, time.monotonic(), time.process_time() - cpu)
+        return Took(began, time.monotonic(), time.process_time() - before)
 
 
 def ledger(output: Folder, images: int) -> Manifest:
@@ -165,20 +157,3 @@ def promise(output: Folder) -> None:
     record = {"run_id": _RUN, "attempt": _RUN, "input": "/photos", "config": _CONFIG, "fingerprint": {}}
     save_record(output, record | {"manifest": manifest.id, "summary": {**counts, "output": output.url}})
     mark_complete(output, _RUN, totals.files, counts)
-
-
-def _rate(name: str, found: Watched, images: int) -> Figure:
-    told = (
-        f"{_seconds(found):.1f} s, {_cpu(found):.1f} s of CPU, {found.value.cpu:.1f} of it the driver's; "
-        f"{found.own:.0f} MB, the largest other process {found.workers:.0f} MB"
-    )
-    return figure(name, images / _seconds(found), "rows/s", detail=told)
-
-
-def _seconds(found: Watched) -> float:
-    return float(found.value.ended - found.value.began)
-
-
-def _cpu(found: Watched) -> float:
-    """Seconds of CPU of all processes while the work was done, Ray's own included."""
-    return found.cores(found.value.began, found.value.ended) * _seconds(found)

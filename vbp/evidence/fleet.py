@@ -1,40 +1,23 @@
-"""What a run does before its images, by one process and by workers of Ray: listing INPUT.
+"""The same work by one process and by a fleet of Ray's workers: how it is measured, and told.
 
-A part of ``python -m vbp.evidence.scale``.  Workers on the driver's machine share its cores, so the time by the clock
-says little of a cluster.  The seconds of CPU say more: those of the workers are divided among them, those of the driver
-are not.
+Workers on the driver's machine share its cores, so the time by the clock says little of a cluster.  The seconds of CPU
+say more: those of the workers are divided among them, those of the driver are not.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vbp.evidence.scale import figure, named, touch
+from vbp.evidence.scale import figure
 from vbp.evidence.timing import Figure
-from vbp.evidence.watch import Watched, watched
-from vbp.pipeline import RunConfig, prepare
-from vbp.pipeline.apart import rows_apart
+from vbp.evidence.watch import Watched
 from vbp.pipeline.resources import divide
-from vbp.storage.files import Folder
-from vbp.storage.leftout import LeftOut
-from vbp.storage.manifest import stretches
-from vbp.storage.manifest.manifest import Manifest, ManifestRow, write_manifest
-from vbp.storage.manifest.refresh import Changes, refresh_manifest
-from vbp.storage.spreading import Spread, ignored
+from vbp.storage.spreading import Spread
 
-IMAGES, FLEET = 100_000_000, 64
-"""Images and workers of the estimates."""
+IMAGES = 100_000_000
+"""Of the estimates."""
 WORKERS = (1, 2)
-_SHARE = 5
-"""The first process lists one N-th of the files alone."""
-_THREADS = 16
 
 
 class Took(NamedTuple):
@@ -47,134 +30,36 @@ class Took(NamedTuple):
     """Those of them since others list."""
 
 
-def listing(folder: Path, files: int, place: str | None, options: Mapping[str, Any]) -> Iterator[Figure]:
-    """A tree of tiny files, listed to a manifest by one process, and by a first one and one or two workers.
-
-    Args:
-        folder: for the manifests, and for the tree on a disk.
-        files: how many there are.
-        place: a new folder on a store, which is filled; None: on the disk.
-        options: as of ``vbp explain``.
-    """
-    where = "on a disk" if place is None else f"on {place.partition('://')[0]}"
-    tree = Folder(place or str(folder / "tree"), options)
-    if place is None:
-        touch(folder / "tree", files)
-    else:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda name: tree.write(name, b"."), named(files)))
-    first = files // _SHARE
-    alone = watched(_listed, tree.url, str(folder / "alone"), options, files, 0)
-    yield _rate(f"{files:,} files {where}, listed by one process", alone, files)
-    for workers in WORKERS:
-        shared = watched(_listed, tree.url, str(folder / f"by-{workers}"), options, files, workers)
-        yield _rate(f"{first:,} of them by one, the others by {workers} more, on the same cores", shared, files)
-    again = watched(_listed, tree.url, str(folder / f"by-{workers}"), options, files, workers, True)
-    yield _rate("the same with --refresh, nothing new", again, files)
-    theirs = watched(_tasks, tree.url, str(folder / "tasks"), options, files).value / (files - first)
-    ours, compared = (found.value.behind / (files - first) for found in (shared, again))
-    yield figure("CPU of workers for a million files, without Ray's", theirs * 1e6, "s")
-    yield figure("CPU of the driver for a million files that workers list", ours * 1e6, "s")
-    yield figure("the same with --refresh, where it compares them", compared * 1e6, "s")
-    yield from _estimates(_seconds(alone) / files, theirs, ours, where)
-
-
-def _estimates(each: float, theirs: float, ours: float, where: str) -> Iterator[Figure]:
-    """Figures from seconds a file: by one process, and of CPU of the workers and of the driver."""
-    yield figure(f"estimate: {IMAGES:,} files {where} by one process", each * IMAGES / 60, "min", detail="not measured")
-    rest = IMAGES - stretches.ALONE
-    seconds = each * stretches.ALONE + max(theirs / FLEET, ours) * rest
-    told = f"not measured; {stretches.ALONE:,} by one process first; if the store answers so fast"
-    yield figure(f"estimate: the same by {FLEET} workers with a core each", seconds / 60, "min", detail=told)
-
-
-def _listed(tree: str, output: str, options: Mapping[str, Any], files: int, workers: int, again: bool = False) -> Took:
-    """List a tree, or list it again; `workers`: tasks of Ray at a time that help, 0 for none."""
+def workers_at_once(stack: ExitStack, workers: int) -> Spread:
+    """So many tasks of Ray at a time, as long as the stack is open."""
     from vbp.pipeline.on_ray import cluster, spread
 
-    with ExitStack() as stack:
-        by = None
-        if workers:
-            stack.enter_context(cluster.connected())
-            spread.AT_ONCE = workers
-            by = spread.spread_by(divide(cluster.nodes(), "cpu", None))
-        began, cpu = time.monotonic(), time.process_time()
-        behind = (_refresh if again else _write)(tree, output, options, files, by)
-        return Took(began, time.monotonic(), time.process_time() - cpu, behind)
+    spread.AT_ONCE = workers
+    stack.enter_context(cluster.connected())
+    return spread.spread_by(divide(cluster.nodes(), "cpu", None))
 
 
-def _tasks(tree: str, output: str, options: Mapping[str, Any], files: int) -> float:
-    """Seconds of CPU of all tasks that workers would have, carried out here."""
-    cpu = 0.0
+def most_at_once() -> int:
+    """Tasks that a run gives to Ray at a time, whatever the cluster's size."""
+    from vbp.pipeline.on_ray.spread import AT_ONCE
 
-    def clocked(function: Any, arguments: Any, done: Any = ignored, most: float = math.inf) -> Any:
-        nonlocal cpu
-        for argument in arguments:
-            began = time.process_time()
-            result = function(argument)
-            cpu += time.process_time() - began
-            done(result)
-            yield result
-
-    _write(tree, output, options, files, clocked)
-    return cpu
+    return AT_ONCE
 
 
-def _write(tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None) -> float:
-    """List a tree to a manifest, as a run does; returns the driver's seconds of CPU since others list."""
-    rows, rest, left_out, begun = _rows(tree, output, options, files, spread)
-    size, rows = prepare.choose_shard_size(RunConfig(input=tree, output=output), rows)
-    manifest = write_manifest(Folder(output), rows, size, input=tree, left_out=left_out, rest=rest)
-    assert manifest.images == files
-    return sum(time.process_time() - each for each in begun)
-
-
-def _refresh(tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None) -> float:
-    """Compare a tree with the manifest, as a run with ``--refresh`` does; nothing has changed.  Returns as `_write`."""
-    manifest = Manifest.load(Folder(output))
-    assert manifest is not None
-    rows, rest, left_out, begun = _rows(tree, output, options, files, spread)
-    listed = rest.rows(rows) if rest else rows
-    _, changes = refresh_manifest(Folder(output), manifest, listed, forget=lambda shard, rows: None, left_out=left_out)
-    assert changes == Changes(0, 0, 0)
-    return sum(time.process_time() - each for each in begun)
-
-
-def _rows(
-    tree: str, output: str, options: Mapping[str, Any], files: int, spread: Spread | None
-) -> tuple[Iterator[ManifestRow], stretches.Rest | None, LeftOut, list[float]]:
-    """The rows as this process lists them, who lists the rest, what is left out, and our CPU when the others begin."""
-    stretches.ALONE, left_out = files // _SHARE, LeftOut()
-    config = RunConfig(input=tree, output=output, storage_options=options)
-    check = partial(rows_apart, source=tree, output=output)
-    rows = check(prepare.list_input(config, left_out=left_out))
-    begun: list[float] = []
-    if spread is None:
-        return rows, None, left_out, begun
-
-    def stop() -> None:
-        rows.close()
-        begun.append(time.process_time())
-
-    rest = stretches.Rest(
-        spread, Folder(tree, options), Folder(output), prepare.image_suffixes(config), check, left_out,
-        told=lambda images: None, stop=stop,
-    )  # fmt: skip
-    return rows, rest, left_out, begun
-
-
-def _rate(name: str, found: Watched, files: int) -> Figure:
+def rate(name: str, found: Watched, count: int, unit: str) -> Figure:
+    """How many a second, and what it took; `found` has the value `Took`."""
     told = (
-        f"{_seconds(found):.1f} s, {_cpu(found):.1f} s of CPU, {found.value.cpu:.1f} of it the driver's; "
+        f"{seconds(found):.1f} s, {cpu(found):.1f} s of CPU, {found.value.cpu:.1f} of it the driver's; "
         f"{found.own:.0f} MB, the largest other process {found.workers:.0f} MB"
     )
-    return figure(name, files / _seconds(found), "files/s", detail=told)
+    return figure(name, count / seconds(found), unit, detail=told)
 
 
-def _seconds(found: Watched) -> float:
+def seconds(found: Watched) -> float:
+    """By the clock."""
     return float(found.value.ended - found.value.began)
 
 
-def _cpu(found: Watched) -> float:
+def cpu(found: Watched) -> float:
     """Seconds of CPU of all processes while the work was done, Ray's own included."""
-    return found.cores(found.value.began, found.value.ended) * _seconds(found)
+    return found.cores(found.value.began, found.value.ended) * seconds(found)

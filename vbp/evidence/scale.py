@@ -301,7 +301,8 @@ def markdown(figures: list[Figure], parts: Sequence[str]) -> str:
 
 def main() -> None:
     """Measure and write the table, after each part anew."""
-    from vbp.evidence import finish, fleet  # they take the figures and trees from here
+    from vbp.evidence.finish import finish  # they take the figures and trees from here
+    from vbp.evidence.listing import by_workers
 
     parser = argparse.ArgumentParser(prog="python -m vbp.evidence.scale", description=__doc__)
     parser.add_argument("file", type=Path, help="the table to write")
@@ -322,12 +323,12 @@ def main() -> None:
             "local": [lambda: memory(folder, FEW // share, MANY // share, "local")],
             "ray": [lambda: memory(folder, FEW // share, MANY // share, "ray")],
             "driver": [lambda: driver(SHARDS // share)],
-            "fleet": [lambda: fleet.listing(folder, LISTED // share, None, {})],
-            "finish": [lambda: finish.finish(folder, FINISHED // share)],
+            "fleet": [lambda: by_workers(folder, LISTED // share, None, {})],
+            "finish": [lambda: finish(folder, FINISHED // share)],
         }
         if options.place:
             on_store = (f"{options.place}/tree", options.storage_options)
-            parts["fleet"].append(lambda: fleet.listing(folder / "store", STORED // share, *on_store))
+            parts["fleet"].append(lambda: by_workers(folder / "store", STORED // share, *on_store))
             parts["resume"].append(lambda: resume(folder, RESUMED // share, options.place, options.storage_options))
         for part in options.parts:
             for work in parts[part]:
