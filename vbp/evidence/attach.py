@@ -164,7 +164,7 @@ def introduction(count: int) -> str:
         "same session options: all of onnxruntime's optimisations, which is its default, and one thread of the CPU.\n"
         f"Times are processor time for one image, the least of {REPEATS} to {MOST_REPEATS} taken in turns. The\n"
         "machine was shared with other work, which slows them down as well.\n\n"
-        f"{count} of {len(model_names()) * len(EXPORTERS)} lines are done; the same command does those that miss.\n\n"
+        f"{count} of {len(model_names()) * len(EXPORTERS)} lines are done; the same command does the missing ones.\n\n"
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, onnxruntime {onnxruntime.__version__}, "
         f"{platform.machine()} CPU.\n\n"
     )
