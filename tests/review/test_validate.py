@@ -68,6 +68,13 @@ def test_an_unfinished_run_is_sound_so_far(make):
     assert found.next_step == "Sound so far; 6 images are left: give the run's command again."
 
 
+def test_a_run_that_was_killed_in_the_making_of_the_index_is_sound_so_far(finished):
+    finished.folder.delete("_SUCCESS")
+    found = look(finished)
+    assert (found.is_sound, found.left) == (True, 0)
+    assert found.next_step == "Sound so far; there is no _SUCCESS: give the run's command again."
+
+
 def lose_a_row(made):
     parts(made)[-1].unlink()
     compact(made.folder, made.manifest)

@@ -153,12 +153,11 @@ class Validation:
     def next_step(self) -> str:
         """A sentence on what to run next."""
         if not self._wrong:
-            if not self.is_listed:
-                return "Sound so far; there is no list of images: give the run's command again."
-            if self.left and not self.is_complete:
-                left = counted(self.left, "image is left", "images are left")
-                return f"Sound so far; {left}: give the run's command again."
-            return "Sound."
+            if self.is_listed and self.is_complete:
+                return "Sound."
+            lacking = "there is no _SUCCESS" if self.is_listed else "there is no list of images"
+            left = counted(self.left, "image is left", "images are left") if self.left else lacking
+            return f"Sound so far; {left}: give the run's command again."
         to_move = " Move the files out of index/ that are not of it." if "index stranger" in self._wrong else ""
         if self.repaired:
             taken = f"{counted(self.redo, 'row was', 'rows were')} taken back" if self.redo else "Repaired"
