@@ -1,7 +1,6 @@
 """The ranges of an output, examined anywhere and in any order: the findings are those of one range that holds all."""
 
 import contextlib
-import pickle
 import random
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tests.review import test_validate as damages
+from tests.spreads import wildly
 from vbp.errors import UsageError
 from vbp.review.examine import Findings, Request, examine
 from vbp.review.existing import Stretch, compare_stretch
@@ -16,7 +16,7 @@ from vbp.review.output import Output
 from vbp.review.validate import validate
 from vbp.storage.ledger import compaction
 from vbp.storage.ledger.compaction import ranges
-from vbp.storage.spreading import here, ignored
+from vbp.storage.spreading import here
 
 DAMAGES = [
     damages.lose_a_row, damages.name_another_image, damages.come_late, damages.cut_a_part, damages.rename_a_part,
@@ -25,20 +25,6 @@ DAMAGES = [
     damages.swap_masks, damages.cut_a_mask, damages.flip_bits,
 ]  # fmt: skip
 ROWS = 4
-
-
-def wildly(rng):
-    """A `Spread` that does everything in any order and some of it twice, as if on other machines."""
-
-    def spread(function, arguments, done=ignored, most=None):
-        function, arguments, results = pickle.loads(pickle.dumps(function)), list(arguments), {}
-        numbers = [*range(len(arguments)), *rng.sample(range(len(arguments)), len(arguments) // 2)]
-        rng.shuffle(numbers)
-        for number in numbers:
-            results[number] = pickle.loads(pickle.dumps(function(arguments[number])))
-        yield from (results[number] for number in range(len(arguments)))
-
-    return spread
 
 
 def seeded():

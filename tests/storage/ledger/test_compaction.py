@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import io
-import pickle
 import random
 import shutil
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.killed import Killed, dying
+from tests.spreads import wildly
 from vbp.storage.files import Folder
 from vbp.storage.ledger import compaction as module
 from vbp.storage.ledger import index
@@ -88,21 +88,6 @@ def held(folder):
 
 def files(folder, below):
     return {path: folder.read(path) for path in folder.list(below)}
-
-
-def wildly(rng):
-    """A `Spread` that does everything in any order and some of it twice, as if on other machines."""
-
-    def spread(function, arguments, done=ignored, most=None):
-        function, arguments, results = pickle.loads(pickle.dumps(function)), list(arguments), {}
-        numbers = [*range(len(arguments)), *rng.sample(range(len(arguments)), len(arguments) // 2)]
-        rng.shuffle(numbers)
-        for number in numbers:
-            results[number] = pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(arguments[number])))))
-            done(results[number])
-        yield from (results[number] for number in range(len(arguments)))
-
-    return spread
 
 
 def test_the_manifest_decides_the_ranges(folder):

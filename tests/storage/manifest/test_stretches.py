@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.spreads import wildly
 from vbp.errors import StorageError, UsageError
 from vbp.storage.collections.tree import IMAGE_SUFFIXES, list_tree
 from vbp.storage.files import Folder
@@ -53,17 +54,6 @@ def grown(folder, rng, depth=3, above=None):
     for number in range(rng.choice([0, 1, 3, 20])):
         name = b"%s%d%s" % (rng.choice(NAMES)[:5], number, rng.choice(ENDS[:3] if rng.random() < 0.9 else ENDS))
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"." * number)
-
-
-def in_any_order(rng, function, arguments, done=lambda result: None):
-    """As workers do it: in any order, some work twice; results come in order."""
-    arguments = list(arguments)
-    results = {}
-    for number in rng.sample(range(len(arguments)), len(arguments)):
-        for _ in range(rng.choice([1, 1, 2])):
-            results[number] = function(arguments[number])
-        done(results[number])
-    yield from (results[number] for number in range(len(arguments)))
 
 
 def unchecked(rows):
@@ -120,14 +110,11 @@ def test_the_manifest_is_that_of_one_process(tmp_path, small, seed):
     grown(tree, rng)
     one, other = Folder(tmp_path / "one"), Folder(tmp_path / "other")
 
-    def spread(*arguments):
-        return in_any_order(rng, *arguments)
-
     for round_ in range(2):
         found = {}
         for output in (one, other):
             left_out = LeftOut()
-            rest = rest_of(tree, output, left_out, spread) if output is other else None
+            rest = rest_of(tree, output, left_out, wildly(rng)) if output is other else None
             rows = rows_of(tree, left_out)
             if not round_:
                 write_manifest(output, rows, size, left_out=left_out, rest=rest)
@@ -146,7 +133,7 @@ def test_the_manifest_is_that_of_one_process(tmp_path, small, seed):
         assert found[one] == found[other]
         changed(tree, rng)
     labels = {row.label for row in rows_of(tree, LeftOut())} - {None}
-    assert rest_of(tree, other, LeftOut(), spread).labels(rows_of(tree, LeftOut())) == labels
+    assert rest_of(tree, other, LeftOut(), wildly(rng)).labels(rows_of(tree, LeftOut())) == labels
 
 
 def test_on_any_store(folder, monkeypatch):
