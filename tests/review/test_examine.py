@@ -68,6 +68,17 @@ def test_the_index_of_an_older_vbp_which_divided_otherwise_is_sound(finished, mo
     assert (found.kind, found.count) == ("index row doubled", 10)
 
 
+def test_workers_that_are_asked_for_examine_a_small_output_too(finished):
+    carried_out = []
+
+    def spread(function, arguments, done=None, most=None):
+        carried_out.append(function.func)
+        return map(function, arguments)
+
+    assert validate(Output.open(finished.url), spread=spread).is_sound
+    assert carried_out == [examine, compare_stretch]
+
+
 def test_a_sound_index_is_read_once_and_not_row_by_row(finished, monkeypatch):
     monkeypatch.setattr("vbp.review.validate.read_index", pytest.fail)
     assert validate(Output.open(finished.url)).is_sound

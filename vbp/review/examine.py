@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vbp.columns import PART_SCHEMA
 from vbp.errors import UsageError
@@ -26,8 +25,8 @@ from vbp.review.masks import fault_of
 from vbp.review.output import Output
 from vbp.storage.files import Folder
 from vbp.storage.ledger.compaction import Range
-from vbp.storage.ledger.index import misfits, that_count
-from vbp.storage.ledger.parts import Part, conformed, current, newest, parts_of, read_parts
+from vbp.storage.ledger.index import misfits, tables_in, that_count
+from vbp.storage.ledger.parts import Part, current, newest, parts_of, read_parts
 from vbp.storage.outline import INDEX_FILES, INDEXED, place_columns
 from vbp.storage.parquet import numbered, written
 from vbp.storage.record import RUN
@@ -39,7 +38,6 @@ _EXAMPLES = 5
 _THREADS = 16
 _SHARDS_AT_ONCE = 64
 _POSITION_BITS = 32
-_ROWS_AT_ONCE = 65_536
 INDEX_COLUMNS = ["key", "status", "run_id", "finished_at", "mask_mean"]
 INDEX_PLACES = [f"{kind}_uri" for kind in INDEXED]
 _MASK_COLUMNS = ["width", "height", "mask_mean", "mask_area", "peak_x", "peak_y", "mask_width", "mask_height"]
@@ -271,8 +269,7 @@ class _Examiner:
         except FileNotFoundError:
             return None if recorded.num_rows or promised else Findings()
         try:
-            batches = pq.ParquetFile(pa.BufferReader(data)).iter_batches(_ROWS_AT_ONCE, columns=IN_INDEX)
-            tables = [conformed(pa.Table.from_batches([batch]), IN_INDEX) for batch in batches]
+            tables = list(tables_in(pa.BufferReader(data), IN_INDEX))
         except (pa.ArrowException, OSError, KeyError):  # it is damaged
             return None
         if not pa.concat_tables([_NO_ROWS, *(table.select(INDEX_COLUMNS) for table in tables)]).equals(recorded):

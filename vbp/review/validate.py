@@ -245,7 +245,7 @@ class _Check:
 
     def __init__(self, output: Output, is_live: bool, spread: Spread, tell: Callable[[str], object]) -> None:
         self._output, self._is_live = output, is_live
-        self._spread, self._tell = spread if output.is_large else here, tell
+        self._spread, self._tell = spread, tell
         self._files = files_of(output.folder, output.config)
         self._ranges = ranges(output.manifest) if output.manifest else []
         self._findings = Findings()

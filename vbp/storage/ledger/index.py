@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -169,8 +169,7 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
     for path in index_files(output):
         try:
             with output.open(path) as file:
-                for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
-                    yield conformed(pa.Table.from_batches([batch]), columns)
+                yield from tables_in(file, columns)
         except (pa.ArrowException, OSError, KeyError) as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
@@ -179,6 +178,16 @@ def read_index(output: Folder, columns: list[str], damaged: list[str] | None = N
                 why = " ".join(str(error).split())  # Arrow's own messages may have lines
                 raise StorageError(f"{output.uri(path)} is damaged ({why}); {remedy}") from error
             damaged.append(path)
+
+
+def tables_in(file: BinaryIO | pa.NativeFile, columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of a file of the index as tables.
+
+    Raises:
+        ArrowException, OSError, KeyError: the file is damaged.
+    """
+    for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
+        yield conformed(pa.Table.from_batches([batch]), columns)
 
 
 def index_files(output: Folder) -> list[str]:
