@@ -126,6 +126,16 @@ ON_IMAGES: frozenset[Any] = frozenset().union(
 )
 """Operations that take the last two axes for rows and columns."""
 
+IN_PLACE: frozenset[Any] = frozenset(
+    (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow)
+    + (operator.iand, operator.ior, operator.ixor)
+)
+MAY_SHARE_MEMORY: frozenset[Any] = frozenset((operator.getitem, getattr, nn.Unflatten)).union(
+    *(UNCHANGED, FLATTENINGS, RESHAPINGS, PERMUTATIONS, TRANSPOSITIONS),
+    *(SPLITS, UNBINDINGS, UNSQUEEZINGS, SQUEEZINGS, EXPANSIONS),
+)
+"""Operations that may return their input itself or a view of it; unknown functions and methods may, too."""
+
 _SHAPED_LIKE: frozenset[Any] = frozenset(("expand_as", "type_as", "to", "view_as", "reshape_as"))
 """Operations that read only the shape or type of what comes after their first tensor."""
 _MADE_LIKE: frozenset[Any] = frozenset((torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like)).union(
@@ -189,6 +199,38 @@ def name_of(node: Node) -> str:
         return str(node.target)
     path = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("",))[0]
     return f"{path}.{getattr(node.target, '__name__', node.target)}" if path else node.name
+
+
+def changed_by(node: Node, model: nn.Module) -> Node | None:
+    """The tensor that an operation changes in place, if it does."""
+    if not node.op.startswith("call") or not node.all_input_nodes:
+        return None
+    target: Any = node.target
+    if node.op == "call_module":
+        in_place = bool(getattr(module_of(node, model), "inplace", False))
+    else:
+        name = str(getattr(target, "__name__", target))
+        says_so = name.endswith("_") and not name.endswith("__") and not _is_operator(target)
+        # tracing gives functions their settings by name
+        in_place = says_so or target in IN_PLACE or bool(node.kwargs.get("inplace"))
+    out = node.kwargs.get("out")
+    return out if isinstance(out, Node) else node.all_input_nodes[0] if in_place else None
+
+
+def _is_operator(target: Any) -> bool:
+    """Whether it is Python's own, such as ``and_``, whose name ends so for another reason."""
+    return getattr(target, "__module__", None) == operator.add.__module__
+
+
+def memory_of(node: Node, model: nn.Module) -> Node:
+    """The operation that made the memory in which a result may lie: the lowest of those that return it or a view."""
+    while node.op.startswith("call") and node.all_input_nodes:
+        changed, operation = changed_by(node, model), operation_of(node, model)
+        is_unknown = node.op != "call_module" and operation not in KNOWN
+        if changed is None and not is_unknown and operation not in MAY_SHARE_MEMORY:
+            break
+        node = changed or node.all_input_nodes[0]
+    return node
 
 
 def _unknown(node: Node) -> Any:

@@ -8,21 +8,19 @@ squeeze-and-excitation) is no stage, and its pooled path is no path.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch import nn
 from torch.fx import Graph, Node
-from torch.nn import functional as F
 
 from vbp.errors import ImageError, ModelError
 from vbp.saliency.cuts import Strand, chosen, reached, stages_of
 from vbp.saliency.dataflow import follow
 from vbp.saliency.geometry import Branches, Geometry, Stage, map_sizes
 from vbp.saliency.graph import graph_of
-from vbp.saliency.operations import CONVOLUTIONS, MIXING, data_of, module_of, name_of, operation_of
+from vbp.saliency.operations import CONVOLUTIONS, MIXING, changed_by, data_of, name_of, operation_of
 from vbp.saliency.pixels import say_what_lies_below
 from vbp.saliency.shapes import ImageShape, Shapes, Sizes, larger
 from vbp.saliency.sizes import Choice
@@ -164,25 +162,11 @@ def _untangle_in_place(graph: Graph, model: nn.Module) -> None:
     """Let later readers of a tensor that is changed in place read the output of the changing operation."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if not _is_in_place(node, model) or not node.all_input_nodes:
+        if (changed := changed_by(node, model)) is None:
             continue
-        changed = node.all_input_nodes[0]
         for reader in list(changed.users):
             if order[reader] > order[node]:
                 reader.replace_input_with(changed, node)
-
-
-def _is_in_place(node: Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(module_of(node, model), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
-        in_place_operators = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-        wanted = node.kwargs.get("inplace", node.args[1] if node.target is F.relu and len(node.args) > 1 else False)
-        return bool(wanted) or node.target in in_place_operators or (name.endswith("_") and name[-2:] != "__")
-    return False
 
 
 def _stages(maps: Mapping[Node, Map]) -> tuple[list[Stage], dict[str, Map]]:

@@ -171,24 +171,44 @@ def test_what_cannot_be_packed_is_left_alone():
 class ChangedBetween(nn.Module):
     """A map is changed in place after a convolution has read it, and before the ReLU of that convolution."""
 
-    def __init__(self):
+    def __init__(self, change):
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.same = nn.Dropout()
+        self.change = change
 
     def forward(self, images):
         below = F.relu(self.first(images))
         above = self.second(below)
-        below.sub_(0.5)
+        self.change(self, below)
         return F.relu(above) + below
 
 
-def test_a_map_that_is_changed_in_place_is_read_before():
-    network = randomise(ChangedBetween())
+CHANGES = {
+    "itself": lambda self, x: x.sub_(0.5),
+    "by a setting": lambda self, x: F.hardtanh(x, 0, 0.1, True),
+    "as the output": lambda self, x: torch.mul(x, 0.5, out=x),
+    "what layers return": lambda self, x: self.same(x).mul_(0.5),
+    "a view": lambda self, x: x.transpose(2, 3).mul_(0.5),
+    "a part": lambda self, x: x[:, 2:5].mul_(0.5),
+    "a view by a method that tracing does not know": lambda self, x: x.narrow(1, 2, 3).mul_(0.5),
+    "a change of a change": lambda self, x: self.same(x.mul_(0.5)).add_(0.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_map_that_is_changed_in_place_is_read_before(change):
+    network = randomise(ChangedBetween(change))
     images = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(6))
     with torch.inference_mode():
         expected, found = network(images), packed_copy(network).explain(images).output
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_other_maps_may_be_changed_meanwhile():
+    network = randomise(ChangedBetween(lambda self, x: self.first(torch.ones(1, 3, 9, 9)).mul_(2)))
+    assert [layer._activation for layer in packed_layers(packed_copy(network))][:2] == ["relu", "relu"]
 
 
 def test_the_network_is_not_changed_and_its_hooks_run():

@@ -94,6 +94,35 @@ class Residual(nn.Module):
         return self.relu(self.last(z))
 
 
+class ChangedMeanwhile(nn.Module):
+    """A convolution reads a map, whose view is then changed; another convolution and pooling read the changed map."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.side, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.pool, self.last, self.relu = nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        y = self.relu(self.side(x))
+        x.transpose(2, 3).mul_(0.05)
+        y = self.pool(y + self.relu(self.other(x))) + self.pool(x)
+        return self.relu(self.last(y))
+
+
+def test_bytes_of_a_map_are_not_read_after_a_change_of_the_map():
+    vbp = small_pass(randomise(ChangedMeanwhile()))
+    scales = vbp.calibrate(small_images(10), least=-1)
+    integers = quantised(vbp._forward, scales)
+    kinds = [type(module).__name__ for module in integers.model.children()]
+    assert kinds.count("QuantisedConvolution") == 3
+    assert "BytePooling" not in kinds
+    image = small_images(1)[0]()
+    with torch.inference_mode():
+        exact, found = vbp._forward(image).maps_N1HW[-1], integers(image).maps_N1HW[-1]
+    np.testing.assert_allclose(found, exact, atol=0.05 * float(exact.max()))
+
+
 def additions_of(vbp, scales):
     layers = quantised(vbp._forward, scales).model.children()
     return [layer for layer in layers if type(layer).__name__ == "QuantisedAddition"]

@@ -48,6 +48,12 @@ def test_a_convolution_and_another_map_are_added(middle):
     assert addition.other in addition.node.all_input_nodes
 
 
+def changed_before(self, x):
+    y = torch.relu(self.conv(x))
+    x.view(x.shape).mul_(0.5)
+    return torch.relu(self.side(y) + x)
+
+
 def read_twice(self, x):
     y = self.conv(x) + x
     return torch.relu(y) * y
@@ -61,6 +67,7 @@ OTHERS = {
     "after an activation": lambda self, x: torch.relu(torch.relu(self.conv(x)) + x),
     "to itself": lambda self, x: torch.relu(torch.add(*[self.conv(x)] * 2)),
     "of another size": lambda self, x: torch.relu(self.conv(x.mean((2, 3), keepdim=True)) + x),
+    "of a map that was changed under another name": changed_before,
     "that is read twice": read_twice,
 }
 

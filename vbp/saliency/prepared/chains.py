@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from vbp.saliency.operations import ADDITIONS, module_of
+from vbp.saliency.operations import ADDITIONS, changed_by, memory_of, module_of
 
 RELU: Mapping[Any, str] = dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu")
 ACTIVATIONS: Mapping[Any, str] = {
@@ -70,33 +70,26 @@ def addition_to(last: Node, model: nn.Module) -> tuple[Node, Node, Node] | None:
     if len(others) != 1 or not isinstance(others[0], Node) or relu is None or activation_of(relu, model) != "relu":
         return None
     # others may read the other map afterwards
-    return None if _changes(addition, others[0], model) else (addition, others[0], relu)
+    return None if _changes(addition, memory_of(others[0], model), model) else (addition, others[0], relu)
 
 
 def is_unchanged(map_: Node, first: Node, last: Node, model: nn.Module) -> bool:
-    """Whether no operation in place between two nodes changes a map, so that it can be read at the second one."""
-    return not any(_changes(user, map_, model) for user in map_.users if first < user < last)
+    """Whether no operation between two nodes changes a map in place, so that it can be read at the second one.
+
+    The map may also be changed under another name: by what shares its memory, such as a view.
+    """
+    memory, node = memory_of(map_, model), first.next
+    while node is not last:
+        if _changes(node, memory, model):
+            return False
+        node = node.next
+    return True
 
 
-def has_changed(reader: Node, model: nn.Module) -> bool:
-    """Whether an operation in place changes a node's input before the node reads it."""
-    map_ = reader.all_input_nodes[0]
-    return any(user < reader and _changes(user, map_, model) for user in map_.users)
-
-
-def _changes(node: Node, map_: Node, model: nn.Module) -> bool:
-    """Whether a node is an operation in place on this map: on its first input."""
-    return _is_in_place(node, model) and node.all_input_nodes[0] is map_
-
-
-def _is_in_place(node: Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(module_of(node, model), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") or name in _IN_PLACE or bool(node.kwargs.get("inplace"))
-
-
-_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv"))
+def _changes(node: Node, memory: Node, model: nn.Module) -> bool:
+    """Whether a node is an operation in place on what may lie in this memory."""
+    changed = changed_by(node, model)
+    return changed is not None and memory_of(changed, model) is memory
 
 
 def _only_reader(node: Node) -> Node | None:

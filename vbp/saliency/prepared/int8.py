@@ -29,7 +29,7 @@ from vbp.saliency.prepared.byte_layers import (
     can_add,
 )
 from vbp.saliency.prepared.chains import modules_of, nodes_until
-from vbp.saliency.prepared.quantisable import Addition, quantisable_additions, quantisable_chains
+from vbp.saliency.prepared.quantisable import Addition, quantisable_additions, quantisable_chains, reads_unchanged
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class _Rewriting:
         forward = ForwardPass(module, self._graph)
         chains = quantisable_chains(forward)
         self._chains = {chain[0]: chain for chain in chains if chain[0].name not in scales.floats}
+        self._poolings = {node for node in self._nodes if self._is_pooling(node) and reads_unchanged(node, module)}
         additions = quantisable_additions(forward).items()
         self._additions = {node: each for node, each in additions if node.name in scales.additions and self._pays(each)}
         self._summed = {each.chain[0] for each in self._additions.values()}
@@ -128,7 +129,7 @@ class _Rewriting:
                 self._convolution(self._chains[node])
             elif node in self._additions:
                 self._addition(self._additions[node])
-            elif found and found.channels and self._is_pooling(node):
+            elif found and found.channels and node in self._poolings:
                 self._pooling(node, found)
             elif found and found.channels and node.target in (channel_mean, positive_mean):
                 self._replace(node, self._before(node, ByteMean(found.channels, found.step.scale), found.node))
@@ -186,7 +187,7 @@ class _Rewriting:
         self._replace_by_bytes(node, source._replace(node=new))
 
     def _takes_bytes(self, node: Node) -> bool:
-        return node in self._chains or (node in self._nodes and self._is_pooling(node))
+        return node in self._chains or node in self._poolings
 
     def _is_pooling(self, node: Node) -> bool:
         if node.op != "call_module" or type(module_of(node, self._module)) is not nn.MaxPool2d:

@@ -13,8 +13,8 @@ from vbp.saliency.prepared.chains import (
     activation_of,
     addition_to,
     chain_of,
-    has_changed,
     is_convolution,
+    is_unchanged,
     nodes_until,
 )
 from vbp.saliency.shapes import ImageShape, Shapes, larger
@@ -24,8 +24,14 @@ def quantisable_chains(forward: ForwardPass) -> list[list[Node]]:
     """The chains whose convolution can be computed in integers, from the input upwards."""
     model = forward.model
     nodes = nodes_until(last_tap(forward.graph))
-    convolutions = [node for node in nodes if is_convolution(node, model) and not has_changed(node, model)]
+    convolutions = [node for node in nodes if is_convolution(node, model) and reads_unchanged(node, model)]
     return [chain_of(node, model, RELU) for node in convolutions]
+
+
+def reads_unchanged(reader: Node, model: nn.Module) -> bool:
+    """Whether a node reads its input as it was made, so that the node may read the bytes that were made of it."""
+    map_ = reader.all_input_nodes[0]
+    return is_unchanged(map_, map_, reader, model)
 
 
 class Addition(NamedTuple):
@@ -54,8 +60,9 @@ def quantisable_additions(forward: ForwardPass) -> dict[Node, Addition]:
     found: dict[Node, Addition] = {}
     for chain in quantisable_chains(forward):
         if activation_of(chain[-1], model) is None and (addition := addition_to(chain[-1], model)):
-            node, _, relu = addition
-            found.setdefault(node, Addition(chain, node, relu))
+            node, other, relu = addition
+            if is_unchanged(other, other, node, model):
+                found.setdefault(node, Addition(chain, node, relu))
     return found
 
 
