@@ -35,6 +35,8 @@ ENVIRONMENT = os.environ | {
 }
 
 
+METRICS_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+"""Else each Ray of a machine takes the same two, and lists them even if another has them."""
 DISCOVERY = "prom_metrics_service_discovery.json"
 NOT_HERE = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_manager_unexpected_worker_failure_total"}
 """What the dashboard asks for and a node without a GPU, where nothing dies, has not."""
@@ -60,7 +62,7 @@ def ray_folder():
 @pytest.fixture(scope="module")
 def head(tmp_path_factory, ray_folder):
     """A Ray head with a dashboard, on this machine alone; yields its address for jobs."""
-    port, dashboard, client, agent = free_ports(4)
+    port, dashboard, client, agent, *metrics = free_ports(6)
     log = (tmp_path_factory.mktemp("head") / "log").open("wb")
     process = subprocess.Popen(
         [
@@ -69,7 +71,7 @@ def head(tmp_path_factory, ray_folder):
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
             f"--temp-dir={ray_folder}",
         ],
-        env=ENVIRONMENT, stdout=log, stderr=log,
+        env=ENVIRONMENT | dict(zip(METRICS_PORTS, map(str, metrics), strict=True)), stdout=log, stderr=log,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     try:
@@ -111,27 +113,40 @@ def submitted(head):
 
 
 def exported(ray_folder):
-    """(name, labels, value) of all that Prometheus gets from the addresses that Ray lists for it."""
+    """(name, labels, value) of all that Prometheus gets from the addresses that Ray lists for it and that answer."""
     for each in json.loads((ray_folder / DISCOVERY).read_text()):
         for target in each["targets"]:
-            with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
-                text = answer.read().decode()
+            try:
+                with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
+                    text = answer.read().decode()
+            except OSError:  # not up yet, or down: Prometheus too goes on to the next
+                continue
             for name, labels, value in re.findall(r"^(\w+)(?:{(.*)})? (\S+)$", text, re.MULTILINE):
                 yield name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)
 
 
 def check_metrics(head, ray_folder):
-    """What the last job told Prometheus, and that all that the dashboard asks for is there."""
+    """What the last job told Prometheus, and that all that the dashboard asks for is there, within a minute."""
     job = max(JobSubmissionClient(head, headers=HEADERS).list_jobs(), key=lambda info: info.start_time).job_id
-    metrics = list(exported(ray_folder))
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return check_scraped(job, list(exported(ray_folder)))
+        except AssertionError:  # Prometheus too asks again
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def check_scraped(job, metrics):
     ours = {
         (name, labels.get("stage"), labels.get("type")): value
         for name, labels, value in metrics
         if name.startswith("ray_vbp_") and labels["WorkerId"].startswith(job)
     }
-    assert ours.pop(("ray_vbp_images_total", None, None)) == 23
-    assert ours.pop(("ray_vbp_images_left", None, None)) == 0
-    assert ours.pop(("ray_vbp_failures_total", "decode", "NotAnImageError")) == 1
+    assert ours.pop(("ray_vbp_images_total", None, None), None) == 23
+    assert ours.pop(("ray_vbp_images_left", None, None), None) == 0
+    assert ours.pop(("ray_vbp_failures_total", "decode", "NotAnImageError"), None) == 1
     stages = ("fetch", "decode", "explain", "encode", "write")
     assert set(ours) == {("ray_vbp_stage_seconds_total", stage, None) for stage in stages}
     assert all(seconds > 0 for seconds in ours.values())
