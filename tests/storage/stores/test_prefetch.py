@@ -1,8 +1,11 @@
 """Listings as one stream: in their order, read ahead side by side, whole after an early end."""
 
+import contextlib
+import gc
 import tempfile
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -68,6 +71,23 @@ def test_an_error_comes_in_its_turn(scratch):
         next(stream)
     assert listers() == []
     assert list(scratch.iterdir()) == []
+
+
+def test_after_an_error_nothing_waits_for_the_garbage_collector(scratch):
+    def broken():
+        raise PermissionError("b")
+
+    def call():
+        stream = one_after_the_other([broken])
+        with contextlib.suppress(PermissionError):
+            next(stream)
+        return weakref.ref(stream)
+
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()
 
 
 def test_nothing_outlives_an_early_end(scratch, monkeypatch):

@@ -1,11 +1,14 @@
+import contextlib
 import errno
+import gc
+import weakref
 
 import aiohttp
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from s3fs.errors import translate_boto_error
 
-from vbp.errors import StorageError
+from vbp.errors import ImageError, StorageError
 from vbp.storage.stores.remote import RemoteStore
 from vbp.storage.stores.retry import Kind, Refusal, attempt, reason
 
@@ -119,6 +122,28 @@ def test_interrupts_pass():
     failing = Failing(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         failing.attempt()
+
+
+@pytest.mark.parametrize(
+    "kind", [FileNotFoundError, PermissionError, ConnectionResetError, ValueError, ImageError, KeyboardInterrupt]
+)
+def test_what_callers_hold_does_not_wait_for_the_garbage_collector(kind):
+    """A table, or a file that is half read, as where `Folder.exists` finds nothing."""
+
+    def fail():
+        raise kind("x")
+
+    def call():
+        held = Failing()
+        with contextlib.suppress(BaseException):
+            attempt(fail, "read /a", lambda seconds: None)
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

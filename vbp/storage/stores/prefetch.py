@@ -78,7 +78,10 @@ class _Pages:
     def take_all(self) -> Iterator[File]:
         while path := self._ready.get():
             if isinstance(path, Exception):
-                raise path
+                try:
+                    raise path
+                finally:
+                    del path  # else this frame holds the error, whose traceback holds the frame
             page = json.loads(path.read_text())
             path.unlink()
             self._room.release()

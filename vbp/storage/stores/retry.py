@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tenacity
 
@@ -77,12 +77,12 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
         ImageError: unchanged, since it is no error of the store.
         StorageError: every other error, with the cause in its message, without secrets.
     """
-    retrying = tenacity.Retrying(
+    retrying = _Retrying(
         sleep=sleep,
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
         stop=_enough,
         retry=tenacity.retry_if_exception(lambda error: kind(error) in _TRIED_AGAIN),
-        reraise=True,
+        retry_error_callback=_raised,
     )
     try:
         return retrying(operation)
@@ -102,6 +102,27 @@ def attempt(operation: Callable[[], T], what: str, sleep: Callable[[float], None
 
 
 _TRIED_AGAIN = (Kind.TRANSIENT, Kind.THROTTLED, Kind.DENIED)
+
+
+class _Retrying(tenacity.Retrying):
+    """Forgets the error that it raises.
+
+    Else its frame would hold the error, whose traceback holds the frame and those of all callers.  So whatever they
+    hold would live on until the garbage collector comes: tables, files that are half read.
+    """
+
+    def iter(self, retry_state: tenacity.RetryCallState) -> Any:
+        try:
+            return super().iter(retry_state)
+        except BaseException:
+            retry_state.outcome = None
+            raise
+
+
+def _raised(state: tenacity.RetryCallState) -> Any:
+    """Raise the last error as it is; tenacity's own ``reraise`` would hold it too."""
+    assert state.outcome is not None
+    return state.outcome.result()
 
 
 def created(create: Callable[[], object], read: Callable[[], bytes], data: bytes) -> bool:
