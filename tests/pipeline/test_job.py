@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,8 +184,7 @@ def test_spread_plan_equals_local(local_run, photos, network_file, tmp_path, ray
     """The shape that GPUs get, on CPUs."""
     import vbp.pipeline.on_ray.dataset as plans
 
-    plan = plans.plan
-    monkeypatch.setattr(plans, "plan", lambda recipe, shards, given: plan(recipe, shards, given, spread=True))
+    monkeypatch.setattr(plans, "plan", partial(plans.plan, spread=True))
     summary = run(
         config(photos, tmp_path / "out", network_file, mask_format="npy", runner="ray", workers=1, shard_size=9)
     )

@@ -42,10 +42,9 @@ def test_images_of_their_own_size_run_alone():
     assert not recipe(fit="original").side_by_side
 
 
-def test_bytes_of_a_batch_are_those_of_its_pixels():
-    assert recipe("cuda", 128).batch_bytes == 128 * 224 * 224 * 3
-    assert recipe(fit="original").batch_bytes is None
-    assert recipe("cuda", 128, decode="gpu").batch_bytes is None  # files are handed on
+def test_pixels_have_sizes_of_their_own_where_images_keep_theirs():
+    assert not recipe("cuda", 128).own_sizes
+    assert recipe(fit="original").own_sizes
 
 
 def test_a_process_alone_with_a_gpu_has_its_cores_for_images(monkeypatch):

@@ -105,7 +105,7 @@ def test_masks_as_they_are_stored_are_of_one_type():
     assert shape(recipe("cuda")) != shape(recipe("cuda", mask_format="png16"))
 
 
-def test_the_bytes_of_a_batch_are_the_largest_runs():
+def test_pixels_have_sizes_of_their_own_if_those_of_any_run_have():
     made = [recipe(), recipe(size=64)]
-    assert Recipes(made, Networks()).batch_bytes == 8 * 224 * 224 * 3
-    assert Recipes([*made, recipe(fit="original")], Networks()).batch_bytes is None
+    assert not Recipes(made, Networks()).own_sizes
+    assert Recipes([*made, recipe(fit="original")], Networks()).own_sizes

@@ -103,6 +103,8 @@ def _file_bytes(batch: Batch) -> int:
 
 def joined(batches: list[Batch]) -> Batch:
     """One batch with the rows of all batches, which have the same columns."""
+    if len(batches) == 1:
+        return batches[0]
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 

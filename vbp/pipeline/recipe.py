@@ -58,8 +58,8 @@ class Steps(Protocol):
         """Images that a process reads and writes together."""
 
     @property
-    def batch_bytes(self) -> int | None:
-        """Bytes of the pixels of one forward pass; None where images, or the files of them, have sizes of their own."""
+    def own_sizes(self) -> bool:
+        """Whether the pixels of each image have a size of their own."""
 
     def source(self) -> Units:
         """Numbers of units -> rows that are not done yet."""
@@ -132,12 +132,9 @@ class Recipe:
         return rows_together(self.config, self.device, self.batch_size, self.threads)
 
     @property
-    def batch_bytes(self) -> int | None:
-        """Bytes of the pixels of one forward pass; None where images, or the files of them, have sizes of their own."""
-        side = self.preprocessing.size
-        if self.config.fit == "original" or self.config.decode == "gpu" or side is None:
-            return None
-        return self.batch_size * side * side * 3
+    def own_sizes(self) -> bool:
+        """Whether the pixels of each image have a size of their own."""
+        return self.config.fit == "original"
 
     @property
     def side_by_side(self) -> bool:

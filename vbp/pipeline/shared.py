@@ -48,10 +48,9 @@ class Recipes:
         return max(recipe.rows for recipe in self._recipes)
 
     @property
-    def batch_bytes(self) -> int | None:
-        """As for `Recipe`; the largest of all runs."""
-        sizes = [recipe.batch_bytes for recipe in self._recipes]
-        return None if None in sizes else max(size for size in sizes if size is not None)
+    def own_sizes(self) -> bool:
+        """As for `Recipe`, of any run."""
+        return any(recipe.own_sizes for recipe in self._recipes)
 
     def source(self) -> Sources:
         """Units -> rows that are not done yet."""

@@ -61,10 +61,7 @@ Batch = dict[str, Any]
 
 def objects(values: Sequence[Any]) -> np.ndarray:
     """A one-dimensional object array of `values`, even where NumPy would stack them or they are None."""
-    array = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        array[i] = value
-    return array
+    return np.fromiter(values, object, len(values))
 
 
 class Step:

@@ -1,13 +1,17 @@
-"""The plan on Ray: few tasks that list the shards, one shard in each unit of work."""
+"""The plan on Ray: few tasks that list the shards, and batches of one shard, or of several with few images left."""
 
 import math
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ray.data import ActorPoolStrategy
 
 from vbp.pipeline.on_ray import dataset as module
+from vbp.pipeline.on_ray.parcels import packed, unpacked
 from vbp.pipeline.resources import Resources
+from vbp.pipeline.steps import objects
 
 
 def shards_of(task):
@@ -22,21 +26,21 @@ def test_the_number_of_read_tasks_is_bounded_and_no_shard_is_lost(shards, tasks)
     assert [task.metadata.num_rows for task in made] == [len(shards_of(task)) for task in made]
 
 
-@pytest.mark.parametrize("block_bytes", [1, module.BLOCK_BYTES], ids=["fused", "spread"])
-def test_each_unit_of_work_is_one_shard(ray_session, monkeypatch, block_bytes):
-    """In both shapes of the plan, which differ in the size of the blocks that they ask for."""
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_unit_of_work_has_as_many_shards_as_are_asked_for(ray_session, monkeypatch, together):
     import ray.data
     from ray.data import DataContext
 
     monkeypatch.setattr(module, "READ_TASKS", 3)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.target_max_block_size = block_bytes
+    context.target_max_block_size = 1
     with DataContext.current(context):
         source = ray.data.read_datasource(module.Shards(range(10)), num_cpus=0.25, override_num_blocks=10)
-        blocks = source.map_batches(lambda batch: {"shards": [list(batch["shard"])]}, batch_size=None, num_cpus=0.5)
-        found = sorted(list(row["shards"]) for row in blocks.iter_rows())
-    assert found == [[shard] for shard in range(10)]
+        blocks = source.map_batches(lambda batch: {"shards": [list(batch["shard"])]}, batch_size=together, num_cpus=0.5)
+        found = [list(row["shards"]) for row in blocks.iter_rows()]
+    assert sorted(shard for each in found for shard in each) == list(range(10))
+    assert sorted(len(each) for each in found) == ([1] * 10 if together == 1 else [1, 3, 3, 3])
 
 
 def test_workers_that_hold_all_cpus_do_not_starve_the_listing(ray_session, monkeypatch):
@@ -85,17 +89,107 @@ def test_calls_of_a_gpu_worker_run_at_the_same_time():
 
 
 @pytest.mark.parametrize(
-    ("batch_bytes", "block_bytes"),
-    [(None, module.BLOCK_BYTES), (128 * 224 * 224 * 3, 18_304_204), (4 * 32 * 32 * 3, module.LEAST_BLOCK_BYTES)],
+    ("shards", "images", "together"),
+    [
+        (100_000, None, 1),
+        (100_000, 100_000 * 1024, 1),
+        (100_000, 100_000 * 512, 1),
+        (100_000, 100_000 * 511, 2),
+        (100_000, 100_000 * 10, 52),
+        (100_000, 100_000, 64),
+        (1_000, 1_000, 15),  # 67 tasks
+        (32, 32 * 16, 1),
+        (1, 0, 1),
+    ],
 )
-def test_a_block_ends_where_a_batch_does(batch_bytes, block_bytes):
-    """Ray ends a block above that size, and cuts it from 1.5 times that size on."""
-    found = module._block_bytes(SimpleNamespace(batch_bytes=batch_bytes))
-    assert found == block_bytes
-    if batch_bytes and found > module.LEAST_BLOCK_BYTES:
-        mask, overlay = batch_bytes / 3, batch_bytes
-        assert found < batch_bytes
-        assert mask + overlay < 1.5 * found
+def test_shards_with_few_images_left_fill_batches_together(shards, images, together):
+    assert module._shards_a_task(shards, images, 128) == together
+
+
+class Opened:
+    """Shards with so many images, of which the first are done one by one; notes what is open."""
+
+    def __init__(self, shards):
+        self.shards, self.now = shards, []
+
+    @contextmanager
+    def open(self, number):
+        self.now.append(number)
+        yield Images(number, *self.shards[number])
+        self.now.remove(number)
+
+
+class Images:
+    def __init__(self, shard, single, count):
+        self.shard, self.single, self.count = shard, single, count
+
+    def _batch(self, first, rows):
+        return {
+            "key": objects([f"{self.shard}/{first + row}" for row in range(rows)]),
+            "shard": np.full(rows, self.shard),
+        }
+
+    def singles(self):
+        for number in range(self.single):
+            yield self._batch(number, 1)
+
+    def batches(self, rows):
+        for first in range(self.single, self.count, rows):
+            yield self._batch(first, min(rows, self.count - first))
+
+
+def decoded_by(shards, batch_size, *, own_sizes=False):
+    source, stages = Opened(shards), []
+
+    def step(name):
+        def carried_out(batch):
+            stages.append((name, len(batch["key"]), list(source.now)))
+            return batch
+
+        return carried_out
+
+    steps = SimpleNamespace(
+        source=lambda: source, fetch=lambda: step("fetch"), decode=lambda: step("decode"),
+        batch_size=batch_size, own_sizes=own_sizes,
+    )  # fmt: skip
+    found = list(module.fetch_and_decode({"shard": np.array(sorted(shards))}, steps))
+    assert not source.now
+    return [list(each["key"]) for parcel in found for each in unpacked(parcel)], stages
+
+
+def test_a_shard_is_decoded_in_batches_and_only_its_last_one_is_short():
+    found, stages = decoded_by({5: (0, 10)}, 4)
+    assert [len(each) for each in found] == [4, 4, 2]
+    assert [key for each in found for key in each] == [f"5/{number}" for number in range(10)]
+    assert [stage for stage, *_ in stages] == ["fetch", "decode"] * 3
+
+
+def test_batches_of_shards_with_few_images_are_joined():
+    found, stages = decoded_by({1: (0, 1), 2: (0, 2), 3: (0, 2), 4: (0, 4), 5: (0, 1)}, 4)
+    assert found == [["1/0", "2/0", "2/1", "3/0"], ["3/1", "4/0", "4/1", "4/2"], ["4/3", "5/0"]]
+    assert all(now == [1, 2, 3, 4, 5] for *_, now in stages)  # the marks of all stand until all are done
+
+
+def test_images_that_are_done_one_by_one_are_not_joined():
+    found, _ = decoded_by({1: (2, 3), 2: (1, 2)}, 4)
+    assert found == [["1/0"], ["1/1"], ["2/0"], ["1/2", "2/1"]]
+
+
+def test_images_of_their_own_sizes_are_decoded_in_small_batches(monkeypatch):
+    monkeypatch.setattr(module, "OWN_SIZES_ROWS", 2)
+    found, _ = decoded_by({1: (0, 5)}, 4, own_sizes=True)
+    assert [len(each) for each in found] == [2, 2, 1]
+
+
+def test_a_parcel_is_written_together():
+    written = []
+    steps = SimpleNamespace(
+        encode=lambda: lambda batch: {"key": batch["key"]},
+        write=lambda: lambda batch: written.append(list(batch["key"])) or {"ok": np.array([len(batch["key"])])},
+    )
+    parcel = packed([{"key": objects(["a", "b"]), "mask": np.zeros((2, 4, 4))}, {"key": objects(["c"])}])
+    assert module.encode_and_write(parcel, steps)["ok"].tolist() == [3]
+    assert written == [["a", "b", "c"]]
 
 
 @pytest.mark.parametrize(("num_cpus", "num_gpus"), [(0, 1), (0, 0.25), (2, 0)])

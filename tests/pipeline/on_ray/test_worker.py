@@ -85,7 +85,7 @@ class Steps:
 
     def __init__(self, recipe, *, on_device):
         self.recipe, self.on_device = recipe, on_device
-        self.batch_bytes = recipe.batch_bytes
+        self.own_sizes = recipe.own_sizes
 
     def source(self):
         return Photos(Path(self.recipe.config.input))

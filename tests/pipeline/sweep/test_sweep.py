@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -286,11 +287,10 @@ def test_on_ray_with_shared_workers(asked, alone, tmp_path, ray_session):
 
 
 def test_in_the_shape_for_gpus(asked, alone, ray_session, monkeypatch):
-    """Rows of several runs meet in Ray's blocks."""
+    """Batches have images of several runs, whose shards have few."""
     import vbp.pipeline.on_ray.dataset as plans
 
-    plan = plans.plan
-    monkeypatch.setattr(plans, "plan", lambda recipe, shards, given: plan(recipe, shards, given, spread=True))
+    monkeypatch.setattr(plans, "plan", partial(plans.plan, spread=True))
     made = asked(runner="ray, workers: 1")
     assert sweep(made).exit_code == 0
     assert_equal_to_single_runs(made, alone, exact=False)

@@ -4,32 +4,35 @@ Two shapes, one set of steps:
 
 - fused, for workers without an accelerator: the network is the slowest stage by far, so each actor runs the whole
   chain and no pixel ever leaves it;
-- spread, for GPUs: there are workers for reading and decoding, for the network, and for encoding and writing.
+- spread, for GPUs: there are workers for reading and decoding, for the network, and for encoding and writing; batches
+  go from one to the next in parcels.
 
-Rows of one shard do not stay together in the spread shape: Ray re-forms batches across blocks, so a block may hold
-rows of two shards, and a shard is spread over several blocks (seen with Ray 2.60: 300-row shards in 8 MiB blocks
-came out in runs of 42, 22 and 46 rows).  ``Write`` therefore commits one part for each shard in a block, and a
-shard is done when its parts hold all its positions, in whatever pieces.
+In the spread shape a shard goes in several parcels, and a parcel has images of several shards where few are left in
+each.  ``Write`` therefore commits one part for each shard in a parcel, and a shard is done when its parts hold all its
+positions, in whatever pieces.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
+import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from vbp.pipeline.local import Chain
+from vbp.pipeline.local import Chain, joined
+from vbp.pipeline.on_ray.parcels import packed, parcels, unpacked
 from vbp.pipeline.recipe import Steps
 from vbp.pipeline.resources import Resources
 from vbp.pipeline.steps import Batch
 
-CHUNK_ROWS = 64
-"""Rows in a batch of a decoding task, where images have sizes of their own."""
+OWN_SIZES_ROWS = 64
+"""Images that a decoding task reads together, where they have sizes of their own."""
 START_SECONDS = 600
 """Time limit for all workers to start; after it a message says what the cluster lacks."""
 IDLE_SECONDS = 1800
@@ -38,23 +41,22 @@ INIT_DEATHS = 3
 """The most workers in a row that may be killed while they load the network."""
 READ_TASKS = 1000
 """The most tasks that list the shards."""
-BLOCK_BYTES = 32 * 2**20
-"""Bytes of a block, where images have sizes of their own. What is in a block makes one part, and is lost if a node is
-killed."""
-LEAST_BLOCK_BYTES = 2**20
-"""Bytes below which a block's way costs more than its rows; it holds several batches then."""
-OF_A_BATCH = 0.95
-"""Bytes at which Ray ends a block, as a share of a decoded batch, so that each batch makes one block. Ray cuts blocks
-from 1.5 times as many bytes; an explained batch with its overlays has 1.33 times the bytes of a decoded one."""
+FULL_BATCHES = 4
+"""Of a decoding task, if shards have few images left: it takes several shards, and only its last batch is not full."""
+SHARDS_A_TASK, LEAST_TASKS = 64, 64
+"""The most shards of a decoding task, and the number of tasks that there are at least, so that all CPUs have some."""
 
 
-def plan(steps: Steps, shards: Sequence[int], given: Resources, *, spread: bool | None = None) -> Dataset:
+def plan(
+    steps: Steps, shards: Sequence[int], given: Resources, *, images: int | None = None, spread: bool | None = None
+) -> Dataset:
     """A lazy dataset whose rows are the reports of committed parts.
 
     Args:
         steps: the source of rows, and the steps.
         shards: numbers of the shards that have work left.
         given: resources of the workers that hold the network.
+        images: that are left in these shards; None: that is unknown.
         spread: the shape; None chooses by the device.
     """
     spread = given.num_gpus > 0 if spread is None else spread
@@ -70,14 +72,15 @@ def plan(steps: Steps, shards: Sequence[int], given: Resources, *, spread: bool 
     context.max_errored_blocks = 0
     context.actor_task_retry_on_errors = False
     context.memory_usage_poll_interval_s = None  # else each task starts a thread that looks at its process
-    # In the fused shape only reports leave the actor; each is a block of its own, so that progress shows at once.
-    context.target_max_block_size = _block_bytes(steps) if spread else 1
+    context.target_max_block_size = 1  # each parcel is a block, and each report, so that progress shows at once
     with DataContext.current(context):
         # Listing claims no CPU: after nodes are lost, workers may hold all CPUs that are left.  One listing task at a
         # time is far faster than the work, and every further one would be a process more that loads Ray Data while
         # the workers load the network.
         source = ray.data.read_datasource(Shards(shards), num_cpus=0, concurrency=1, override_num_blocks=len(shards))
-        return _spread(source, steps, given) if spread else _fused(source, steps, given, len(shards))
+        if not spread:
+            return _fused(source, steps, given, len(shards))
+        return _spread(source, steps, given, _shards_a_task(len(shards), images, steps.batch_size))
 
 
 def _fused(source: Dataset, steps: Steps, given: Resources, shards: int) -> Dataset:
@@ -86,23 +89,30 @@ def _fused(source: Dataset, steps: Steps, given: Resources, shards: int) -> Data
     )
 
 
-def _block_bytes(steps: Steps) -> int:
-    return BLOCK_BYTES if steps.batch_bytes is None else max(LEAST_BLOCK_BYTES, int(OF_A_BATCH * steps.batch_bytes))
+def _shards_a_task(shards: int, images: int | None, batch_size: int) -> int:
+    if images is None:
+        return 1
+    wanted = -(-shards * FULL_BATCHES * batch_size // max(images, 1))
+    return max(1, min(wanted, SHARDS_A_TASK, shards // LEAST_TASKS))
 
 
-def _spread(source: Dataset, steps: Steps, given: Resources) -> Dataset:
+def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int = 1) -> Dataset:
     return (
-        source.map_batches(fetch_and_decode, fn_args=(steps,), batch_size=1, num_cpus=given.codec_cpus)
+        source.map_batches(fetch_and_decode, fn_args=(steps,), batch_size=shards_a_task, num_cpus=given.codec_cpus)
         .map_batches(
             ExplainActor,
             fn_constructor_args=(steps,),
-            batch_size=steps.batch_size,
+            **_PARCELS,
             num_cpus=given.num_cpus,  # without it a GPU worker would claim one CPU
             num_gpus=given.num_gpus or None,
             **_pool(given),
         )
-        .map_batches(encode_and_write, fn_args=(steps,), batch_size=None, num_cpus=given.codec_cpus)
+        .map_batches(encode_and_write, fn_args=(steps,), **_PARCELS, num_cpus=given.codec_cpus)
     )
+
+
+_PARCELS: Mapping[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+"""Each call gets one parcel."""
 
 
 def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
@@ -118,14 +128,30 @@ def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
     return {"compute": pool} | ({"label_selector": dict(given.labels)} if given.labels else {})
 
 
-def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[Batch]:
-    """Shard numbers -> decoded rows, in chunks."""
+def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[pa.Table]:
+    """Shard numbers -> parcels of decoded rows."""
     source, fetch, decode = steps.source(), steps.fetch(), steps.decode()
-    rows = CHUNK_ROWS if steps.batch_bytes is None else steps.batch_size
-    for shard in shards["shard"]:
-        with source.open(int(shard)) as work:
-            for batch in chain(work.singles(), work.batches(rows)):
-                yield decode(fetch(batch))
+    rows = OWN_SIZES_ROWS if steps.own_sizes else steps.batch_size
+    with ExitStack() as opened:
+        works = [opened.enter_context(source.open(int(shard))) for shard in shards["shard"]]
+        singles = chain.from_iterable(work.singles() for work in works)
+        batches = filled(chain.from_iterable(work.batches(rows) for work in works), rows)
+        decoded = (decode(fetch(batch)) for batch in chain(singles, batches))
+        yield from parcels(decoded, cuts=steps.own_sizes)
+
+
+def filled(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """Batches of at most `rows` rows -> batches of `rows` rows each, but for the last one."""
+    waiting: list[Batch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(each["key"]) for each in waiting) >= rows:
+            together = joined(waiting)
+            yield {name: values[:rows] for name, values in together.items()}
+            rest = {name: values[rows:] for name, values in together.items()}
+            waiting = [rest] if len(rest["key"]) else []
+    if waiting:
+        yield joined(waiting)
 
 
 class ExplainActor:
@@ -134,14 +160,15 @@ class ExplainActor:
     def __init__(self, steps: Steps) -> None:
         self._explain = steps.explain()
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, parcel: pa.Table) -> pa.Table:
         """Decoded rows -> explained rows."""
-        return self._explain(batch)
+        return packed([self._explain(batch) for batch in unpacked(parcel)])
 
 
-def encode_and_write(batch: Batch, steps: Steps) -> Batch:
-    """Explained rows -> objects in storage and a committed part."""
-    return steps.write()(steps.encode()(batch))
+def encode_and_write(parcel: pa.Table, steps: Steps) -> Batch:
+    """Explained rows -> objects in storage and a committed part for each shard."""
+    encode, write = steps.encode(), steps.write()
+    return write(joined([encode(batch) for batch in unpacked(parcel)]))
 
 
 class Shards(Datasource):  # type: ignore[misc]
@@ -170,8 +197,6 @@ class Shards(Datasource):  # type: ignore[misc]
 
 def _read_task(shards: Sequence[int]) -> ReadTask:
     def read() -> list[Any]:
-        import pyarrow as pa
-
         return [pa.table({"shard": pa.array(shards, pa.int64())})]
 
     return ReadTask(read, BlockMetadata(len(shards), 8 * len(shards), input_files=None, exec_stats=None))

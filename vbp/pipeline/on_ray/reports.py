@@ -25,7 +25,7 @@ def reports(steps: Steps, units: Sequence[int], given: Resources, images: int) -
         steps: the source of rows, and the steps.
         units: numbers that the source of `steps` opens.
         given: number and resources of the workers.
-        images: number of images that are left in `units`, for the metrics.
+        images: number of images that are left in `units`.
 
     Raises:
         InterruptedRunError: the cluster lacks something or does not answer; says what to do.
@@ -37,7 +37,7 @@ def reports(steps: Steps, units: Sequence[int], given: Resources, images: int) -
 
     metrics = Metrics(images)
     try:
-        for report in dataset.plan(steps, units, given).iter_rows():
+        for report in dataset.plan(steps, units, given, images=images).iter_rows():
             metrics.add(report)
             yield report
     except RayTaskError as error:

@@ -1,0 +1,117 @@
+"""Parcels: batches come out as they went in, large arrays without a copy, and no parcel is much too large."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vbp.pipeline.on_ray.parcels import LARGE, packed, parcels, unpacked
+from vbp.pipeline.steps import objects
+
+
+def batch(rows, side=8, first=0):
+    return {
+        "key": objects([f"{first + row}.jpg" for row in range(rows)]),
+        "width": objects([None, *range(1, rows)]),
+        "position": np.arange(first, first + rows, dtype=np.int32),
+        "pixels": np.full((rows, side, side, 3), first, np.uint8),
+    }
+
+
+def assert_equal(found, expected):
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        if values.dtype == object:
+            assert all(np.array_equal(one, other) for one, other in zip(found[name], values, strict=True))
+        else:
+            np.testing.assert_array_equal(found[name], values)
+
+
+def test_batches_come_out_as_they_went_in():
+    ragged = objects([np.arange(12).reshape(2, 2, 3), None, np.zeros((700, 700, 3), np.uint8), b"a file"])
+    sent = [batch(4), batch(4, 512, 4), batch(4) | {"pixels": ragged}, batch(1) | {"pixels": np.zeros((1, 0))}]
+    parcel = packed(sent)
+    assert parcel.num_rows == 1
+    assert parcel.num_columns == 3  # all but two large arrays
+    for found, expected in zip(unpacked(parcel), sent, strict=True):
+        assert_equal(found, expected)
+
+
+def test_large_arrays_are_not_copied():
+    sent = batch(4, 512)
+    (found,) = unpacked(packed([sent]))
+    assert sent["pixels"].nbytes >= LARGE
+    assert np.shares_memory(found["pixels"], sent["pixels"])
+
+
+def test_a_parcel_that_lies_behind_others_in_a_table():
+    """As a slice, which begins within Arrow's buffers."""
+    tables = [packed([batch(2, 512, first)]) for first in (0, 2, 4)]
+    together = pa.concat_tables(tables).combine_chunks()
+    for row, first in enumerate((0, 2, 4)):
+        (found,) = unpacked(together.slice(row, 1))
+        assert_equal(found, batch(2, 512, first))
+
+
+def test_every_row_travels_once_and_in_order():
+    seed = random.randrange(10**6)
+    print("seed", seed)  # noqa: T201
+    rng = random.Random(seed)
+    sent, rows = [], 0
+    for _ in range(rng.randrange(1, 12)):
+        sent.append(batch(rng.randrange(1, 9), rng.choice([1, 8, 30]), rows))
+        rows += len(sent[-1]["key"])
+    found = [each for parcel in parcels(sent, 5000, cuts=rng.choice([True, False])) for each in unpacked(parcel)]
+    positions = np.concatenate([each["position"] for each in found])
+    assert positions.tolist() == list(range(rows))
+    assert all((each["pixels"][..., 0] <= each["position"][:, None, None]).all() for each in found)
+
+
+def bytes_of(values):
+    if values.dtype != object:
+        return values.nbytes
+    return sum(value.nbytes if isinstance(value, np.ndarray) else len(value) for value in values)
+
+
+def images_in(parcel, name):
+    return [len(each[name]) for each in unpacked(parcel)]
+
+
+def test_a_parcel_is_sent_when_it_has_its_bytes():
+    """Of batches of 192 bytes of pixels and 4 of positions, the third fills 500."""
+    found = list(parcels((batch(1, 8, first) for first in range(7)), 500))
+    assert [images_in(parcel, "key") for parcel in found] == [[1, 1, 1], [1, 1, 1], [1]]
+
+
+def test_batches_are_taken_one_after_the_other():
+    taken = []
+
+    def source():
+        for number in range(4):
+            taken.append(number)
+            yield batch(1, 8, number)
+
+    next(parcels(source(), 300))
+    assert taken == [0, 1]
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_batch_of_large_images_is_cut_between_images(is_file):
+    sizes = [100, 400, 700, 100, 2000, 100, 100]
+    pictures = objects([bytes(size) if is_file else np.zeros(size, np.uint8) for size in sizes])
+    found = list(parcels([{"key": objects(list("abcdefg")), "pixels": pictures}], 900, cuts=True))
+    together = [[len(each) for one in unpacked(parcel) for each in one["pixels"]] for parcel in found]
+    assert together == [[100, 400, 700, 100], [2000], [100, 100]]
+    assert [bytes_of(one["pixels"]) for parcel in found for one in unpacked(parcel)] == [500, 800, 2000, 200]
+
+
+def test_a_batch_for_the_network_stays_whole():
+    """However large it is: in pieces it would go through the network several times."""
+    found = list(parcels([batch(2, 8), batch(4, 100), batch(4, 100)], 900))
+    assert [images_in(parcel, "key") for parcel in found] == [[2, 4], [4]]
+
+
+def test_no_batches_make_no_parcel():
+    assert list(parcels([])) == []
