@@ -3,7 +3,7 @@
 A row is one image.  Each step adds columns, and drops the bulky ones that it has used up::
 
     list     -> key uri path label size version gone   the manifest
-    source   -> shard position, without size and gone  a batch of one shard
+    source   -> shard position, without size and gone  a batch
     fetch    -> data bytes sha256, without path
     decode   -> pixels width height format frame_*, without data
     (with ``--decode gpu`` some rows keep data, and the second half of decode makes their pixels beside explain)

@@ -33,7 +33,7 @@ class Failing:
 def test_a_cluster_that_fails_interrupts_with_a_sentence(
     photos, network_file, tmp_path, ray_session, monkeypatch, error, words
 ):
-    monkeypatch.setattr(plan, "plan", lambda *arguments: Failing(error))
+    monkeypatch.setattr(plan, "plan", lambda *_, **__: Failing(error))
     fields = {"weights": network_file, "size": 32, "runner": "ray", "workers": 1}
     with pytest.raises(InterruptedRunError) as caught:
         run(RunConfig(input=str(photos), output=str(tmp_path / "out"), **fields))

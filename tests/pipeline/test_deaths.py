@@ -28,11 +28,11 @@ Image.open = deadly
 """
 RUN = """
 import sys
+from functools import partial
 import vbp.pipeline.on_ray.dataset as plans
 from vbp.pipeline import RunConfig, run
 source, output, weights, runner, shape = sys.argv[1:]
-plan = plans.plan
-plans.plan = lambda recipe, shards, given: plan(recipe, shards, given, spread=shape == "spread")
+plans.plan = partial(plans.plan, spread=shape == "spread")
 summary = run(RunConfig(input=source, output=output, weights=weights, size=32, precision="float32", batch_size=4,
                         runner=runner, workers=1, shard_size=22, max_failures="2"))
 print(summary.ok, summary.error, summary.succeeded)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from vbp.pipeline import RunConfig, steps
+from vbp.pipeline.evaluation import Evaluation
 from vbp.pipeline.recipe import PASSES, Recipe
 
 
@@ -45,6 +46,11 @@ def test_images_of_their_own_size_run_alone():
 def test_pixels_have_sizes_of_their_own_where_images_keep_theirs():
     assert not recipe("cuda", 128).own_sizes
     assert recipe(fit="original").own_sizes
+
+
+def test_images_of_an_evaluation_are_slow():
+    assert not recipe().is_slow
+    assert recipe(evaluation=Evaluation()).is_slow
 
 
 def test_a_process_alone_with_a_gpu_has_its_cores_for_images(monkeypatch):

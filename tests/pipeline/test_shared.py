@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from vbp.errors import StorageError
 from vbp.pipeline import RunConfig
+from vbp.pipeline.failures import RunFailedError, on_behalf_of
 from vbp.pipeline.loading import Networks
 from vbp.pipeline.recipe import Recipe
-from vbp.pipeline.shared import UNITS_A_RUN, ByRun, Recipes, shape, unit
+from vbp.pipeline.shared import UNITS_A_RUN, ByRun, Recipes, UnitWork, shape, unit
 from vbp.pipeline.steps import objects
 from vbp.storage.manifest.manifest import MAX_SHARDS
 
@@ -82,6 +84,32 @@ def test_masks_of_two_sizes_stay_whole():
     assert sorted(mask.shape for mask in masks) == [(2, 2), (2, 2), (3, 2)]
     ragged = ByRun(lambda run: lambda batch: {"mask": objects([np.ones((1, 1))]) if run else np.ones((1, 4, 4))})
     assert [mask.shape for mask in ragged({"run": np.array([0, 1])})["mask"]] == [(4, 4), (1, 1)]
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_run_whose_images_all_failed_has_no_maps_and_the_other_keeps_its_own(failed):
+    maps = {1 - failed: {"map_00": np.ones((1, 2, 2))}, failed: {}}
+    step = ByRun(lambda run: lambda batch: batch | maps[run])
+    found = step({"run": np.array([0, 1])})
+    assert found["map_00"][failed] is None
+    np.testing.assert_array_equal(found["map_00"][1 - failed], np.ones((2, 2)))
+
+
+class Unreadable:
+    def singles(self):
+        raise StorageError("no mark can be written")
+        yield
+
+    batches = singles
+
+
+@pytest.mark.parametrize("kind", ["singles", "batches"])
+def test_a_unit_that_cannot_be_read_fails_its_own_run(kind):
+    """Also while a unit of another run is open, which was opened later."""
+    work = UnitWork(Unreadable(), 3, None)
+    with pytest.raises(RunFailedError) as caught, on_behalf_of(7):
+        list(work.singles() if kind == "singles" else work.batches(4))
+    assert caught.value.run == 3
 
 
 @pytest.mark.parametrize(

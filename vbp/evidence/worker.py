@@ -1,8 +1,8 @@
 """The part ``worker``: what one GPU worker's process does besides waiting for the GPU, on a machine without one.
 
 A stand-in for the device takes a fixed time for each batch, as a GPU would, and nothing of this machine's processors.
-All else is the main job's own: the step Explain, the staging of its batches, Ray Data, blocks. Launching kernels is not
-in it, which a CUDA graph makes cheap.
+All else is the main job's own: the step Explain, the staging of its batches, Ray Data, parcels. Launching kernels is
+not in it, which a CUDA graph makes cheap.
 """
 
 from __future__ import annotations
@@ -258,6 +258,7 @@ class PretendedSteps:
     batch_size: int = IMAGES
     rows: int = IMAGES
     own_sizes: bool = False
+    is_slow: bool = False
 
     def source(self) -> _Shards:
         """Shards of ready batches."""

@@ -412,7 +412,7 @@ class _Work:
 
 
 def _of_one_shape(at_work: Sequence[AtWork]) -> list[AtWork]:
-    """The runs of the first run's shape, because with GPUs rows of several runs are in the same blocks."""
+    """The runs of the first run's shape, because with GPUs rows of several runs are in the same batches."""
     wanted = shape(at_work[0].phase.recipe)
     return [each for each in at_work if shape(each.phase.recipe) == wanted]
 

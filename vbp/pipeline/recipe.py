@@ -61,6 +61,10 @@ class Steps(Protocol):
     def own_sizes(self) -> bool:
         """Whether the pixels of each image have a size of their own."""
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether an image takes so long that each batch is stored at once."""
+
     def source(self) -> Units:
         """Numbers of units -> rows that are not done yet."""
 
@@ -135,6 +139,11 @@ class Recipe:
     def own_sizes(self) -> bool:
         """Whether the pixels of each image have a size of their own."""
         return self.config.fit == "original"
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether an image takes so long that each batch is stored at once: in an evaluation it takes seconds."""
+        return self.config.evaluation is not None
 
     @property
     def side_by_side(self) -> bool:

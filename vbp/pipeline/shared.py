@@ -52,6 +52,11 @@ class Recipes:
         """As for `Recipe`, of any run."""
         return any(recipe.own_sizes for recipe in self._recipes)
 
+    @property
+    def is_slow(self) -> bool:
+        """As for `Recipe`, of any run."""
+        return any(recipe.is_slow for recipe in self._recipes)
+
     def source(self) -> Sources:
         """Units -> rows that are not done yet."""
         return Sources(self._recipes)
@@ -127,10 +132,20 @@ class ByRun:
 
 
 def _joined(batches: list[Batch]) -> Batch:
-    """One batch with the rows of all batches; images and masks of different sizes become objects."""
+    """One batch with the rows of all batches; images and masks of different sizes become objects.
+
+    A run of which all images failed has no maps; they are None there.
+    """
     if len(batches) == 1:
         return batches[0]
-    return {name: _concatenated([batch[name] for batch in batches]) for name in batches[0]}
+    rows = [len(next(iter(batch.values()), ())) for batch in batches]
+    names = dict.fromkeys(name for batch in batches for name in batch)
+    return {
+        name: _concatenated(
+            [batch.get(name, objects([None] * count)) for batch, count in zip(batches, rows, strict=True)]
+        )
+        for name in names
+    }
 
 
 def _concatenated(columns: list[np.ndarray]) -> np.ndarray:
@@ -155,18 +170,23 @@ class Sources:
 
 
 class UnitWork:
-    """As ``Work``, but batches have the number of their run, and its own `rows` limit them if others' are larger."""
+    """As ``Work``, but batches have the number of their run, and its own `rows` limit them if others' are larger.
+
+    What fails is a failure of that run, also while units of others are open.
+    """
 
     def __init__(self, work: Work, run: int, rows: int | None) -> None:
         self._work, self._run, self._rows = work, run, rows
 
     def singles(self) -> Iterator[Batch]:
         """As ``Work.singles``."""
-        return map(self._with_run, self._work.singles())
+        with on_behalf_of(self._run):
+            yield from map(self._with_run, self._work.singles())
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """As ``Work.batches``."""
-        return map(self._with_run, self._work.batches(min(rows, self._rows or rows)))
+        with on_behalf_of(self._run):
+            yield from map(self._with_run, self._work.batches(min(rows, self._rows or rows)))
 
     def _with_run(self, batch: Batch) -> Batch:
         return batch | {"run": np.full(len(batch["key"]), self._run, np.int32)}
@@ -178,7 +198,7 @@ def unit(run: int, shard: int) -> int:
 
 
 def shape(recipe: Recipe) -> tuple[object, ...]:
-    """A key that is equal for runs with the same columns and sizes, so that Ray may put their rows into one block."""
+    """A key that is equal for runs with the same columns and sizes, so that their rows may be in one batch."""
     config = recipe.config
     maps = (network_key(config), config.stages) if "maps" in config.outputs else ()
     side = None if config.fit == "original" else recipe.preprocessing.size

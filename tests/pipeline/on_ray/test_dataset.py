@@ -138,7 +138,8 @@ class Images:
             yield self._batch(first, min(rows, self.count - first))
 
 
-def decoded_by(shards, batch_size, *, own_sizes=False):
+def decoded_by(shards, batch_size, *, own_sizes=False, is_slow=False):
+    """Keys of the batches in each parcel; and what the steps did, with `sent` for each parcel."""
     source, stages = Opened(shards), []
 
     def step(name):
@@ -150,34 +151,52 @@ def decoded_by(shards, batch_size, *, own_sizes=False):
 
     steps = SimpleNamespace(
         source=lambda: source, fetch=lambda: step("fetch"), decode=lambda: step("decode"),
-        batch_size=batch_size, own_sizes=own_sizes,
+        batch_size=batch_size, own_sizes=own_sizes, is_slow=is_slow,
     )  # fmt: skip
-    found = list(module.fetch_and_decode({"shard": np.array(sorted(shards))}, steps))
+    found = []
+    for parcel in module.fetch_and_decode({"shard": np.array(sorted(shards))}, steps):
+        found.append([list(each["key"]) for each in unpacked(parcel)])
+        stages.append(("sent", sum(map(len, found[-1])), list(source.now)))
     assert not source.now
-    return [list(each["key"]) for parcel in found for each in unpacked(parcel)], stages
+    return found, stages
 
 
 def test_a_shard_is_decoded_in_batches_and_only_its_last_one_is_short():
-    found, stages = decoded_by({5: (0, 10)}, 4)
+    (found,), stages = decoded_by({5: (0, 10)}, 4)
     assert [len(each) for each in found] == [4, 4, 2]
     assert [key for each in found for key in each] == [f"5/{number}" for number in range(10)]
-    assert [stage for stage, *_ in stages] == ["fetch", "decode"] * 3
+    assert [stage for stage, *_ in stages] == [*["fetch", "decode"] * 3, "sent"]
 
 
 def test_batches_of_shards_with_few_images_are_joined():
-    found, stages = decoded_by({1: (0, 1), 2: (0, 2), 3: (0, 2), 4: (0, 4), 5: (0, 1)}, 4)
+    (found,), stages = decoded_by({1: (0, 1), 2: (0, 2), 3: (0, 2), 4: (0, 4), 5: (0, 1)}, 4)
     assert found == [["1/0", "2/0", "2/1", "3/0"], ["3/1", "4/0", "4/1", "4/2"], ["4/3", "5/0"]]
     assert all(now == [1, 2, 3, 4, 5] for *_, now in stages)  # the marks of all stand until all are done
 
 
 def test_images_that_are_done_one_by_one_are_not_joined():
     found, _ = decoded_by({1: (2, 3), 2: (1, 2)}, 4)
-    assert found == [["1/0"], ["1/1"], ["2/0"], ["1/2", "2/1"]]
+    assert found == [[["1/0"], ["1/1"], ["2/0"]], [["1/2", "2/1"]]]
+
+
+def test_after_a_death_what_is_decoded_is_sent_before_more_is_tried():
+    """Else all of it would be lost again with the next process, which would begin with the same images."""
+    found, stages = decoded_by({1: (2, 9)}, 3)
+    assert found == [[["1/0"], ["1/1"]], [["1/2", "1/3", "1/4"]], [["1/5", "1/6", "1/7"]], [["1/8"]]]
+    done = [(stage, rows) for stage, rows, _ in stages if stage != "fetch"]
+    singles, batches = done[:3], done[3:]
+    assert singles == [("decode", 1), ("decode", 1), ("sent", 2)]
+    assert batches == [("decode", 3), ("sent", 3), ("decode", 3), ("sent", 3), ("decode", 1), ("sent", 1)]
+
+
+def test_batches_of_slow_images_travel_alone():
+    found, _ = decoded_by({1: (0, 5)}, 2, is_slow=True)
+    assert found == [[["1/0", "1/1"]], [["1/2", "1/3"]], [["1/4"]]]
 
 
 def test_images_of_their_own_sizes_are_decoded_in_small_batches(monkeypatch):
     monkeypatch.setattr(module, "OWN_SIZES_ROWS", 2)
-    found, _ = decoded_by({1: (0, 5)}, 4, own_sizes=True)
+    (found,), _ = decoded_by({1: (0, 5)}, 4, own_sizes=True)
     assert [len(each) for each in found] == [2, 2, 1]
 
 

@@ -82,6 +82,7 @@ class Steps:
     """The steps of a run, of which Explain computes on that device; or those of the local chain. Nothing is stored."""
 
     batch_size = rows = ROWS
+    is_slow = False
 
     def __init__(self, recipe, *, on_device):
         self.recipe, self.on_device = recipe, on_device

@@ -26,7 +26,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTa
 from ray.data.block import BlockMetadata
 
 from vbp.pipeline.local import Chain, joined
-from vbp.pipeline.on_ray.parcels import packed, parcels, unpacked
+from vbp.pipeline.on_ray.parcels import PARCEL_BYTES, packed, parcels, unpacked
 from vbp.pipeline.recipe import Steps
 from vbp.pipeline.resources import Resources
 from vbp.pipeline.steps import Batch
@@ -42,9 +42,11 @@ INIT_DEATHS = 3
 READ_TASKS = 1000
 """The most tasks that list the shards."""
 FULL_BATCHES = 4
-"""Of a decoding task, if shards have few images left: it takes several shards, and only its last batch is not full."""
-SHARDS_A_TASK, LEAST_TASKS = 64, 64
-"""The most shards of a decoding task, and the number of tasks that there are at least, so that all CPUs have some."""
+"""A decoding task takes as many shards as fill so many batches: several, where shards have few images left."""
+SHARDS_A_TASK = 64
+"""The most shards of a decoding task."""
+LEAST_TASKS = 64
+"""Decoding tasks that there are at least, so that all CPUs have some; a task of one shard cannot be divided."""
 
 
 def plan(
@@ -136,8 +138,12 @@ def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[pa.Table]:
         works = [opened.enter_context(source.open(int(shard))) for shard in shards["shard"]]
         singles = chain.from_iterable(work.singles() for work in works)
         batches = filled(chain.from_iterable(work.batches(rows) for work in works), rows)
-        decoded = (decode(fetch(batch)) for batch in chain(singles, batches))
-        yield from parcels(decoded, cuts=steps.own_sizes)
+        size = 1 if steps.is_slow else PARCEL_BYTES
+        for parcel in parcels(decode(fetch(batch)) for batch in singles):
+            # A worker has died.  So what is decoded is sent at once: it must not be lost again if the next one dies.
+            size = 1
+            yield parcel
+        yield from parcels((decode(fetch(batch)) for batch in batches), size, cuts=steps.own_sizes)
 
 
 def filled(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
