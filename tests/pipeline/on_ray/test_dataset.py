@@ -223,5 +223,6 @@ def test_workers_claim_what_was_decided_and_no_more(num_cpus, num_gpus):
     given = Resources(workers=1, num_cpus=num_cpus, num_gpus=num_gpus, threads=0)
     module._spread(Recorder(), SimpleNamespace(batch_size=8), given)
     settings = dict(Recorder.calls)[module.ExplainActor]
+    assert settings["batch_size"] == 1  # Ray refuses a step that claims a GPU without a size
     assert settings["num_cpus"] == num_cpus  # said also where it is 0: by itself Ray Data claims one beside a GPU
     assert (settings["num_gpus"] or 0) == num_gpus

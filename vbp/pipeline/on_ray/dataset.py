@@ -113,8 +113,8 @@ def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int 
     )
 
 
-_PARCELS: Mapping[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-"""Each call gets one parcel."""
+_PARCELS: Mapping[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+"""Each call gets one parcel, which is a row. Where GPUs are claimed, Ray wants a size."""
 
 
 def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
