@@ -9,11 +9,18 @@ import torchvision
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vbp import explainer
-from vbp.evidence.launches import OFF, fake_cuda, fake_explainer, main, watched
+from vbp.evidence.launches import OFF, fake_cuda, fake_explainer, forget_tensors, main, watched
 from vbp.pipeline.finishing import Finishing
 from vbp.saliency import VisualBackProp
 from vbp.saliency.prepared.captured import Captured
 from vbp.saliency.prepared.watch import Watch
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing():
+    yield
+    forget_tensors()
+
 
 VGG = {  # settings: the most kernels a batch
     "as it is": ({}, 165),

@@ -59,8 +59,8 @@ def fake_cuda() -> Iterator[None]:
         # without a driver torch expects none of cuDNN's convolutions, and autograd cannot start its threads
         stack.enter_context(mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _format_of_cudnn))
         stack.enter_context(mock.patch.object(torch.autograd, "grad", _gradient_shapes))
-        _forget()
-        stack.callback(_forget)
+        forget_tensors()
+        stack.callback(forget_tensors)
         yield
 
 
@@ -135,8 +135,8 @@ def _yes(*_: Any, **__: Any) -> bool:
     return True
 
 
-def _forget() -> None:
-    """Tensors of one context are of no use in another."""
+def forget_tensors() -> None:
+    """Empty the caches of tensors: those without data are of no use where there are data, nor the other way round."""
     drawing = (on_device._heat_colours, on_device._normalisation)
     for cached in (cuda._shares, descent._matrix, smoothing._kept, *drawing):
         cached.cache_clear()
