@@ -1,5 +1,7 @@
 """Graphs of a function, recorded and launched on a CPU: a launch repeats every operation in the memory of the first."""
 
+import threading
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.late_device import LateDevice
 from vbp.saliency import VisualBackProp
-from vbp.saliency.prepared.captured import CALLS, GRAPHS, Captured
+from vbp.saliency.prepared.captured import CALLS, GRAPHS, Captured, CudaRecorder
 from vbp.staging import Staged
 
 from ..conftest import randomise, small_vgg
@@ -115,6 +117,15 @@ def test_shapes_that_keep_changing_end_the_recording(recorder):
     assert recorder.recorded == GRAPHS
 
 
+def test_the_log_says_why_also_where_others_were_recorded_before(recorder, caplog):
+    captured = Captured(doubled, recorder)
+    for rows in range(1, GRAPHS):
+        check(captured, doubled, (rows, 3), range(CALLS + 1))
+    recorder.error = RuntimeError("not permitted")
+    check(captured, doubled, (9, 3), range(CALLS + 1))
+    assert caplog.messages == ["no CUDA graph: not permitted"]
+
+
 def test_where_nothing_can_be_recorded_the_function_runs_and_the_log_says_why_once(recorder, caplog):
     recorder.error = RuntimeError("operation not permitted\n when stream is capturing")
     captured = Captured(doubled, recorder)
@@ -131,6 +142,100 @@ def test_a_function_that_waits_is_never_recorded(recorder, caplog):
     check(Captured(branching, recorder), branching, (4, 3), range(6))
     assert recorder.recorded == 0
     assert caplog.messages == ["no CUDA graph: the host waits for _local_scalar_dense"]
+
+
+def test_whichever_thread_records_has_run_the_function_before(recorder):
+    """Libraries of CUDA make what they need for each thread, and cannot do so while a graph is recorded."""
+    own, ready = threading.local(), []
+    record = recorder.record
+
+    def noted(x):
+        own.has_run = True
+        return doubled(x)
+
+    def recording(work):
+        ready.append(getattr(own, "has_run", False))
+        return record(work)
+
+    recorder.record = recording
+    captured = Captured(noted, recorder)
+    for seed in range(CALLS + 1):
+        thread = threading.Thread(target=check, args=(captured, doubled, (4, 3), [seed]))
+        thread.start()
+        thread.join()
+    assert ready == [True]
+
+
+class Cuda:
+    """Stands in for what the recorder takes of `torch.cuda` and its allocator."""
+
+    def __init__(self, error=None):
+        self.error, self.done = error, []
+
+    def current_stream(self):
+        return "the caller's stream"
+
+    def current_device(self):
+        return 1
+
+    def graph_pool_handle(self):
+        return (0, 7)
+
+    @contextmanager
+    def graph(self, graph, **settings):
+        self.done.append(settings)
+        yield
+        if self.error:
+            raise self.error
+
+    def CUDAGraph(self):  # noqa: N802
+        return self
+
+    def replay(self):
+        self.done.append("launched")
+
+    def end(self, *pool):
+        self.done.append(("ended", *pool))
+
+    def release(self, *pool):
+        self.done.append(("released", *pool))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    cuda = Cuda()
+    for name in ("current_stream", "current_device", "graph_pool_handle", "graph", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", cuda.release, raising=False)
+    return cuda
+
+
+def test_cuda_records_on_the_callers_stream(cuda):
+    """Torch's own stream for recordings is on the device that recorded first, and stays the current one on failure."""
+    launch = CudaRecorder().record(lambda: None)
+    launch()
+    assert cuda.done == [
+        {"pool": (0, 7), "stream": "the caller's stream", "capture_error_mode": "thread_local"}, "launched"
+    ]  # fmt: skip
+
+
+def test_memory_of_a_recording_that_failed_is_given_back(cuda):
+    cuda.error = RuntimeError("operation failed due to a previous error during capture")
+    with pytest.raises(RuntimeError, match="during capture"):
+        CudaRecorder().record(lambda: None)
+    assert cuda.done[1:] == [("ended", 1, (0, 7)), ("released", 1, (0, 7))]
+
+
+def test_memory_of_a_recording_that_torch_has_ended_is_torchs(cuda, monkeypatch):
+    def not_recording(*_):
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", not_recording, raising=False)
+    cuda.error = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        CudaRecorder().record(lambda: None)
+    assert len(cuda.done) == 1
 
 
 def test_an_error_of_the_function_is_the_callers(recorder):
@@ -224,10 +329,17 @@ def test_a_gpu_records_and_launches(target, caplog):
             found = vbp.explain(images_BCHW, target=target)
             return [found.mask, found.flat, found.finite, found.log10_max, found.output]
 
-    captured = Captured(function)
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for seed in range(6):
+    captured, stream, equal = Captured(function), torch.cuda.Stream(), []
+
+    def call(seed):
+        with torch.cuda.stream(stream):
             images_BCHW = numbers(8, 3, 64, 64, seed=seed).to("cuda").contiguous(memory_format=torch.channels_last)
             found = [each.clone() for each in captured(images_BCHW)]
-            assert all(map(torch.equal, found, function(images_BCHW)))
+            equal.append(all(map(torch.equal, found, function(images_BCHW))))
+
+    for seed in range(6):  # each in a thread of its own, as a worker of Ray calls
+        thread = threading.Thread(target=call, args=[seed])
+        thread.start()
+        thread.join()
+    assert equal == [True] * 6
     assert captured._graph is not None, caplog.messages

@@ -19,7 +19,7 @@ from vbp.saliency.prepared.watch import Watch
 
 LOG = logging.getLogger(__name__)
 CALLS = 2
-"""Calls with one shape before a graph is recorded: the first fills caches, the second is watched."""
+"""Calls with one shape before a graph is recorded. They fill caches, and show that the shape stays."""
 GRAPHS = 3
 """Recordings in all; inputs that keep changing their shape are computed without a graph afterwards."""
 
@@ -45,15 +45,19 @@ class CudaRecorder:
     device = "cuda"
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record on a stream of torch's own; work of other threads goes on."""
+        """Record on the current stream, which must not be the default one; work of other threads goes on."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        # torch's own stream for this is on the device that recorded first, and may stay the current one on failure
+        stream = torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 work()
         except BaseException:
-            # torch ends this after a good recording alone; without it memory that others free stays taken
+            # torch does this for a good recording alone; without it memory that others free stays taken, and its own
             with suppress(RuntimeError, AttributeError):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                device = torch.cuda.current_device()
+                torch._C._cuda_endAllocateToPool(device, pool)
+                torch._C._cuda_releasePool(device, pool)
             raise
         return graph.replay
 
@@ -109,9 +113,31 @@ class Captured:
         if self._calls <= CALLS or self._recordings >= GRAPHS:
             return None
         self._drop()
-        self._recordings += 1
-        watch, results = Watch(self._recorder.device), list[Tensor]()
         fixed = input_.clone()
+        if self._waits(fixed):
+            return None
+        self._graph = self._graph_of(fixed)
+        if self._graph is None:
+            self._recorder.release()
+        else:
+            self._recordings += 1
+        return self._graph
+
+    def _waits(self, fixed: Tensor) -> bool:
+        """Whether the host waits for the device within the function, so that there can be no graph.
+
+        This call also makes what CUDA's libraries have for each thread, such as handles, and cannot make while a graph
+        is recorded: other threads may have made all calls before.
+        """
+        watch = Watch(self._recorder.device)
+        with watch:
+            self._function(fixed)
+        if watch.waits:
+            self._refuse(f"the host waits for {', '.join(sorted(set(watch.waits)))}")
+        return bool(watch.waits)
+
+    def _graph_of(self, fixed: Tensor) -> _Graph | None:
+        watch, results = Watch(self._recorder.device), list[Tensor]()
 
         def work() -> None:
             with watch:
@@ -121,29 +147,18 @@ class Captured:
             launch = self._recorder.record(work)
         except RuntimeError as error:
             self._refuse(str(error))
-            self._recorder.release()
             return None
-        self._graph = _Graph(input_.shape, launch, fixed, results, tuple(watch.kept.values()))
-        return self._graph
+        return _Graph(fixed.shape, launch, fixed, results, tuple(watch.kept.values()))
 
     def _plainly(self, input_: Tensor) -> Sequence[Tensor]:
         try:
-            return self._watched(input_) if self._calls == CALLS else self._function(input_)
+            return self._function(input_)
         except torch.OutOfMemoryError:
             if self._graph is None:
                 raise
         self._refuse("the device has too little memory for it")
         self._drop()
         return self._function(input_)
-
-    def _watched(self, input_: Tensor) -> Sequence[Tensor]:
-        """The results, and no graph if the host waits for the device within the function."""
-        watch = Watch(self._recorder.device)
-        with watch:
-            results = self._function(input_)
-        if watch.waits:
-            self._refuse(f"the host waits for {', '.join(sorted(set(watch.waits)))}")
-        return results
 
     def _refuse(self, why: str) -> None:
         if self._recordings < GRAPHS:
