@@ -50,11 +50,13 @@ def test_each_call_of_the_step_alone_is_timed():
 def test_the_rate_is_taken_in_the_middle_and_each_process_counts():
     """Of 21 batches, the sixth (a quarter) to the nineteenth (nine tenths); one process does two thirds of them."""
     rows = [{"at": 10.0 + number, "images": 4, "process": number % 3 // 2, "cpu": 0.1 * number} for number in range(21)]
-    found = worker.taken(rows[::-1])
+    warned = ["", "slow", "slow\nno CUDA graph"]
+    found = worker.taken([row | {"warned": warned[number % 3]} for number, row in enumerate(rows[::-1])])
     assert found.images == 4 * 13
     assert found.batches == 13
     assert found.seconds == 13
     assert found.cpu == pytest.approx(0.1 * (18 - 6) + 0.1 * (17 - 5))
+    assert found.warned == ["no CUDA graph", "slow"]
 
 
 @pytest.mark.parametrize(("cores", "target", "notes"), [(2, None, 1), (4, 1.15, 0)])

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vbp.errors import UsageError
 from vbp.evidence.timing import Figure, Findings, Rate, Setup
+from vbp.evidence.warned import listen
 from vbp.evidence.watch import watched
 from vbp.networks.model import Model
 from vbp.networks.models import own_model
@@ -219,16 +221,23 @@ class _Shards:
 
 
 class Watched:
-    """The step, which notes the processor's time that its process has taken."""
+    """The step, which notes the processor's time that its process has taken, and what it has warned of.
 
-    def __init__(self, step: Explain) -> None:
-        self._step = step
+    Args:
+        make: makes the step.
+    """
+
+    def __init__(self, make: Callable[[], Explain]) -> None:
+        self._warnings: list[str] = []
+        listen(self._warnings.append)
+        self._step = make()
 
     def __call__(self, batch: Batch) -> Batch:
-        """The step's batch, with the process and its time so far."""
+        """The step's batch, with the process, its time and its warnings so far."""
         rows = len(batch["key"])
         batch = self._step(batch)
-        return batch | {"process": np.full(rows, os.getpid()), "cpu": np.full(rows, time.process_time())}
+        facts = {"process": os.getpid(), "cpu": time.process_time(), "warned": "\n".join(self._warnings)}
+        return batch | {name: np.full(rows, value) for name, value in facts.items()}
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -236,7 +245,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _without_pictures(batch: Batch) -> Batch:
-    return {name: batch[name] for name in ("key", "process", "cpu")}
+    return {name: batch[name] for name in ("key", "process", "cpu", "warned")}
 
 
 def _noted(batch: Batch) -> Batch:
@@ -245,6 +254,7 @@ def _noted(batch: Batch) -> Batch:
         "images": len(batch["key"]),
         "process": batch["process"][0],
         "cpu": batch["cpu"][-1],
+        "warned": batch["warned"][-1],
         "at": time.monotonic(),
     }
     return {name: np.array([value]) for name, value in facts.items()}
@@ -274,7 +284,7 @@ class PretendedSteps:
 
     def explain(self) -> Callable[[Batch], Batch]:
         """The step."""
-        return Watched(explain(self.seconds))
+        return Watched(partial(explain, self.seconds))
 
     def encode(self) -> Callable[[Batch], Batch]:
         """Drops the masks and overlays."""
@@ -293,6 +303,8 @@ class Taken:
     seconds: float
     cpu: float
     """Seconds of a processor that the workers' processes took."""
+    warned: Sequence[str] = ()
+    """What the workers warned of."""
 
     @property
     def batches(self) -> float:
@@ -310,11 +322,17 @@ def through_ray(
         seconds: that the stand-in for the device takes for a batch.
         steps: instead of those with the stand-in.
         gpus: that the worker claims.
+
+    Raises:
+        UsageError: Ray does not find them here; it would wait for them.
     """
     from vbp.pipeline.on_ray import cluster, dataset
 
     given = Resources(workers=1, num_cpus=0, num_gpus=gpus, threads=1, calls=CALLS_ON_A_GPU, codec_cpus=0.5)
     with cluster.connected():
+        there = sum(node.gpus for node in cluster.nodes())
+        if there < gpus:
+            raise UsageError(f"the worker claims {gpus:g} GPU, and Ray finds {there:g} here.")
         rows = [*dataset.plan(steps or PretendedSteps(seconds), list(range(shards)), given, spread=True).iter_rows()]
     return taken(rows)
 
@@ -329,4 +347,5 @@ def taken(rows: Sequence[Mapping[str, Any]]) -> Taken:
         spent = [row["cpu"] for row in ordered[first : last + 1] if row["process"] == process]
         cpu += max(spent) - min(spent)
     images = sum(row["images"] for row in middle)
-    return Taken(images, ordered[last]["at"] - ordered[first]["at"], cpu)
+    warned = sorted({line for row in rows for line in row["warned"].splitlines()})
+    return Taken(images, ordered[last]["at"] - ordered[first]["at"], cpu, warned)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ import pytest
 from vbp import cli
 from vbp.errors import UsageError
 from vbp.evidence.expected import expectations
-from vbp.evidence.gpucheck.check import BATCH, DRY_BATCH, gpu_check
+from vbp.evidence.gpucheck.check import BATCH, DRY_BATCH, _whole, gpu_check
 from vbp.evidence.gpucheck.rates import ON_DEVICE
-from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.gpucheck.scope import Piece, Scope
 from vbp.evidence.gpucheck.sections import SECTIONS
 from vbp.evidence.inputs import write_photos
 from vbp.evidence.page import page
@@ -78,7 +79,7 @@ def test_all_sections_without_ray_are_whole_on_a_bare_machine(bare, tmp_path):
     found = json.loads(last)
     assert list(found["sections"]) == names
     assert {figure["part"] for figure in found["figures"]} == set(names)
-    assert [note for note in found["notes"] if "is not whole" in note] == []
+    assert [note for note in found["notes"] if "is not whole" in note or "failed" in note] == []
     wrong = [each["name"] for each in found["figures"] if each["part"] == "correctness" and not each["reached"]]
     assert wrong == []
     unknown = [
@@ -147,9 +148,72 @@ def test_each_section_has_its_time_and_what_those_before_it_left(monkeypatch):
     machine, rates, codecs = (2 * SECTIONS[name].seconds for name in ("machine", "rates", "codecs"))
     assert watch.allowed == [machine, machine + rates - 5, codecs]
     assert found["sections"] == {"machine": 5, "rates": machine + rates - 5, "codecs": 1}
-    assert found["notes"][1:] == ["a note", "a note", "rates is not whole: stopped.", "a note"]
+    notes = ["machine: a note", "rates: a note", "rates is not whole: stopped.", "codecs: a note"]
+    assert found["notes"][1:] == notes
     assert len(found["figures"]) == 3
     assert lines == ["machine: 5.0 s", f"rates: {machine + rates - 5.0} s, stopped", "codecs: 1.0 s"]
+
+
+class Fragile:
+    """Sections of pieces, of which some end their process; each process takes a second."""
+
+    def __init__(self, pieces, deadly):
+        self.now, self.pieces, self.deadly, self.begun = 1000.0, pieces, deadly, []
+
+    def monotonic(self):
+        return self.now
+
+    def limited(self, work, argument, seconds, receive):
+        if not isinstance(argument, Scope):
+            receive({"cores": 16})
+            return ""
+        self.now += 1
+        self.begun.append(list(argument.behind))
+        for piece in self.pieces:
+            if piece in argument.behind:
+                continue
+            receive(Piece(piece))
+            if piece in self.deadly:
+                return f"its process died (exit code {self.deadly[piece]})"
+            receive(Figure("rates", piece, [2.0]))
+        return ""
+
+
+def checked(monkeypatch, pieces, deadly, seconds=60):
+    fragile = Fragile(pieces, deadly)
+    monkeypatch.setattr("vbp.evidence.gpucheck.check.limited", fragile.limited)
+    monkeypatch.setattr("time.monotonic", fragile.monotonic)
+    found = gpu_check(["rates"], seconds=seconds, is_dry=True, weights=None, report=lambda *_: None)
+    return [each["name"] for each in found["figures"]], found["notes"][1:], fragile.begun
+
+
+def test_a_piece_that_ends_its_process_costs_only_itself(monkeypatch):
+    figures, notes, begun = checked(monkeypatch, ["bare", "fused", "pools", "means"], {"fused": -11})
+    assert figures == ["bare", "pools", "means"]
+    assert notes == ["rates is not whole: its process died (exit code -11), in fused."]
+    assert begun == [[], ["bare", "fused"]]
+
+
+def test_each_such_piece_is_named(monkeypatch):
+    figures, notes, _ = checked(monkeypatch, ["bare", "fused", "pools", "means"], {"fused": -11, "means": -6})
+    assert figures == ["bare", "pools"]
+    assert notes == [
+        "rates is not whole: its process died (exit code -11), in fused; its process died (exit code -6), in means."
+    ]
+
+
+def test_where_no_time_is_left_no_process_begins(monkeypatch):
+    figures, _, begun = checked(monkeypatch, ["bare", "fused", "pools"], {"bare": 1, "fused": 1}, seconds=2)
+    assert (figures, len(begun)) == ([], 2)
+
+
+def test_a_section_without_pieces_is_not_tried_again(monkeypatch):
+    monkeypatch.setattr(Fragile, "limited", lambda self, work, argument, *_: self.begun.append(argument) or "failed")
+    fragile = Fragile([], {})
+    scope = Scope(device="cpu", batch_size=2, size=32, rounds=1, weights=None, is_dry=True)
+    monkeypatch.setattr("vbp.evidence.gpucheck.check.limited", fragile.limited)
+    assert _whole("codecs", SECTIONS["codecs"], scope, time.monotonic() + 60, print) == "failed"
+    assert len(fragile.begun) == 1
 
 
 def test_a_machine_that_cannot_be_asked_is_told(monkeypatch):

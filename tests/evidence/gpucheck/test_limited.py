@@ -1,5 +1,6 @@
 """Work in a process of its own: what it yields arrives, and whatever becomes of it is told."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -29,6 +30,11 @@ def dies(code):
     os._exit(code)
 
 
+def warns(text):
+    logging.getLogger("vbp.saliency").warning("no CUDA graph: %s", text)
+    yield 1
+
+
 def never_ends(argument):
     child = subprocess.Popen(["sleep", str(FOREVER)])
     yield child.pid
@@ -52,6 +58,10 @@ def done(work, argument, seconds=60):
 def test_what_it_yields_arrives_and_standard_output_stays_empty(capfd):
     assert done(counts, [3, 5]) == ("", [3, 5])
     assert capfd.readouterr().out == ""
+
+
+def test_warnings_arrive_between():
+    assert done(warns, "not permitted") == ("", ["no CUDA graph: not permitted", 1])
 
 
 def test_a_failure_is_told_in_one_line():

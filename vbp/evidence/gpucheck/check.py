@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from vbp.errors import UsageError
 from vbp.evidence.gpucheck.limited import limited
 from vbp.evidence.gpucheck.limits import told
-from vbp.evidence.gpucheck.scope import Scope
-from vbp.evidence.gpucheck.sections import SECTIONS, about
+from vbp.evidence.gpucheck.scope import Found, Piece, Scope
+from vbp.evidence.gpucheck.sections import SECTIONS, Section, about
 from vbp.evidence.timing import Figure
 
 SECONDS = 345.0
@@ -70,21 +71,48 @@ def gpu_check(
     }  # fmt: skip
 
     def receive(thing: Figure | str) -> None:
-        found["notes" if isinstance(thing, str) else "figures"].append(
-            thing if isinstance(thing, str) else thing.as_json()
-        )
+        if isinstance(thing, str):
+            found["notes"].append(thing)
+        else:
+            found["figures"].append(thing.as_json())
 
     chosen = {name: section for name, section in SECTIONS.items() if name in names}
     whole, planned = sum(section.seconds for section in chosen.values()), 0.0
     for name, section in chosen.items():
         planned += section.seconds
         begun = time.monotonic()
-        trouble = limited(section, scope, started + seconds * planned / whole - begun, receive)
+        trouble = _whole(name, section, scope, started + seconds * planned / whole, receive)
         found["sections"][name] = round(time.monotonic() - begun, 1)
         if trouble:
             found["notes"].append(f"{name} is not whole: {trouble}.")
         report(_with_limits(found), f"{name}: {found['sections'][name]} s{f', {trouble}' if trouble else ''}")
     return _with_limits(found)
+
+
+def _whole(name: str, section: Section, scope: Scope, until: float, receive: Callable[[Figure | str], None]) -> str:
+    """Do a section; where a piece ends its process, go on behind that piece in another one.
+
+    Returns:
+        Why it is not whole; empty if it is.
+    """
+    pieces, troubles = list[str](), list[str]()
+
+    def told(thing: Found) -> None:
+        if isinstance(thing, Piece):
+            pieces.append(thing.name)
+        elif isinstance(thing, str):
+            receive(f"{', '.join([name, *pieces[-1:]])}: {thing}")
+        else:
+            receive(thing)
+
+    while True:
+        behind = tuple(pieces)
+        trouble = limited(section, replace(scope, behind=behind), until - time.monotonic(), told)
+        if not trouble:
+            return "; ".join(troubles)
+        troubles.append(f"{trouble}, in {pieces[-1]}" if pieces else trouble)
+        if len(pieces) == len(behind) or time.monotonic() >= until:
+            return "; ".join(troubles)
 
 
 def _with_limits(found: Mapping[str, Any]) -> dict[str, Any]:

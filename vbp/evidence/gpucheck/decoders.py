@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.gpucheck.scope import Found, Scope
 from vbp.evidence.inputs import DIFFERENT, photographs, saved
 from vbp.evidence.timing import Figure
 from vbp.images.decode import decode_upright
@@ -21,21 +21,31 @@ Decode = Callable[[Sequence[bytes]], Sequence[Any]]
 """Files -> pixels on the device, uint8, (3, H, W) or (H, W, 3)."""
 
 
-def decoders(scope: Scope) -> Iterator[Figure | str]:
+def decoders(scope: Scope) -> Iterator[Found]:
     """Pillow on one core, then each library: rate of a batch, and difference from Pillow's pixels."""
     files = [saved(photo, "JPEG") for photo in photographs(2 if scope.is_dry else DIFFERENT)]
     expected = [decode_upright(file) for file in files]
     pillow = scope.rates(lambda: [decode_upright(file) for file in files], len(files))
     yield Figure("decoders", "Pillow, one core", pillow, "images/s")
     for name, make in _LIBRARIES.items():
-        try:
-            decoded = make(scope.device)
-            found = [_array(image) for image in decoded(files)]
-            rates = scope.rates(lambda decoded=decoded: decoded(files), len(files))  # type: ignore[misc]
-        except Exception as error:
-            yield f"decoders: {name} is left out: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            continue
-        yield Figure("decoders", f"{name}, batches of {len(files)}", rates, "images/s", detail=apart(found, expected))
+        yield from scope.attempted(name, _library(scope, name, make, files, expected))
+
+
+def _library(
+    scope: Scope,
+    name: str,
+    make: Callable[[str], Decode],
+    files: Sequence[bytes],
+    expected: Sequence[NDArray[np.uint8]],
+) -> Iterator[Figure | str]:
+    try:
+        decoded = make(scope.device)
+    except ImportError as error:
+        yield f"left out: {error}"
+        return
+    found = [_array(image) for image in decoded(files)]
+    rates = scope.rates(lambda: decoded(files), len(files))
+    yield Figure("decoders", f"{name}, batches of {len(files)}", rates, "images/s", detail=apart(found, expected))
 
 
 def apart(found: Sequence[NDArray[np.uint8]], expected: Sequence[NDArray[np.uint8]]) -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import psutil
 
-from vbp.evidence.gpucheck.scope import PRECISION, Scope
+from vbp.evidence.gpucheck.scope import PRECISION, Found, Scope
 from vbp.evidence.inputs import write_photos, write_weights
 from vbp.evidence.pipeline import IMAGES as TARGET
 from vbp.evidence.pipeline import stretch
 from vbp.evidence.timing import Figure
 from vbp.evidence.watch import Look, Watched, gpu_use
 from vbp.pipeline import RunConfig
+from vbp.words import counted
 
 WORKERS, DRY_WORKERS = (1, 2, 3), (1,)
 IMAGES, DRY_IMAGES = 24_000, 32
@@ -27,7 +28,7 @@ MAIN_JOB = "main job through Ray"
 LOOK_SECONDS = 0.5
 
 
-def job(scope: Scope) -> Iterator[Figure]:
+def job(scope: Scope) -> Iterator[Found]:
     """Rate in the middle of a run, cores and GPU busy then, and a worker's time an image by stage."""
     with tempfile.TemporaryDirectory(prefix="vbp-check-") as name:
         folder = Path(name)
@@ -42,7 +43,7 @@ def job(scope: Scope) -> Iterator[Figure]:
                 device=scope.device, precision=PRECISION, batch_size=scope.batch_size, runner="ray", workers=workers,
                 shard_size=DRY_SHARD_SIZE if scope.is_dry else SHARD_SIZE,
             )  # fmt: skip
-            yield from _run(config, workers)
+            yield from scope.attempted(_workers(workers), _run(config, workers))
 
 
 def _run(config: RunConfig, workers: int) -> Iterator[Figure]:
@@ -51,7 +52,7 @@ def _run(config: RunConfig, workers: int) -> Iterator[Figure]:
     used = Watched(found, 0, 0, 0, looks)
 
     def figure(name: str, value: float, unit: str, target: float | None = None) -> Figure:
-        return Figure("job", f"{name}, {workers} worker{'s' if workers > 1 else ''}", [value], unit, target)
+        return Figure("job", f"{name}, {_workers(workers)}", [value], unit, target)
 
     yield figure(MAIN_JOB, found.images / found.seconds, "images/s", TARGET)
     yield figure(f"busy of {len(os.sched_getaffinity(0))} cores", used.cores(found.start, found.end), "cores")
@@ -60,6 +61,10 @@ def _run(config: RunConfig, workers: int) -> Iterator[Figure]:
         yield figure("GPU busy", gpu, "%")
     for stage, spent in found.stage_milliseconds.items():
         yield figure(f"{stage}, worker's time", spent, "ms/image")
+
+
+def _workers(count: int) -> str:
+    return counted(count, "worker")
 
 
 @contextmanager

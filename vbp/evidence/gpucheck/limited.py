@@ -11,9 +11,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import psutil
+
+from vbp.evidence.warned import listen
 
 PRELOADED = ["torch", "vbp.explainer", "vbp.evidence.gpucheck.sections"]
 END_SECONDS = 5.0
@@ -29,7 +33,7 @@ def limited(work: Callable[..., Iterable[Any]], argument: Any, seconds: float, r
         work: of a module, as processes can send it to each other.
         argument: its own.
         seconds: after which its process is ended.
-        receive: gets each thing.
+        receive: gets each thing, and each warning of vbp as text.
 
     Returns:
         Why the work is not whole; empty if it is.
@@ -58,14 +62,21 @@ def limited(work: Callable[..., Iterable[Any]], argument: Any, seconds: float, r
 
 def _work(pipe: Any, work: Callable[..., Iterable[Any]], argument: Any) -> None:
     os.dup2(2, 1)  # standard output is the table's alone
+    turn = Lock()  # any thread may warn
+
+    def send(kind: str, content: Any) -> None:
+        with turn:
+            pipe.send((kind, content))
+
+    listen(partial(send, "thing"))
     try:
         for thing in work(argument):
-            pipe.send(("thing", thing))
+            send("thing", thing)
         trouble = ""
     except Exception as error:
         traceback.print_exc(limit=LINES)
         trouble = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    pipe.send(("end", trouble))
+    send("end", trouble)
 
 
 def _end(pid: int | None) -> None:

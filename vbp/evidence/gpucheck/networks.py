@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from vbp.evidence.engine import LEAST
-from vbp.evidence.gpucheck.scope import Scope, attempted
+from vbp.evidence.gpucheck.scope import Found, Scope
 from vbp.evidence.timing import Figure
 from vbp.networks.models import load_model
 
@@ -16,10 +16,10 @@ NETWORKS = ("resnet50", "resnet152", "densenet201", "mobilenet_v3_large")
 DRY_NETWORKS = ("mobilenet_v3_small",)
 
 
-def networks(scope: Scope) -> Iterator[Figure | str]:
+def networks(scope: Scope) -> Iterator[Found]:
     """Each with its classifier, launched kernel by kernel, without a graph."""
     for name in DRY_NETWORKS if scope.is_dry else NETWORKS:
-        yield from attempted(name, _network(scope, name))
+        yield from scope.attempted(name, _network(scope, name))
 
 
 def _network(scope: Scope, name: str) -> Iterator[Figure]:

@@ -1,9 +1,13 @@
-"""Scope: what all sections of the check have in common: the device, the sizes, the network, and how to time work."""
+"""Scope: what all sections of the check have in common: the device, the sizes, the network, and how to time work.
+
+A section is made of pieces, such as a network or an optimisation. One that fails does not end the others. After some
+failures CUDA does nothing more in a process; the rest is done in another one.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,12 +33,19 @@ BUSY_SECONDS = 0.05
 """A timed round takes at least so long; shorter work is repeated."""
 
 
-def attempted(what: str, figures: Iterable[Figure]) -> Iterator[Figure | str]:
-    """The figures; if they fail, those until then and a note, so that others can follow."""
-    try:
-        yield from figures
-    except Exception as error:
-        yield f"{what} is not whole: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+@dataclass(frozen=True)
+class Piece:
+    """Says that a piece of a section begins."""
+
+    name: str
+
+
+Found = Figure | str | Piece
+"""What a section yields: figures, notes on what could not be measured, and its pieces."""
+
+
+class BrokenDeviceError(Exception):
+    """CUDA does nothing more in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,34 @@ class Scope:
     """A checkpoint of VGG16; None: random weights."""
     is_dry: bool
     """Whether everything is small, to try the check itself."""
+    behind: Collection[str] = ()
+    """Pieces that another process has begun before it ended; they are left out."""
+
+    def attempted(self, name: str, figures: Iterable[Figure | str]) -> Iterator[Found]:
+        """The figures of a piece; if it fails, those until then and a note, so that others can follow.
+
+        Raises:
+            BrokenDeviceError: none can follow in this process.
+        """
+        if name in self.behind:
+            return
+        yield Piece(name)
+        try:
+            yield from figures
+        except Exception as error:
+            yield f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        else:
+            return
+        self._look_at_device()  # here the exception holds no memory any more
+
+    def _look_at_device(self) -> None:
+        if self.device != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise BrokenDeviceError(" ".join(str(error).split())[:100]) from error
+        torch.cuda.empty_cache()
 
     @cached_property
     def vgg16(self) -> Model:

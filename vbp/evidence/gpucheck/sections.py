@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from vbp.evidence.gpucheck.codecs import codecs
@@ -17,9 +19,8 @@ from vbp.evidence.gpucheck.kernels import kernels
 from vbp.evidence.gpucheck.machine import machine
 from vbp.evidence.gpucheck.networks import networks
 from vbp.evidence.gpucheck.rates import rates
-from vbp.evidence.gpucheck.scope import Scope
+from vbp.evidence.gpucheck.scope import Found, Scope
 from vbp.evidence.gpucheck.worker import worker
-from vbp.evidence.timing import Figure
 from vbp.evidence.timing import machine as facts
 
 
@@ -29,10 +30,9 @@ class Section:
 
     seconds: float
     """How long it may take when the whole check takes `SECONDS`."""
-    work: Callable[[Scope], Iterator[Figure | str]]
-    """Yields figures, and notes on what could not be measured."""
+    work: Callable[[Scope], Iterator[Found]]
 
-    def __call__(self, scope: Scope) -> Iterator[Figure | str]:
+    def __call__(self, scope: Scope) -> Iterator[Found]:
         """Do the work; a dry check is too small for several threads."""
         if scope.is_dry:
             torch.set_num_threads(1)
@@ -55,4 +55,10 @@ SECTIONS: Mapping[str, Section] = {
 
 def about(device: str) -> Iterator[dict[str, Any] | None]:
     """What the machine is; None if it has no such device."""
-    yield facts(device) if device == "cpu" or torch.cuda.is_available() else None
+    if device != "cpu" and not torch.cuda.is_available():
+        yield None
+        return
+    libraries = {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    # Ray divides the first among its workers, and keeps batches in the second
+    memory = {"memory": psutil.virtual_memory().total, "/dev/shm": shutil.disk_usage("/dev/shm").total}
+    yield {**facts(device), **libraries, **{name: f"{size / 1e9:.0f} GB" for name, size in memory.items()}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from vbp.evidence.gpucheck.scope import PRECISION, Scope
 from vbp.evidence.timing import Figure
@@ -11,7 +12,7 @@ from vbp.evidence.worker import GPU_SECONDS, IMAGES, PretendedSteps, Taken, Watc
 from vbp.pipeline.finishing import Finishing
 from vbp.pipeline.steps import Batch, Explain
 
-SHARDS, DRY_SHARDS = 48, 2
+SHARDS, DRY_SHARDS = 32, 2
 DRY_SECONDS = 0.001
 """That the stand-in for the device takes for a batch in a dry check, where there is no device."""
 WORKER = "one GPU worker through Ray, given ready pixels"
@@ -32,10 +33,10 @@ class GpuSteps(PretendedSteps):
         settings = {"precision": PRECISION, "batch_size": IMAGES}
         finishing = Finishing(overlay_style="heat")
         classes = class_map() if self.weights == "random" else None
-        return Watched(Explain({**network, **settings}, classes=classes, finishing=finishing))
+        return Watched(partial(Explain, {**network, **settings}, classes=classes, finishing=finishing))
 
 
-def worker(scope: Scope) -> Iterator[Figure]:
+def worker(scope: Scope) -> Iterator[Figure | str]:
     """Its rate, and what its process takes of a core; in a dry check on a stand-in for the device."""
     if scope.is_dry:
         yield from figures(through_ray(DRY_SHARDS, DRY_SECONDS))
@@ -44,7 +45,8 @@ def worker(scope: Scope) -> Iterator[Figure]:
         yield from figures(through_ray(SHARDS, steps=steps, gpus=1))
 
 
-def figures(found: Taken) -> Iterator[Figure]:
-    """Of what went through."""
+def figures(found: Taken) -> Iterator[Figure | str]:
+    """Of what went through, and what the worker warned of."""
+    yield from found.warned
     yield Figure("worker", WORKER, [found.images / found.seconds], "images/s", TARGET)
     yield Figure("worker", "a core's time for a batch", [1e3 * found.cpu / found.batches], "ms")
