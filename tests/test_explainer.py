@@ -162,6 +162,8 @@ def test_choices_are_those_of_visual_back_prop(pixels_BHWC, settings):
         np.testing.assert_array_equal(chosen(pixels_BHWC[i : i + 1]).mask_BHW[0], together.mask_BHW[i])
 
 
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+"""What torch says where cuDNN has no memory for any of its algorithms, and where it has no algorithm at all."""
 MEMORY_ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("CUDA error: out of memory"),
@@ -169,6 +171,7 @@ MEMORY_ERRORS = [
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)."),
+    NO_ENGINE,
 ]
 
 
@@ -204,6 +207,14 @@ def test_one_image_too_large_for_the_memory_is_told(pixels_BHWC, monkeypatch):
     narrow(explainer, 0, monkeypatch)
     with pytest.raises(ImageError, match="an image of 32x32 pixels needs more memory than the GPU has"):
         explainer(pixels_BHWC)
+
+
+def test_what_cudnn_cannot_do_for_one_image_is_no_lack_of_memory(pixels_BHWC, monkeypatch):
+    explainer = engine(batch_size=4)
+    tried = narrow(explainer, 0, monkeypatch, NO_ENGINE)
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        explainer(pixels_BHWC)
+    assert tried == [4, 2, 1]
 
 
 def test_another_error_ends_at_once(pixels_BHWC, monkeypatch):

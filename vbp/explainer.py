@@ -41,9 +41,11 @@ WITHOUT_BFLOAT16 = frozenset(
     ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX10_1_256")
 )
 """Values of ONEDNN_MAX_CPU_ISA with which oneDNN does not use the hardware for bfloat16, even if it exists."""
+NO_ENGINE = "unable to find an engine"
+"""What torch says where cuDNN has no memory for any of its algorithms; also where it has no algorithm at all."""
 LACK_OF_MEMORY = (
     "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", NO_ENGINE,
 )  # fmt: skip
 """Texts in errors of CUDA's libraries that run out of memory; these errors have no type of their own."""
 
@@ -271,7 +273,7 @@ class Explainer:
                 parts.append(self._explain(pixels[done : done + size]))
                 done += size
             except RuntimeError as error:
-                if not _lacks_memory(error):
+                if not _lacks_memory(error) or (size == 1 and NO_ENGINE in str(error)):
                     raise
                 if size == 1:
                     place = "x".join(map(str, pixels.shape[1:3]))

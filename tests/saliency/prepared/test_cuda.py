@@ -361,6 +361,32 @@ def test_a_convolution_that_cudnn_refuses_is_computed_plainly_and_said_once(monk
     assert caplog.messages == ["a convolution is not fused: Unable to find an engine to execute this computation"]
 
 
+def test_a_convolution_that_fails_plainly_too_is_fused_again_afterwards(monkeypatch):
+    """Where memory is short, cuDNN finds no engine for either."""
+    network = small_vgg()
+    fast, calls, full = prepared(network), [], [True]
+    work, plain = convolution_relu, F.conv2d
+
+    def fused(*arguments):
+        calls.append(1)
+        return work(*arguments) if not full else refusing()
+
+    def refusing(*_):
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    images = random_images(2, 3, 32, 32)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", fused)
+    with torch.inference_mode():
+        expected = VisualBackProp(network)(images)
+        monkeypatch.setattr(F, "conv2d", refusing)
+        with pytest.raises(RuntimeError, match="unable to find"):
+            fast(images)
+        monkeypatch.setattr(F, "conv2d", plain)
+        full.clear()
+        np.testing.assert_allclose(fast(images), expected, atol=1e-6)
+    assert len(calls) == 1 + 4
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no engine"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")])
 def test_other_errors_are_not_swallowed(error, monkeypatch):
     fast = prepared(small_vgg())

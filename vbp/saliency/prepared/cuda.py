@@ -141,14 +141,21 @@ class FusedConvolution(nn.Module):
             map_NCHW: the convolution's input.
             other_NCHW: the map to add, before the ReLU; None: none.
         """
-        if not self._is_refused and (other_NCHW is None or self._adds(map_NCHW, other_NCHW)):
-            try:
-                return self.at_once(map_NCHW, other_NCHW)
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError) or not any(text in str(error) for text in UNSUPPORTED):
-                    raise
-                self._is_refused = True
-                _say("a convolution is not fused", error)
+        if self._is_refused or not (other_NCHW is None or self._adds(map_NCHW, other_NCHW)):
+            return self._in_steps(map_NCHW, other_NCHW)
+        try:
+            return self.at_once(map_NCHW, other_NCHW)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not any(text in str(error) for text in UNSUPPORTED):
+                raise
+            refusal = str(error)  # the error itself would hold the maps
+        # if this fails too, it was for lack of memory, which torch does not tell apart
+        result_NCHW = self._in_steps(map_NCHW, other_NCHW)
+        self._is_refused = True
+        _say("a convolution is not fused", refusal)
+        return result_NCHW
+
+    def _in_steps(self, map_NCHW: Tensor, other_NCHW: Tensor | None) -> Tensor:
         result_NCHW = F.conv2d(map_NCHW, self._weight, self._bias, *self._geometry)
         return torch.relu_(result_NCHW if other_NCHW is None else result_NCHW + other_NCHW)
 
@@ -294,7 +301,7 @@ def _means_by_products(module: GraphModule) -> None:
             node.target = positive_product_mean_of_activation if is_bounded else positive_product_mean
 
 
-def _say(what: str, why: Exception) -> None:
+def _say(what: str, why: object) -> None:
     _say_once(f"{what}: {' '.join(str(why).split())[:200]}")
 
 
