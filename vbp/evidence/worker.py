@@ -167,8 +167,8 @@ def explain(seconds: float) -> Explain:
 
 
 @cache
-def _pixels(side: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
+def _pixels(images: int, side: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (images, side, side, 3), dtype=np.uint8)
 
 
 def decoded(first: int = 0) -> Batch:
@@ -186,7 +186,7 @@ def decoded(first: int = 0) -> Batch:
         **{name: np.full(IMAGES, 0.002) for name in ("seconds_fetch", "seconds_decode")},
         "shard": np.zeros(IMAGES, np.int32),
         "position": np.arange(IMAGES, dtype=np.int32),
-        "pixels": _pixels(SIZE),
+        "pixels": _pixels(IMAGES, SIZE),
     }
 
 
