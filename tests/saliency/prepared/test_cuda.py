@@ -326,13 +326,44 @@ def reading_memory(map_NCHW, weight, bias, *geometry):
 @pytest.mark.parametrize(("broken", "said"), [(missing, "has no attribute"), (reading_memory, "not close")])
 def test_where_cudnn_cannot_fuse_nothing_is_fused_and_the_log_says_why(broken, said, monkeypatch, caplog):
     monkeypatch.setattr(torch, "cudnn_convolution_relu", broken)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", missing)
     fast = prepared(small_vgg())
     assert not layers(fast, FusedConvolution)
     assert layers(fast, PoolingWithoutIndices)
     prepared(small_vgg())
-    (line,) = caplog.messages
-    assert line.startswith("convolutions are not fused: ")
-    assert said in line
+    alone, *others = caplog.messages
+    assert alone.startswith("convolutions are not fused alone: ")
+    assert said in alone
+    assert [line.partition(":")[0] for line in others] == ["convolutions are not fused with zeros"]
+
+
+@pytest.mark.parametrize("broken", [missing, reading_memory])
+def test_where_cudnn_fuses_only_with_another_map_zeros_are_added(broken, monkeypatch, caplog):
+    added = []
+
+    def noted(map_NCHW, weight, other_NCHW, alpha, bias, *geometry):
+        added.append((tuple(other_NCHW.shape[2:]), alpha))
+        return convolution_add_relu(map_NCHW, weight, other_NCHW, alpha, bias, *geometry)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", broken)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", noted)
+    network = randomise(torchvision.models.resnet18(weights=None))
+    expected, found = both(network, random_images(2, 3, 64, 64))
+    np.testing.assert_allclose(found.mask, expected.mask, atol=1e-4)
+    assert [line.partition(":")[0] for line in caplog.messages] == ["convolutions are not fused alone"]
+    # torch keeps cuDNN's plans by the factor, but not by the shape of what is added
+    whole, zeros = ({alpha for shape, alpha in added if (shape == (1, 1)) is is_zeros} for is_zeros in (False, True))
+    assert (whole, len(zeros)) == ({1.0}, 1)
+    assert not whole & zeros
+
+
+def test_where_cudnn_adds_no_map_the_others_are_fused(monkeypatch, caplog):
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", missing)
+    network = randomise(torchvision.models.resnet18(weights=None))
+    expected, found = both(network, random_images(2, 3, 64, 64))
+    np.testing.assert_allclose(found.mask, expected.mask, atol=1e-4)
+    assert len(layers(prepared(network), FusedConvolution)) == 9
+    assert [line.partition(":")[0] for line in caplog.messages] == ["convolutions are not fused with another map"]
 
 
 def test_without_wide_products_averages_stay(monkeypatch, caplog):
@@ -414,7 +445,7 @@ def test_trying_takes_no_random_numbers():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    assert cuda.can_fuse(CPU, torch.float32)
+    assert all(cuda.can_fuse(CPU, torch.float32, way) for way in cuda.WAYS)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -456,7 +487,7 @@ def test_a_gpu_fuses_and_gives_the_same_masks(dtype, monkeypatch):
     device = torch.device("cuda", torch.cuda.current_device())
     for asked in (cuda.can_fuse, cuda.can_multiply_wide):
         asked.cache_clear()
-    assert cuda.can_fuse(device, dtype)
+    assert all(cuda.can_fuse(device, dtype, way) for way in cuda.WAYS)
     assert dtype is torch.float32 or cuda.can_multiply_wide(device, dtype)
     network = small_vgg(norm=True).to(device, dtype, memory_format=torch.channels_last)
     for module in network.modules():

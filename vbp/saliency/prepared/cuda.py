@@ -8,9 +8,10 @@ indices, which have 8 bytes for a value of 2. An average over channels is a prod
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,18 @@ from vbp.saliency.prepared.chains import (
 from vbp.saliency.prepared.switches import Switches
 
 LOG = logging.getLogger(__name__)
+Way = Literal["alone", "zeros", "sum"]
 ALIGNED = 8
 """Channels of 16 bits that are read at once: rows of the product begin at such addresses."""
 ROWS = 8
 """Equal rows of ones in the product that averages, of which one is read. More than one, because products of matrices
 are computed in tiles of at least so many; each costs 4 bytes a pixel."""
+WAYS: Mapping[Way, str] = {"alone": "alone", "zeros": "with zeros", "sum": "with another map"}
+"""What a convolution is fused with besides its ReLU. Of these the first does best; some cuDNN can only add: torch gives
+it memory that nobody has written, to be counted 0 times, and no engine may take that."""
+FACTOR = {"zeros": 2.0, "sum": 1.0}
+"""Of what is added. They differ, since torch keeps cuDNN's plans by this number, but not by the shape of what is
+added: a plan for a whole map would read behind the zeros, which are one for each channel."""
 UNSUPPORTED = ("engine", "NOT_SUPPORTED", "BAD_PARAM")
 """Texts in errors of cuDNN that say that it cannot compute something at all."""
 
@@ -65,8 +73,8 @@ def fewer_kernels(forward: ForwardPass, device: torch.device, switches: Switches
     layers = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     dtype = next((layer.weight.dtype for layer in layers), torch.float32)
     last = last_tap(module.graph)
-    if switches.fused and is_finite(module) and can_fuse(device, dtype):
-        _fuse(module, last)
+    if switches.fused and is_finite(module):
+        _fuse(module, last, partial(can_fuse, device, dtype))
     if switches.pools:
         _without_indices(module, last)
     if switches.means and dtype is not torch.float32 and can_multiply_wide(device, dtype):
@@ -76,25 +84,21 @@ def fewer_kernels(forward: ForwardPass, device: torch.device, switches: Switches
 
 
 @cache
-def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether cuDNN's fused convolutions work here; they are tried once.
-
-    Where no map is added, they are given memory that nobody has written, to be counted 0 times. So they are tried where
-    it is full of NaN.
-    """
+def can_fuse(device: torch.device, dtype: torch.dtype, way: Way) -> bool:
+    """Whether cuDNN's fused convolutions work here in this way; it is tried once, where new memory is full of NaN."""
     try:
         # made without random numbers, of which a user may count on the next
         layer = nn.Conv2d(ALIGNED, ALIGNED, 3, padding=1, device="meta", dtype=dtype).to_empty(device=device)
         for parameter in layer.requires_grad_(False).parameters():
             parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
-        fused = FusedConvolution(layer, None)
+        fused = FusedConvolution(layer, None, way)
         map_NCHW = torch.ones(1, ALIGNED, 8, 8, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-        expected = torch.relu(layer(map_NCHW)), torch.relu(layer(map_NCHW) + map_NCHW)
+        other_NCHW = map_NCHW.clone() if way == "sum" else None
+        expected = torch.relu(layer(map_NCHW) if other_NCHW is None else layer(map_NCHW) + other_NCHW)
         torch.full_like(map_NCHW, torch.nan)  # freed at once, so that the next map lies there
-        found = fused.at_once(map_NCHW, None), fused.at_once(map_NCHW, map_NCHW)
-        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(fused.at_once(map_NCHW, other_NCHW), expected, rtol=0.02, atol=0.02)
     except (AttributeError, RuntimeError, AssertionError) as error:
-        _say("convolutions are not fused", error)
+        _say(f"convolutions are not fused {WAYS[way]}", error)
         return False
     return True
 
@@ -118,14 +122,16 @@ class FusedConvolution(nn.Module):
     Args:
         convolution: a convolution with zero padding, given in numbers, and one group.
         norm: batch norm of its output, or None.
+        way: with what it is fused, see `WAYS`.
     """
 
-    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None):
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, way: Way = "alone"):
         super().__init__()
         weight, bias = folded(convolution, norm)
         dtype = convolution.weight.dtype
         self._weight = weight.to(dtype, memory_format=torch.channels_last)
         self._bias = self._weight.new_zeros(len(weight)) if bias is None else bias.to(dtype)
+        self._zeros_1C11 = self._bias.new_zeros(1, len(weight), 1, 1) if way == "zeros" else None
         self._geometry: tuple[Any, ...] = (
             convolution.stride, convolution.padding, convolution.dilation, convolution.groups
         )  # fmt: skip
@@ -161,9 +167,12 @@ class FusedConvolution(nn.Module):
 
     def at_once(self, map_NCHW: Tensor, other_NCHW: Tensor | None) -> Tensor:
         """The next map by cuDNN, which cannot do it for every geometry."""
-        if other_NCHW is None:
-            return torch.cudnn_convolution_relu(map_NCHW, self._weight, self._bias, *self._geometry)
-        return torch.cudnn_convolution_add_relu(map_NCHW, self._weight, other_NCHW, 1.0, self._bias, *self._geometry)
+        fixed = (self._bias, *self._geometry)
+        if other_NCHW is not None:
+            return torch.cudnn_convolution_add_relu(map_NCHW, self._weight, other_NCHW, FACTOR["sum"], *fixed)
+        if self._zeros_1C11 is not None:
+            return torch.cudnn_convolution_add_relu(map_NCHW, self._weight, self._zeros_1C11, FACTOR["zeros"], *fixed)
+        return torch.cudnn_convolution_relu(map_NCHW, self._weight, *fixed)
 
     def _adds(self, map_NCHW: Tensor, other_NCHW: Tensor) -> bool:
         """Whether the other map has the type and shape of the output; cuDNN does not ask."""
@@ -243,14 +252,16 @@ def _wide_product(first: Tensor, second: Tensor) -> Tensor:
     return torch.mm(first, second, out_dtype=torch.float32)
 
 
-def _fuse(module: GraphModule, last: Node) -> None:
+def _fuse(module: GraphModule, last: Node, can: Callable[[Way], bool]) -> None:
     convolutions = [
         node for node in nodes_until(last) if is_convolution(node, module) and modules_of([node], module)[0].groups == 1
     ]
     for number, convolution in enumerate(convolutions):
         chain, other = _with_relu(convolution, module)
-        if chain:
-            _replace(chain, other, module, f"fused_{number}")
+        ways: tuple[Way, ...] = ("alone", "zeros") if other is None else ("sum",)
+        way = next((way for way in ways if can(way)), None) if chain else None
+        if way:
+            _replace(chain, other, module, f"fused_{number}", way)
 
 
 def _with_relu(convolution: Node, module: GraphModule) -> tuple[list[Node], Node | None]:
@@ -268,10 +279,10 @@ def _with_relu(convolution: Node, module: GraphModule) -> tuple[list[Node], Node
     return ([*chain, addition, relu], other) if stays else ([], None)
 
 
-def _replace(chain: list[Node], other: Node | None, module: GraphModule, name: str) -> None:
+def _replace(chain: list[Node], other: Node | None, module: GraphModule, name: str, way: Way) -> None:
     """Let the last node of the chain, which keeps its name and readers, do the work of the whole chain."""
     convolution, norm, _ = modules_of(chain, module)
-    module.add_submodule(name, FusedConvolution(convolution, norm))
+    module.add_submodule(name, FusedConvolution(convolution, norm, way))
     last = chain[-1]
     sources = chain[0].args if other is None else (*chain[0].args, other)
     last.op, last.target, last.args, last.kwargs = "call_module", name, sources, {}
