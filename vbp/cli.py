@@ -431,7 +431,7 @@ def gpu_check(sections: str, budget: float, weights: str | None, dry: bool, outp
     job          the main job through Ray, with 1, 2 and 3 workers
     worker       one GPU worker through Ray, given ready pixels
     codecs       decoding and encoding, in a process a core
-    kernels      which kernels the time goes to
+    kernels      which kernels the time goes to, and each fused convolution
     decoders     JPEG decoded by other libraries, on the GPU
     networks     ResNet, DenseNet, MobileNet
     compiling    torch.compile

@@ -29,6 +29,8 @@ PRECISION: Final = "bfloat16"
 """What the main job computes in on a GPU."""
 WARM_UPS = 4
 """Calls before any that is timed; the third of them records a graph on CUDA."""
+FEW = 10
+"""Calls that are timed briefly."""
 BUSY_SECONDS = 0.05
 """A timed round takes at least so long; shorter work is repeated."""
 
@@ -141,6 +143,11 @@ class Scope:
             work()
         calls = max(1, int(BUSY_SECONDS / self._timed(work, 1))) if not self.is_dry else 1
         return [self._timed(work, calls) / calls for _ in range(self.rounds)]
+
+    def briefly(self, work: Callable[[], Any]) -> float:
+        """Seconds of one call, of few: for much that is to be timed in little time."""
+        self._timed(work, 2)
+        return self._timed(work, FEW) / FEW
 
     def _timed(self, work: Callable[[], Any], calls: int) -> float:
         self.synchronise()

@@ -8,7 +8,7 @@ indices, which have 8 bytes for a value of 2. An average over channels is a prod
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import cache, partial
 from typing import Any, Literal
@@ -123,6 +123,9 @@ class FusedConvolution(nn.Module):
         convolution: a convolution with zero padding, given in numbers, and one group.
         norm: batch norm of its output, or None.
         way: with what it is fused, see `WAYS`.
+
+    Attributes:
+        is_refused: whether cuDNN has refused to do it at once.
     """
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, way: Way = "alone"):
@@ -137,7 +140,7 @@ class FusedConvolution(nn.Module):
         )  # fmt: skip
         kernel, padding = pair(convolution.kernel_size), pair(convolution.padding)
         self._window = Window(kernel, pair(convolution.stride), padding, padding, pair(convolution.dilation))
-        self._is_refused = False
+        self.is_refused = False
 
     @override
     def forward(self, map_NCHW: Tensor, other_NCHW: Tensor | None = None) -> Tensor:
@@ -147,8 +150,8 @@ class FusedConvolution(nn.Module):
             map_NCHW: the convolution's input.
             other_NCHW: the map to add, before the ReLU; None: none.
         """
-        if self._is_refused or not (other_NCHW is None or self._adds(map_NCHW, other_NCHW)):
-            return self._in_steps(map_NCHW, other_NCHW)
+        if self.is_refused or not (other_NCHW is None or self._adds(map_NCHW, other_NCHW)):
+            return self.in_steps(map_NCHW, other_NCHW)
         try:
             return self.at_once(map_NCHW, other_NCHW)
         except RuntimeError as error:
@@ -156,14 +159,21 @@ class FusedConvolution(nn.Module):
                 raise
             refusal = str(error)  # the error itself would hold the maps
         # if this fails too, it was for lack of memory, which torch does not tell apart
-        result_NCHW = self._in_steps(map_NCHW, other_NCHW)
-        self._is_refused = True
+        result_NCHW = self.in_steps(map_NCHW, other_NCHW)
+        self.is_refused = True
         _say("a convolution is not fused", refusal)
         return result_NCHW
 
-    def _in_steps(self, map_NCHW: Tensor, other_NCHW: Tensor | None) -> Tensor:
+    def in_steps(self, map_NCHW: Tensor, other_NCHW: Tensor | None) -> Tensor:
+        """The next map by several operations of torch."""
         result_NCHW = F.conv2d(map_NCHW, self._weight, self._bias, *self._geometry)
         return torch.relu_(result_NCHW if other_NCHW is None else result_NCHW + other_NCHW)
+
+    @override
+    def extra_repr(self) -> str:
+        """Its geometry: ``3x3 of 64 to 128, stride 1x1``."""
+        channels, of, *kernel = self._weight.shape
+        return f"{_times(kernel)} of {of} to {channels}, stride {_times(self._window.stride)}"
 
     def at_once(self, map_NCHW: Tensor, other_NCHW: Tensor | None) -> Tensor:
         """The next map by cuDNN, which cannot do it for every geometry."""
@@ -310,6 +320,10 @@ def _means_by_products(module: GraphModule) -> None:
         elif node.target is positive_mean:
             is_bounded = activation_of(node.all_input_nodes[0], module) in BOUNDED
             node.target = positive_product_mean_of_activation if is_bounded else positive_product_mean
+
+
+def _times(lengths: Iterable[int]) -> str:
+    return "x".join(map(str, lengths))
 
 
 def _say(what: str, why: object) -> None:
