@@ -49,6 +49,7 @@ class CudaRecorder:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         # torch's own stream for this is on the device that recorded first, and may stay the current one on failure
         stream = torch.cuda.current_stream()
+        _forget_workspaces()
         try:
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 work()
@@ -59,11 +60,19 @@ class CudaRecorder:
                 torch._C._cuda_endAllocateToPool(device, pool)
                 torch._C._cuda_releasePool(device, pool)
             raise
+        finally:
+            _forget_workspaces()
         return graph.replay
 
     def release(self) -> None:
         """Empty torch's cache."""
         torch.cuda.empty_cache()
+
+
+def _forget_workspaces() -> None:
+    """Let cuBLAS ask for new ones: in a graph's own memory, since others may free the one that it has for a stream."""
+    with suppress(AttributeError):  # torch has no public name for this
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @dataclass
