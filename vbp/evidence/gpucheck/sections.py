@@ -43,7 +43,7 @@ SECTIONS: Mapping[str, Section] = {
     "machine": Section(20, machine),
     "correctness": Section(50, correctness),
     "rates": Section(60, rates),
-    "job": Section(75, job),
+    "job": Section(95, job),
     "worker": Section(30, worker),
     "codecs": Section(10, codecs),
     "kernels": Section(15, kernels),
