@@ -96,7 +96,7 @@ def test_a_run_whose_images_all_failed_has_no_maps_and_the_other_keeps_its_own(f
 
 
 class Unreadable:
-    def singles(self):
+    def singles(self, step):
         raise StorageError("no mark can be written")
         yield
 
@@ -108,7 +108,7 @@ def test_a_unit_that_cannot_be_read_fails_its_own_run(kind):
     """Also while a unit of another run is open, which was opened later."""
     work = UnitWork(Unreadable(), 3, None)
     with pytest.raises(RunFailedError) as caught, on_behalf_of(7):
-        list(work.singles() if kind == "singles" else work.batches(4))
+        list(work.singles(dict) if kind == "singles" else work.batches(4))
     assert caught.value.run == 3
 
 

@@ -39,7 +39,7 @@ class Told:
 
 def test_batches_are_of_the_size_that_is_asked_for():
     work = Work(7, rows(5), Told())
-    assert list(work.singles()) == []
+    assert list(work.singles(dict)) == []
     batches = list(work.batches(2))
     assert [list(batch["key"]) for batch in batches] == [["key0", "key1"], ["key2", "key3"], ["key4"]]
     assert [list(batch["position"]) for batch in batches] == [[0, 1], [2, 3], [4]]
@@ -49,22 +49,23 @@ def test_batches_are_of_the_size_that_is_asked_for():
 
 @pytest.mark.parametrize("marks", [Told(stuck=True), Told(deaths={1: 1})], ids=["stuck", "a death"])
 def test_after_a_death_images_are_taken_one_by_one_and_marked(marks):
-    work = Work(0, rows(3), marks)
-    for batch in work.singles():
-        assert marks.in_hand == list(batch["position"])
-    assert marks.in_hand == []
+    work, seen = Work(0, rows(3), marks), []
+    for _ in work.singles(lambda batch: seen.append((list(batch["position"]), list(marks.in_hand)))):
+        assert marks.in_hand == []
+    assert seen == [([0], [0]), ([1], [1]), ([2], [2])]
     assert list(work.batches(2)) == []
 
 
 def test_so_many_and_no_more():
     work = Work(0, rows(SINGLES + 3), Told(stuck=True))
-    assert len(list(work.singles())) == SINGLES
+    assert len(list(work.singles(dict))) == SINGLES
     assert [list(batch["position"]) for batch in work.batches(100)] == [list(range(SINGLES, SINGLES + 3))]
 
 
 def test_an_image_that_two_workers_died_with_is_blamed_and_never_in_hand():
     marks = Told(deaths={1: 2})
-    seen = {int(batch["position"][0]): (batch, list(marks.in_hand)) for batch in Work(0, rows(3), marks).singles()}
+    done = Work(0, rows(3), marks).singles(lambda batch: (batch, list(marks.in_hand)))
+    seen = {int(batch["position"][0]): (batch, in_hand) for batch, in_hand in done}
     blamed, in_hand = seen[1]
     assert in_hand == []
     assert (blamed["error_stage"][0], blamed["error_type"][0]) == ("worker", "WorkerDiedError")

@@ -255,7 +255,7 @@ class _NoWork:
     def __init__(self, shard: int) -> None:
         self._shard = shard
 
-    def singles(self) -> Iterator[Batch]:
+    def singles(self, step: Callable[[Batch], Batch]) -> Iterator[Batch]:
         return iter(())
 
     def batches(self, rows: int) -> Iterator[Batch]:

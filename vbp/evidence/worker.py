@@ -206,7 +206,7 @@ def step_alone(calls: int) -> list[float]:
 class _Batches:
     """A shard of ready batches."""
 
-    def singles(self) -> Iterator[Batch]:
+    def singles(self, step: Callable[[Batch], Batch]) -> Iterator[Batch]:
         return iter(())
 
     def batches(self, rows: int) -> Iterator[Batch]:

@@ -43,12 +43,11 @@ class Chain:
         """The callable that Ray Data maps over batches with the column ``shard``."""
         for shard in shards["shard"]:
             with self._source.open(int(shard)) as work:
-                yield from self._singly(work)
+                yield from work.singles(self._one)
                 yield from self._overlapped(work)
 
-    def _singly(self, work: Rows) -> Iterator[Batch]:
-        for batch in work.singles():
-            yield self._write(self._encode(self._explain(self._decode(self._fetch(batch)))))
+    def _one(self, batch: Batch) -> Batch:
+        return self._write(self._encode(self._explain(self._decode(self._fetch(batch)))))
 
     def _overlapped(self, work: Rows) -> Iterator[Batch]:
         read = (self._decode(self._fetch(batch)) for batch in work.batches(self._rows))

@@ -32,8 +32,8 @@ PASSES = 4
 class Rows(Protocol):
     """The rows of a unit of work that are not done yet."""
 
-    def singles(self) -> Iterator[Batch]:
-        """Batches of one image; the caller must finish each before it takes the next."""
+    def singles(self, step: Callable[[Batch], Batch], /) -> Iterator[Batch]:
+        """What `step` makes of batches of one image; a death during the step is that image's."""
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """Batches of the remaining images, `rows` images each."""

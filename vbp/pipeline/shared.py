@@ -178,10 +178,10 @@ class UnitWork:
     def __init__(self, work: Work, run: int, rows: int | None) -> None:
         self._work, self._run, self._rows = work, run, rows
 
-    def singles(self) -> Iterator[Batch]:
+    def singles(self, step: Callable[[Batch], Batch]) -> Iterator[Batch]:
         """As ``Work.singles``."""
         with on_behalf_of(self._run):
-            yield from map(self._with_run, self._work.singles())
+            yield from self._work.singles(lambda batch: step(self._with_run(batch)))
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """As ``Work.batches``."""

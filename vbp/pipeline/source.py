@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
@@ -73,16 +73,17 @@ class Work:
         self._shard, self._rows, self._marks = shard, rows, marks
         self._singles = min(SINGLES, rows.num_rows) if marks.stuck or marks.deaths else 0
 
-    def singles(self) -> Iterator[Batch]:
-        """Batches of one image, usually none; the caller must finish each before it takes the next."""
+    def singles(self, step: Callable[[Batch], Batch]) -> Iterator[Batch]:
+        """What `step` makes of batches of one image, usually none; the image is in hand only during the step."""
         for row in range(self._singles):
             batch = batch_of(self._rows.slice(row, 1), self._shard)
             deaths = self._marks.deaths[int(batch["position"][0])]
             if deaths >= DEATHS:
-                yield _blamed(batch, deaths)
+                yield step(_blamed(batch, deaths))
                 continue
             with self._marks.alone(int(batch["position"][0])):
-                yield batch
+                done = step(batch)
+            yield done
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """Batches of the remaining images, `rows` images each."""

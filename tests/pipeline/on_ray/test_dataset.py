@@ -1,16 +1,19 @@
 """The plan on Ray: few tasks that list the shards, and batches of one shard, or of several with few images left."""
 
 import math
+from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ray.data import ActorPoolStrategy
 
 from vbp.pipeline.on_ray import dataset as module
-from vbp.pipeline.on_ray.parcels import packed, unpacked
+from vbp.pipeline.on_ray.parcels import PARCEL_BYTES, packed, unpacked
 from vbp.pipeline.resources import Resources
+from vbp.pipeline.source import Work
 from vbp.pipeline.steps import objects
 
 
@@ -129,9 +132,9 @@ class Images:
             "shard": np.full(rows, self.shard),
         }
 
-    def singles(self):
+    def singles(self, step):
         for number in range(self.single):
-            yield self._batch(number, 1)
+            yield step(self._batch(number, 1))
 
     def batches(self, rows):
         for first in range(self.single, self.count, rows):
@@ -187,6 +190,37 @@ def test_after_a_death_what_is_decoded_is_sent_before_more_is_tried():
     singles, batches = done[:3], done[3:]
     assert singles == [("decode", 1), ("decode", 1), ("sent", 2)]
     assert batches == [("decode", 3), ("sent", 3), ("decode", 3), ("sent", 3), ("decode", 1), ("sent", 1)]
+
+
+def test_no_image_is_alone_in_hand_while_a_parcel_waits_for_room():
+    """Ray stops a task where it hands on a parcel. Whoever kills it then, kills no worker of an image."""
+    alone = []
+
+    class Marks:
+        stuck, deaths = True, Counter()
+
+        @contextmanager
+        def alone(self, position):
+            alone.append(position)
+            yield
+            alone.remove(position)
+
+    @contextmanager
+    def opened(shard):
+        yield Work(shard, listed, Marks())
+
+    def decode(batch):
+        assert alone == list(batch["position"])
+        return batch | {"pixels": np.zeros((1, PARCEL_BYTES), np.uint8)}
+
+    listed = pa.table({name: ["a", "b"] for name in ("key", "uri", "path", "label", "version")})
+    listed = listed.append_column("position", pa.array([0, 1], pa.int32()))
+    steps = SimpleNamespace(
+        source=lambda: SimpleNamespace(open=opened), fetch=lambda: dict, decode=lambda: decode,
+        batch_size=4, own_sizes=True, is_slow=False,
+    )  # fmt: skip
+    found = module.fetch_and_decode({"shard": np.array([5])}, steps)
+    assert [(list(unpacked(parcel)[0]["key"]), list(alone)) for parcel in found] == [(["a"], []), (["b"], [])]
 
 
 def test_batches_of_slow_images_travel_alone():

@@ -63,7 +63,7 @@ class Work:
     def __init__(self, paths, shard):
         self.paths, self.shard = paths, shard
 
-    def singles(self):
+    def singles(self, step):
         return iter(())
 
     def batches(self, rows):

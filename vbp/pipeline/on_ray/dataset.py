@@ -133,17 +133,21 @@ def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
 def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[pa.Table]:
     """Shard numbers -> parcels of decoded rows."""
     source, fetch, decode = steps.source(), steps.fetch(), steps.decode()
+
+    def read(batch: Batch) -> Batch:
+        return decode(fetch(batch))
+
     rows = OWN_SIZES_ROWS if steps.own_sizes else steps.batch_size
     with ExitStack() as opened:
         works = [opened.enter_context(source.open(int(shard))) for shard in shards["shard"]]
-        singles = chain.from_iterable(work.singles() for work in works)
+        singles = chain.from_iterable(work.singles(read) for work in works)
         batches = filled(chain.from_iterable(work.batches(rows) for work in works), rows)
         size = 1 if steps.is_slow else PARCEL_BYTES
-        for parcel in parcels(decode(fetch(batch)) for batch in singles):
+        for parcel in parcels(singles):
             # A worker has died.  So what is decoded is sent at once: it must not be lost again if the next one dies.
             size = 1
             yield parcel
-        yield from parcels((decode(fetch(batch)) for batch in batches), size, cuts=steps.own_sizes)
+        yield from parcels(map(read, batches), size, cuts=steps.own_sizes)
 
 
 def filled(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
