@@ -44,7 +44,7 @@ evidence: .venv/ready ## how good the masks are, beside other methods and varian
 	$(BIN)/python -m vbp.evidence.quality docs/evaluation.md --reference vbp/review/reference.json $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m vbp.evidence.variants docs/variants.md $(if $(DATA),--data $(DATA)) --images 80
 
-chaos: .venv/ready ## runs that are disturbed and killed until they are done, and what people bring; docs/chaos.md, docs/edges.md, about an hour
+chaos: .venv/ready ## runs that are disturbed and killed until they are done, and what people bring; docs/chaos.md, docs/edges.md, about an hour and a half
 	$(BIN)/python -m tests.protocol
 	$(BIN)/python -m tests.chaos docs/chaos.md
 	$(BIN)/python -m tests.chaos.edges docs/edges.md

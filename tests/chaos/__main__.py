@@ -12,6 +12,7 @@ import pickle
 import platform
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,14 +50,16 @@ class Results:
     """What was found so far."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    spread: list[Outcome] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
     hostilities: Hostility | None = None
     on_disk: list[Freeze] = field(default_factory=list)
     on_s3: list[Freeze] = field(default_factory=list)
+    spread_frozen: list[Freeze] = field(default_factory=list)
 
 
 def markdown(results: Results) -> str:
-    outcomes, recoveries, hostilities = results.outcomes, results.recoveries, results.hostilities
+    outcomes, recoveries, hostilities = results.outcomes + results.spread, results.recoveries, results.hostilities
     frozen = results.on_disk + results.on_s3
     machine = f"{os.cpu_count()} {platform.machine()} cores shared with other work"
     lines = [INTRODUCTION.format(date=f"{datetime.now(UTC):%Y-%m-%d}", machine=machine)]
@@ -67,18 +70,16 @@ def markdown(results: Results) -> str:
             f"## Runs on S3 behind a proxy that makes faults\n\n{IMAGES} images in shards of {SHARD}. "
             f"Faults: {rates} of all\nrequests. Killed with SIGKILL after a random number of requests, "
             "the same command until it is done;\nthen every file "
-            f"is compared with an undisturbed run's. {clean} of {len(outcomes)} runs are clean.\n\n"
+            f"is compared with an undisturbed run's. {clean} of {len(outcomes)} runs are clean.\n\n`spread` is "
+            "Ray in the shape for GPUs, with the network on CPUs. There a shard goes in two or four parcels; in\neven "
+            "seeds a quarter of the images is left, and up to three shards share a decoding task.\n\n"
             "| seed | runner | starts | killed | faults met | rows lost | doubled | wrong | files without row "
             "| rows without file | |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
         ]
         for each in outcomes:
-            killed = ", ".join(f"{count} {whom}" for whom, count in sorted(each.kills.items())) or "0"
             faults = ", ".join(f"{count} {kind}" for kind, count in each.faults.items())
-            lines.append(
-                f"| {each.seed} | {each.runner} | {each.starts} | {killed} | {faults} | {each.lost} | {each.doubled} | "
-                f"{each.wrong} | {each.files_without_row} | {each.rows_without_file} | "
-                f"{'clean' if each.clean else 'NOT CLEAN'} |\n"
-            )
+            cells = [each.seed, each.runner, each.starts, listed(each.kills), faults]
+            lines.append(row(*cells, *counts(each), clean=each.clean))
     if frozen:
         clean = sum(each.clean for each in frozen)
         lines.append(
@@ -90,14 +91,19 @@ def markdown(results: Results) -> str:
             "| seed | place | pairs of runs | killed | losers with exit 0 | findings | rows lost | doubled | wrong "
             "| files without row | rows without file | |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n"
         )
-        for each in frozen:
-            found = each.outcome
-            assert found is not None
-            lines.append(
-                f"| {each.seed} | {each.place} | {each.starts} | {each.killed} | {each.losers_that_ended_well} | "
-                f"{each.findings} | {found.lost} | {found.doubled} | {found.wrong} | {found.files_without_row} | "
-                f"{found.rows_without_file} | {'clean' if each.clean else 'NOT CLEAN'} |\n"
-            )
+        lines += [frozen_row(each, [each.starts, each.killed]) for each in frozen]
+    if results.spread_frozen:
+        clean = sum(each.clean for each in results.spread_frozen)
+        lines.append(
+            "\n## Workers that freeze\n\nThe same in the shape for GPUs, on CPUs: a process of one of its three kinds "
+            "is stopped, or the driver alone. With a\nworker its driver is stopped too, or killed; the worker goes on "
+            f"first. {clean} of {len(results.spread_frozen)} are clean.\n\n"
+            "| seed | place | pairs of runs | stopped | drivers killed | losers with exit 0 | findings | rows lost "
+            "| doubled | wrong | files without row | rows without file | |\n"
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+        )
+        for each in results.spread_frozen:
+            lines.append(frozen_row(each, [each.starts, listed(each.stopped), each.killed]))
     if recoveries:
         lines.append(
             "\n## What a killed run computes again\n\nKilled with SIGKILL shortly after the commit that reaches a "
@@ -122,6 +128,24 @@ def markdown(results: Results) -> str:
     return "".join(lines)
 
 
+def listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {whom}" for whom, count in sorted(counts.items())) or "0"
+
+
+def counts(of: Outcome) -> tuple[object, ...]:
+    return of.lost, of.doubled, of.wrong, of.files_without_row, of.rows_without_file
+
+
+def row(*cells: object, clean: bool) -> str:
+    return " | ".join(("", *map(str, cells), "clean" if clean else "NOT CLEAN", "")).strip() + "\n"
+
+
+def frozen_row(each: Freeze, facts: list[object]) -> str:
+    assert each.outcome is not None
+    cells = [each.seed, each.place, *facts, each.losers_that_ended_well, each.findings]
+    return row(*cells, *counts(each.outcome), clean=each.clean)
+
+
 @contextmanager
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="vbp-chaos-") as made:
@@ -139,7 +163,7 @@ def s3() -> Iterator[S3Server]:
             server.kill()
 
 
-def work(results: Results, seeds: int, ray: int) -> Iterator[object]:
+def work(results: Results, seeds: int, ray: int, spread: int) -> Iterator[object]:
     """Everything that is not among the results yet, one after the other."""
     while (seed := len(results.on_disk) + 1) <= seeds:
         with folder() as made:
@@ -161,6 +185,16 @@ def work(results: Results, seeds: int, ray: int) -> Iterator[object]:
         with s3() as server:
             results.outcomes.append(chaos(seed, server, "ray" if seed > seeds - ray else "local"))
         yield results.outcomes[-1]
+    while (seed := len(results.spread) + 1) <= spread:
+        with s3() as server:
+            results.spread.append(chaos(seed, server, "spread"))
+        yield results.spread[-1]
+    while (seed := len(results.spread_frozen) + 1) <= spread:
+        with folder() as made, s3() as server:
+            on_s3 = Folder(server.new_url(), server.storage_options)
+            place = on_s3 if seed % 4 in (2, 3) else Folder(made)
+            results.spread_frozen.append(freezes(seed, place, runner="spread"))
+        yield results.spread_frozen[-1]
 
 
 def main() -> None:
@@ -168,13 +202,14 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where the tables go")
     parser.add_argument("--seeds", type=int, default=20, help="of each chaos")
     parser.add_argument("--ray", type=int, default=4, help="how many seeds of kills, the last, go through Ray")
+    parser.add_argument("--spread", type=int, default=12, help="how many seeds of kills, and of freezes, spread")
     parser.add_argument("--keep", type=Path, help="a file of what was found, to go on from")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="nothing is begun after so long")
     options = parser.parse_args()
     os.environ |= ENVIRONMENT | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     until, keep = time.monotonic() + 60 * options.minutes, options.keep
     results = pickle.loads(keep.read_bytes()) if keep and keep.exists() else Results()
-    for found in work(results, options.seeds, options.ray):
+    for found in work(results, options.seeds, options.ray, options.spread):
         print(found, flush=True)  # noqa: T201
         options.file.write_text(markdown(results))
         if keep:

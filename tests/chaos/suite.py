@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import tempfile
 import threading
@@ -38,6 +39,12 @@ from vbp.storage.ledger.lease import TAKE_OVER_AFTER
 from vbp.storage.record import SUCCESS, is_complete
 
 IMAGES, SHARD = 48, 8
+VICTIMS = {
+    "local": {"driver": ""},
+    "ray": {"driver": "", "worker": "Chain"},
+    "spread": {"driver": "", "decode": "fetch_and_decode", "explain": "ExplainActor", "encode": "encode_and_write"},
+}
+"""By runner, ``spread`` being Ray in the shape for GPUs: whom something happens to, and what Ray calls its process."""
 RATES = {"slowdown": 0.05, "reset": 0.02, "lost": 0.02, "truncated": 0.01}
 SHARES = (10, 25, 50, 75, 90, 100)
 ATTEMPTS = 15
@@ -60,16 +67,26 @@ def photos(seed: int, count: int) -> dict[str, bytes]:
 
 def config(source: str, output: str, options: dict[str, Any], **changes: Any) -> RunConfig:
     fields = {"size": 32, "weights": "demo", "precision": "float32", "batch_size": 4, "shard_size": SHARD}
-    fields |= {"runner": "local", "workers": 2 if changes.get("runner") == "ray" else None}
-    return RunConfig(input=source, output=output, storage_options=options, **fields | changes)
+    return RunConfig(input=source, output=output, storage_options=options, **fields | {"runner": "local"} | changes)
 
 
-def attempt(made: RunConfig, log: str | None, fatal: int | None) -> None:
+def of_runner(runner: str) -> dict[str, Any]:
+    """What a configuration says of it; in the spread shape batches are small, so that a shard goes in many pieces."""
+    if runner == "local":
+        return {}
+    return {"runner": "ray", "workers": 2, "batch_size": 2 if runner == "spread" else 4}
+
+
+def attempt(made: RunConfig, log: str | None = None, fatal: int | None = None, runner: str = "") -> None:
     """One process: the main job; `log` gets a line for every image decoded; it dies soon after `fatal` images."""
     import torch
 
     from vbp.pipeline.steps import Decode
 
+    if runner == "spread":
+        from tests.chaos import spread
+
+        spread.take()
     torch.set_num_threads(1)
     compaction.ROWS_A_FILE = 2 * SHARD  # so that the index has several files, made by tasks where the run has Ray
     decode = Decode.run
@@ -94,8 +111,8 @@ def attempt(made: RunConfig, log: str | None, fatal: int | None) -> None:
 
 
 @contextmanager
-def started(made: RunConfig, log: str | None = None, fatal: int | None = None) -> Iterator[Any]:
-    process = _PROCESSES.Process(target=attempt, args=(made, log, fatal))
+def started(made: RunConfig, *arguments: Any, **keywords: Any) -> Iterator[Any]:
+    process = _PROCESSES.Process(target=attempt, args=(made, *arguments), kwargs=keywords)
     process.start()
     try:
         yield process
@@ -104,16 +121,25 @@ def started(made: RunConfig, log: str | None = None, fatal: int | None = None) -
         process.join()
 
 
-def workers_of(process: Any) -> list[psutil.Process]:
-    """Ray's processes that hold the network."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if "Chain" in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
+def victim(process: Any, title: str, rng: random.Random, seconds: float = 120) -> psutil.Process | None:
+    """The driver or, once there is one, a worker at what its title says; None if the run ends without one."""
+    until = time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < until:
+        with contextlib.suppress(psutil.Error):
+            driver = psutil.Process(process.pid)
+            if not title:
+                return driver
+            if found := [child for child in driver.children(recursive=True) if title in " ".join(_title(child))]:
+                return rng.choice(found)
+        time.sleep(0.01)
+    return None
+
+
+def _title(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 @dataclass
@@ -128,8 +154,9 @@ class Outcome:
     lost: int = 0
     doubled: int = 0
     wrong: int = 0
-    """Files of which a byte differs from the undisturbed run's, and rows that do not say ok."""
+    """Files of which a byte differs from the undisturbed run's, and rows that do not say ok, or say other facts."""
     files_without_row: int = 0
+    """And files that nobody knows."""
     rows_without_file: int = 0
     finished: bool = False
 
@@ -139,78 +166,136 @@ class Outcome:
         return self.finished and not any(counts)
 
 
-def judged(outcome: Outcome, output: Folder, wanted: dict[str, bytes], keys: set[str]) -> Outcome:
-    """Hold what lies in `output` against the files of an undisturbed run; shares no code with the job's own checks."""
-    tables = [pq.read_table(io.BytesIO(output.read(path))) for path in output.list("index")]
-    rows = pa.concat_tables(tables).to_pylist() if tables else []
-    found = {path: output.read(path) for folder in ("masks", "overlays") for path in output.list(folder)}
+FACTS = ("status", "label", "width", "height", "sha256", "prediction")
+KNOWN = re.compile(
+    r"(masks|overlays)/.*|index/part-\d{5}\.parquet|_SUCCESS|_run/(run|manifest|lease)\.json|_run/manifest/.*"
+    r"|_run/parts/\d{6}/(.*\.parquet|(begun|alone)-\d+-\w+)"
+)
+
+
+@dataclass
+class Made:
+    """What a run has made."""
+
+    files: dict[str, bytes]
+    """Masks and overlays, by path."""
+    rows: list[dict[str, Any]]
+    """Of the index."""
+
+    @classmethod
+    def of(cls, output: Folder) -> Made:
+        tables = [pq.read_table(io.BytesIO(output.read(path))) for path in output.list("index")]
+        files = {path: output.read(path) for folder in ("masks", "overlays") for path in output.list(folder)}
+        return cls(files, pa.concat_tables(tables).to_pylist() if tables else [])
+
+    @property
+    def facts(self) -> set[tuple[Any, ...]]:
+        """What any run says of each image."""
+        return {(row["key"], *(row[name] for name in FACTS)) for row in self.rows}
+
+
+def strangers(output: Folder) -> list[str]:
+    """Files that no run leaves, such as one that was half written."""
+    if not output.is_local:
+        return [path for path in output.list() if not KNOWN.fullmatch(path)]
+    paths = (path for path in Path(output.url).rglob("*") if path.is_file())
+    return [str(path) for path in paths if not KNOWN.fullmatch(path.relative_to(output.url).as_posix())]
+
+
+def judged(outcome: Outcome, output: Folder, wanted: Made) -> Outcome:
+    """Hold what lies in `output` against an undisturbed run's; shares no code with the job's own checks."""
+    made = Made.of(output)
+    rows, found = made.rows, made.files
     named = {f"{folder}/{row[f'{kind}_uri'].split(f'/{folder}/', 1)[1]}" for row in rows
              for kind, folder in (("mask", "masks"), ("overlay", "overlays")) if row[f"{kind}_uri"]}  # fmt: skip
-    outcome.lost = len(keys - {row["key"] for row in rows})
+    outcome.lost = len({row["key"] for row in wanted.rows} - {row["key"] for row in rows})
     outcome.doubled = len(rows) - len({row["key"] for row in rows})
-    outcome.wrong = sum(found[path] != wanted.get(path) for path in found) + sum(row["status"] != "ok" for row in rows)
-    outcome.files_without_row = len(found.keys() - named)
+    outcome.wrong = sum(found[path] != wanted.files.get(path) for path in found) + len(made.facts - wanted.facts)
+    outcome.files_without_row = len(found.keys() - named) + len(strangers(output))
     outcome.rows_without_file = len(named - found.keys())
     outcome.finished = output.exists("_SUCCESS")
     return outcome
 
 
 @lru_cache
-def undisturbed(images: int) -> dict[str, bytes]:
-    """Masks and overlays of a run on this disk that nothing happens to."""
+def undisturbed(images: int) -> Made:
+    """What a run on this disk makes that nothing happens to."""
     with tempfile.TemporaryDirectory(prefix="vbp-chaos-") as folder:
         source, output = Folder(f"{folder}/photos"), Folder(f"{folder}/out")
         for path, data in photos(0, images).items():
             source.write(path, data)
         with started(config(source.url, output.url, {})) as process:
             process.join()
-        return {path: output.read(path) for kind in ("masks", "overlays") for path in output.list(kind)}
+        made = Made.of(output)
+        assert len(made.facts) == images
+        assert len(made.files) == 2 * images
+        return made
 
 
 def chaos(seed: int, server: S3Server, runner: str = "local", images: int = IMAGES) -> Outcome:
-    """One seed: the job on S3 behind the proxy, killed at random moments, the same command until it is done."""
+    """One seed: the job on S3 behind the proxy, killed at random moments, the same command until it is done.
+
+    In the spread shape even seeds have few images left in each shard: an earlier run has found the others broken.
+    """
     rng, files, wanted = random.Random(seed), photos(0, images), undisturbed(images)
     direct = Folder(server.new_url(), server.storage_options)
     for path, data in files.items():
         direct.write(f"photos/{path}", data)
+    left = images
+    if runner == "spread" and seed % 2 == 0:
+        left = images // 4
+        _all_done_but(rng.sample(sorted(files), left), direct, files)
     outcome = Outcome(seed, runner, Counter(), Counter())
     proxy = FaultProxy(server.endpoint, seed)
     proxy.faults = [Fault(kind, rate) for kind, rate in RATES.items()]
     proxy.start()
     try:
-        made = config(direct.uri("photos"), direct.uri("out"), proxy.storage_options, runner=runner)
-        kills = rng.randint(2, 4)
-        while outcome.starts < ATTEMPTS and not direct.exists("out/_SUCCESS"):
+        options = of_runner(runner) | {"retry_failed": left < images}
+        made = config(direct.uri("photos"), direct.uri("out"), proxy.storage_options, **options)
+        kills, done = rng.randint(2, 4), False
+        while outcome.starts < ATTEMPTS and not done:
             outcome.starts += 1
-            with started(made) as process:
-                if sum(outcome.kills.values()) < kills:
-                    _kill_some(process, rng, proxy, images, runner, outcome.kills)
+            with started(made, runner=runner) as process:
+                _kill_some(process, rng, proxy, left, runner, outcome.kills, kills)
                 process.join(600)
+                done = process.exitcode == 0
     finally:
         proxy.stop()
     outcome.faults = Counter({kind: proxy.counts[kind] for kind in RATES})
-    return judged(outcome, direct.child("out"), wanted, set(files))
+    return judged(outcome, direct.child("out"), wanted)
+
+
+def _all_done_but(left: list[str], folder: Folder, files: dict[str, bytes]) -> None:
+    """A run that finds these images empty, which they are no longer when it is over."""
+    for path in left:
+        folder.write(f"photos/{path}", b"")
+    made = config(folder.uri("photos"), folder.uri("out"), folder.options, max_failures=str(len(left)))
+    with started(made) as process:
+        process.join()
+    for path in left:
+        folder.write(f"photos/{path}", files[path])
 
 
 def _kill_some(
-    process: Any, rng: random.Random, proxy: FaultProxy, images: int, runner: str, kills: Counter[str]
+    process: Any, rng: random.Random, proxy: FaultProxy, images: int, runner: str, kills: Counter[str], most: int
 ) -> None:
-    """Kill -9 of the driver or, with Ray, of one of its workers, after a random number of requests.
+    """Kill -9 of workers, if there are any, until it hits the driver, each after a random number of requests.
 
     A whole run makes more than three requests an image: one to read it, two to write its files.
     """
-    whom = rng.choice(["driver", "worker"]) if runner == "ray" else "driver"
-    fatal = _requests(proxy) + rng.randint(1, 3 * images)
-    while process.is_alive() and _requests(proxy) < fatal:
-        time.sleep(0.005)
-    if not process.is_alive():
-        return
-    if whom == "worker" and (workers := workers_of(process)):
-        rng.choice(workers).kill()
-        kills["worker"] += 1
-    elif whom == "driver":
-        process.kill()
-        kills["driver"] += 1
+    victims = VICTIMS[runner]
+    while sum(kills.values()) < most:
+        whom = rng.choice(list(victims)) if len(victims) > 1 else "driver"
+        fatal = _requests(proxy) + rng.randint(1, 3 * images)
+        while process.is_alive() and _requests(proxy) < fatal:
+            time.sleep(0.005)
+        found = victim(process, victims[whom], rng)
+        if found is None:
+            return
+        found.kill()
+        kills[whom] += 1
+        if whom == "driver":
+            return
 
 
 def _requests(proxy: FaultProxy) -> int:
@@ -227,9 +312,11 @@ class Freeze:
 
     seed: int
     place: str
+    runner: str
     starts: int = 0
-    frozen: int = 0
+    stopped: Counter[str] = field(default_factory=Counter)
     killed: int = 0
+    """Drivers."""
     losers_that_ended_well: int = 0
     """Frozen runs that were succeeded, and said nothing of it."""
     findings: int = 0
@@ -242,33 +329,34 @@ class Freeze:
         return bool(self.outcome and self.outcome.clean) and not (self.findings or self.losers_that_ended_well)
 
 
-def succeeded_in_silence(made: RunConfig) -> None:
+def succeeded_in_silence(made: RunConfig, runner: str = "local") -> None:
     """One process: the main job, in which silence is short."""
     os.environ[TAKE_OVER_AFTER] = SILENCE
-    attempt(made, None, None)
+    attempt(made, runner=runner)
 
 
-def freezes(seed: int, folder: Folder, images: int = IMAGES) -> Freeze:
+def freezes(seed: int, folder: Folder, images: int = IMAGES, runner: str = "local") -> Freeze:
     """One seed: a run stops after a random number of files, another takes over; the first goes on at any time.
 
     Either is killed now and then. The third and every odd seed begin with runs of another preset, over which the
-    wanted one starts over.
+    wanted one starts over.  With Ray it is one pair, unless more are needed; a worker of the first run may stop too,
+    then its driver stops or is killed, and the worker goes on before it.
     """
     rng, files, wanted = random.Random(seed), photos(0, images), undisturbed(images)
     for path, data in files.items():
         folder.write(f"photos/{path}", data)
-    output, seen = folder.child("out"), Freeze(seed, "disk" if folder.is_local else "S3")
+    output, seen = folder.child("out"), Freeze(seed, "disk" if folder.is_local else "S3", runner)
     made = config(folder.uri("photos"), folder.uri("out"), folder.options)
     other = replace(made, preset="reference", fit="stretch")
     first, over = (other, True) if seed % 2 else (made, False)
-    while seen.starts < ATTEMPTS and not (seen.starts > 1 and is_complete(output)):
+    least, files_of_a_run = (2, 2 * images + 12) if runner == "local" else (1, images)
+    while seen.starts < ATTEMPTS and (over or seen.starts < least or not is_complete(output)):
         seen.starts += 1
         second = replace(made, resume_mode="overwrite") if over else made
-        one = _PROCESSES.Process(target=succeeded_in_silence, args=(first,))
+        one = _PROCESSES.Process(target=succeeded_in_silence, args=(replace(first, **of_runner(runner)), runner))
         one.start()
-        _stop_after(one, output, rng.randint(1, 2 * images + 12))
+        stopped = _stop_after(one, output, rng.randint(1, files_of_a_run), runner, rng, seen)
         had = _holder(output) == one.pid
-        seen.frozen += 1
         two = _PROCESSES.Process(target=succeeded_in_silence, args=(second,))
         two.start()
         if rng.random() < 0.5:
@@ -279,27 +367,45 @@ def freezes(seed: int, folder: Folder, images: int = IMAGES) -> Freeze:
             two.kill()
             seen.killed += 1
         lost = had and _holder(output) not in (None, one.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one.pid, signal.SIGCONT)
+        for number, each in enumerate(stopped):
+            time.sleep(rng.uniform(0, 1) if number else 0)
+            with contextlib.suppress(psutil.Error):
+                each.resume()
         one.join(300)
         two.join(300)
+        for each in psutil.wait_procs(stopped, 60)[1]:
+            each.kill()
         seen.losers_that_ended_well += lost and one.exitcode == 0
         over = over and two.exitcode != 0
         first = other if over else made
     seen.findings = len(validate(Output.at(output), deep=True).findings)
-    seen.outcome = judged(Outcome(seed, "local", Counter(), Counter(), seen.starts), output, wanted, set(files))
+    seen.outcome = judged(Outcome(seed, runner, Counter(), Counter(), seen.starts), output, wanted)
     return seen
 
 
-def _stop_after(process: Any, output: Folder, files: int) -> None:
-    """SIGSTOP, once so many files have come or a little later than that, or the promise."""
+def _stop_after(
+    process: Any, output: Folder, files: int, runner: str, rng: random.Random, seen: Freeze
+) -> list[psutil.Process]:
+    """SIGSTOP, once so many files have come or a little later than that, or the promise; returns who was stopped."""
     before, promised = _written(output), output.exists(SUCCESS)
     while process.is_alive() and _written(output) - before < files:
         time.sleep(0.01)
         if not promised and output.exists(SUCCESS):
             break
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGSTOP)
+    victims, stopped = VICTIMS[runner], list[psutil.Process]()
+    whom = rng.choice(list(victims)) if len(victims) > 1 else "driver"
+    for each in dict.fromkeys((whom, "driver")):
+        if (found := victim(process, victims[each], rng)) is None:
+            break
+        if each != whom and rng.random() < 0.5:
+            process.kill()
+            seen.killed += 1
+        else:
+            with contextlib.suppress(psutil.Error):
+                found.suspend()
+            stopped.append(found)
+            seen.stopped[each] += 1
+    return stopped
 
 
 def _written(output: Folder) -> int:

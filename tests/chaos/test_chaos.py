@@ -14,6 +14,15 @@ def test_one_seed_of_chaos(s3_server, capsys):
     assert sum(outcome.faults.values()) > 0
 
 
+@pytest.mark.slow
+def test_one_seed_in_the_shape_for_gpus(s3_server):
+    """Few images are left, and shards share decoding tasks."""
+    outcome = chaos(6, s3_server, "spread", images=24)
+    print(outcome)  # noqa: T201
+    assert outcome.clean
+    assert sum(outcome.kills.values()) >= 1
+
+
 @pytest.mark.long
 def test_a_killed_run_computes_no_more_again_than_it_had_in_hand(tmp_path):
     outcome = recovery(50, tmp_path, images=24)
