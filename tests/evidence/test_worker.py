@@ -49,23 +49,26 @@ def test_each_call_of_the_step_alone_is_timed():
 
 def test_the_rate_is_taken_in_the_middle_and_each_process_counts():
     """Of 21 batches, the sixth (a quarter) to the nineteenth (nine tenths); one process does two thirds of them."""
-    rows = [{"at": 10.0 + number, "images": 4, "process": number % 3 // 2, "cpu": 0.1 * number} for number in range(21)]
+    each = [{"at": 10.0 + number, "process": number % 3 // 2, "cpu": 0.1 * number} for number in range(21)]
+    rows = [row | {"images": 4, "driver": 7 + 0.01 * row["at"]} for row in each]
     warned = ["", "slow", "slow\nno CUDA graph"]
     found = worker.taken([row | {"warned": warned[number % 3]} for number, row in enumerate(rows[::-1])])
     assert found.images == 4 * 13
     assert found.batches == 13
     assert found.seconds == 13
     assert found.cpu == pytest.approx(0.1 * (18 - 6) + 0.1 * (17 - 5))
+    assert found.driver == pytest.approx(0.13)
     assert found.warned == ["no CUDA graph", "slow"]
 
 
 @pytest.mark.parametrize(("cores", "target", "notes"), [(2, None, 1), (4, 1.15, 0)])
 def test_the_time_for_a_batch_has_a_target_where_there_are_cores(monkeypatch, cores, target, notes):
     monkeypatch.setattr(worker, "_cores", lambda: cores)
-    found = [Taken(images=40, seconds=0.3, cpu=0.07), Taken(images=40, seconds=0.15, cpu=0.05)]
-    alone, process, over = worker._figures([2.0, 4.0, 2.5], found)
+    found = [Taken(40, seconds=0.3, cpu=0.07, driver=0.02), Taken(40, seconds=0.15, cpu=0.05, driver=0.01)]
+    alone, process, over, driver = worker._figures([2.0, 4.0, 2.5], found)
     assert (alone.median, alone.target, alone.reached) == (2.5, 3, True)
     assert (process.values, process.target, process.reached) == (pytest.approx([7, 5]), 8, True)
     assert (over.values, over.target) == (pytest.approx([2, 1]), target)
+    assert (driver.values, driver.target) == (pytest.approx([2, 1]), None)
     assert worker._rate(found).rates == [pytest.approx(40 / 0.3), pytest.approx(40 / 0.15)]
     assert len(worker._notes()) == notes

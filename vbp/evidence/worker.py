@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from vbp.errors import UsageError
 from vbp.evidence.timing import Figure, Findings, Rate, Setup
-from vbp.evidence.warned import listen
 from vbp.evidence.watch import watched
 from vbp.networks.model import Model
 from vbp.networks.models import own_model
@@ -76,6 +75,9 @@ def _figures(alone: Sequence[float], found: Sequence[Taken]) -> Iterator[Figure]
     yield Figure("worker", "a core's time for a batch, step alone", alone, "ms", ALONE_MILLISECONDS, at_most=True)
     yield Figure("worker", "a core's time for a batch, process", process, "ms", PROCESS_MILLISECONDS, at_most=True)
     yield Figure("worker", "time for a batch over the device's own", over, target=target, at_most=True)
+    yield Figure(
+        "worker", "a core's time for a batch, driver", [1e3 * each.driver / each.batches for each in found], "ms"
+    )
 
 
 def _notes() -> list[str]:
@@ -221,23 +223,16 @@ class _Shards:
 
 
 class Watched:
-    """The step, which notes the processor's time that its process has taken, and what it has warned of.
+    """The step, which notes the processor's time that its process has taken."""
 
-    Args:
-        make: makes the step.
-    """
-
-    def __init__(self, make: Callable[[], Explain]) -> None:
-        self._warnings: list[str] = []
-        listen(self._warnings.append)
-        self._step = make()
+    def __init__(self, step: Explain) -> None:
+        self._step = step
 
     def __call__(self, batch: Batch) -> Batch:
-        """The step's batch, with the process, its time and its warnings so far."""
+        """The step's batch, with the process and its time so far."""
         rows = len(batch["key"])
         batch = self._step(batch)
-        facts = {"process": os.getpid(), "cpu": time.process_time(), "warned": "\n".join(self._warnings)}
-        return batch | {name: np.full(rows, value) for name, value in facts.items()}
+        return batch | {"process": np.full(rows, os.getpid()), "cpu": np.full(rows, time.process_time())}
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -245,7 +240,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _without_pictures(batch: Batch) -> Batch:
-    return {name: batch[name] for name in ("key", "process", "cpu", "warned")}
+    return {name: batch[name] for name in ("key", "process", "cpu")}
 
 
 def _noted(batch: Batch) -> Batch:
@@ -254,7 +249,6 @@ def _noted(batch: Batch) -> Batch:
         "images": len(batch["key"]),
         "process": batch["process"][0],
         "cpu": batch["cpu"][-1],
-        "warned": batch["warned"][-1],
         "at": time.monotonic(),
     }
     return {name: np.array([value]) for name, value in facts.items()}
@@ -284,7 +278,7 @@ class PretendedSteps:
 
     def explain(self) -> Callable[[Batch], Batch]:
         """The step."""
-        return Watched(partial(explain, self.seconds))
+        return Watched(explain(self.seconds))
 
     def encode(self) -> Callable[[Batch], Batch]:
         """Drops the masks and overlays."""
@@ -303,6 +297,8 @@ class Taken:
     seconds: float
     cpu: float
     """Seconds of a processor that the workers' processes took."""
+    driver: float
+    """The same of the driver's process."""
     warned: Sequence[str] = ()
     """What the workers warned of."""
 
@@ -333,8 +329,8 @@ def through_ray(
         there = sum(node.gpus for node in cluster.nodes())
         if there < gpus:
             raise UsageError(f"the worker claims {gpus:g} GPU, and Ray finds {there:g} here.")
-        rows = [*dataset.plan(steps or PretendedSteps(seconds), list(range(shards)), given, spread=True).iter_rows()]
-    return taken(rows)
+        made = dataset.plan(steps or PretendedSteps(seconds), list(range(shards)), given, spread=True)
+        return taken([row | {"driver": time.process_time()} for row in made.iter_rows()])
 
 
 def taken(rows: Sequence[Mapping[str, Any]]) -> Taken:
@@ -348,4 +344,5 @@ def taken(rows: Sequence[Mapping[str, Any]]) -> Taken:
         cpu += max(spent) - min(spent)
     images = sum(row["images"] for row in middle)
     warned = sorted({line for row in rows for line in row["warned"].splitlines()})
-    return Taken(images, ordered[last]["at"] - ordered[first]["at"], cpu, warned)
+    driver = max(row["driver"] for row in middle) - ordered[first]["driver"]
+    return Taken(images, ordered[last]["at"] - ordered[first]["at"], cpu, driver, warned)

@@ -21,11 +21,11 @@ def test_the_step_is_the_main_jobs_with_vgg16(monkeypatch):
     assert found["overlay"].shape == (2, 32, 32, 3)
     assert list(found["error_stage"]) == [None, None]
     assert found["cpu"].shape == (2,)
-    assert list(found["warned"]) == ["", ""]
 
 
 def test_figures_are_of_images_and_of_batches():
-    warning, rate, core = figures(Taken(images=1280, seconds=0.5, cpu=0.05, warned=["no CUDA graph: not permitted"]))
+    found = Taken(images=1280, seconds=0.5, cpu=0.05, driver=0.02, warned=["no CUDA graph: not permitted"])
+    warning, rate, core = figures(found)
     assert warning == "no CUDA graph: not permitted"
     assert (rate.median, rate.target, rate.reached) == (2560, 6_000, False)
     assert (core.median, core.unit) == (5.0, "ms")

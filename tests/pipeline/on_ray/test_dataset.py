@@ -1,5 +1,6 @@
 """The plan on Ray: few tasks that list the shards, and batches of one shard, or of several with few images left."""
 
+import logging
 import math
 from collections import Counter
 from contextlib import contextmanager
@@ -240,7 +241,8 @@ def test_a_parcel_is_written_together():
         encode=lambda: lambda batch: {"key": batch["key"]},
         write=lambda: lambda batch: written.append(list(batch["key"])) or {"ok": np.array([len(batch["key"])])},
     )
-    parcel = packed([{"key": objects(["a", "b"]), "mask": np.zeros((2, 4, 4))}, {"key": objects(["c"])}])
+    batches = [{"key": objects(["a", "b"]), "mask": np.zeros((2, 4, 4))}, {"key": objects(["c"])}]
+    parcel = packed([batch | {module.WARNED: objects([""] * len(batch["key"]))} for batch in batches])
     assert module.encode_and_write(parcel, steps)["ok"].tolist() == [3]
     assert written == [["a", "b", "c"]]
 
@@ -260,3 +262,37 @@ def test_workers_claim_what_was_decided_and_no_more(num_cpus, num_gpus):
     assert settings["batch_size"] == 1  # Ray refuses a step that claims a GPU without a size
     assert settings["num_cpus"] == num_cpus  # said also where it is 0: by itself Ray Data claims one beside a GPU
     assert (settings["num_gpus"] or 0) == num_gpus
+
+
+class WarningSteps:
+    """Explain warns when it is made and at each call."""
+
+    def explain(self):
+        log = logging.getLogger("vbp.saliency")
+        log.warning("convolutions are not fused: %s", "no engine")
+
+        def step(batch):
+            log.warning("no CUDA graph")
+            return batch
+
+        return step
+
+    def encode(self):
+        return lambda batch: batch
+
+    def write(self):
+        return lambda batch: {"ok": np.array([1, 1])} if len(batch["key"]) > 1 else {}
+
+
+def test_a_workers_warnings_are_in_the_reports_once():
+    log = logging.getLogger("vbp")
+    before = [*log.handlers]
+    try:
+        steps = WarningSteps()
+        actor = module.ExplainActor(steps)
+        one, two = ({"key": np.array(keys, object)} for keys in (["a"], ["b", "c"]))
+        reports = module.encode_and_write(actor(packed([one, two])), steps)
+        assert list(reports["warned"]) == ["convolutions are not fused: no engine\nno CUDA graph"] * 2
+        assert module.encode_and_write(actor(packed([one])), steps) == {}
+    finally:
+        log.handlers[:] = before

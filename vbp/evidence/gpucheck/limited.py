@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from vbp.evidence.warned import listen
+from vbp.pipeline.on_ray.warned import listen
 
 PRELOADED = ["torch", "vbp.explainer", "vbp.evidence.gpucheck.sections"]
 END_SECONDS = 5.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from vbp.evidence.gpucheck.scope import PRECISION, Scope
 from vbp.evidence.timing import Figure
@@ -33,7 +32,7 @@ class GpuSteps(PretendedSteps):
         settings = {"precision": PRECISION, "batch_size": IMAGES}
         finishing = Finishing(overlay_style="heat")
         classes = class_map() if self.weights == "random" else None
-        return Watched(partial(Explain, {**network, **settings}, classes=classes, finishing=finishing))
+        return Watched(Explain({**network, **settings}, classes=classes, finishing=finishing))
 
 
 def worker(scope: Scope) -> Iterator[Figure | str]:

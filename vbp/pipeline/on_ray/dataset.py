@@ -27,9 +27,10 @@ from ray.data.block import BlockMetadata
 
 from vbp.pipeline.local import Chain, joined
 from vbp.pipeline.on_ray.parcels import PARCEL_BYTES, packed, parcels, unpacked
+from vbp.pipeline.on_ray.warned import listen
 from vbp.pipeline.recipe import Steps
 from vbp.pipeline.resources import Resources
-from vbp.pipeline.steps import Batch
+from vbp.pipeline.steps import Batch, objects
 
 OWN_SIZES_ROWS = 64
 """Images that a decoding task reads together, where they have sizes of their own."""
@@ -113,6 +114,8 @@ def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int 
     )
 
 
+WARNED = "warned"
+"""Column of a parcel's rows and of their reports: what the worker has warned of, by lines."""
 _PARCELS: Mapping[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 """Each call gets one parcel, which is a row. Where GPUs are claimed, Ray wants a size."""
 
@@ -168,17 +171,26 @@ class ExplainActor:
     """The third step, built where the accelerator is."""
 
     def __init__(self, steps: Steps) -> None:
+        self._warnings: dict[str, None] = {}  # an ordered set
+        listen(self._warnings.setdefault)
         self._explain = steps.explain()
 
     def __call__(self, parcel: pa.Table) -> pa.Table:
-        """Decoded rows -> explained rows."""
-        return packed([self._explain(batch) for batch in unpacked(parcel)])
+        """Decoded rows -> explained rows, with the worker's warnings so far."""
+        explained = [self._explain(batch) for batch in unpacked(parcel)]
+        warned = "\n".join([*self._warnings])
+        return packed([batch | {WARNED: objects([warned] * len(batch["key"]))} for batch in explained])
 
 
 def encode_and_write(parcel: pa.Table, steps: Steps) -> Batch:
-    """Explained rows -> objects in storage and a committed part for each shard."""
+    """Explained rows -> objects in storage and a committed part for each shard; its report has the warnings."""
     encode, write = steps.encode(), steps.write()
-    return write(joined([encode(batch) for batch in unpacked(parcel)]))
+    batches = unpacked(parcel)
+    warned = [batch.pop(WARNED)[-1] for batch in batches][-1]
+    reports = write(joined([encode(batch) for batch in batches]))
+    if reports:
+        reports[WARNED] = objects([warned] * len(next(iter(reports.values()))))
+    return reports
 
 
 class Shards(Datasource):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from vbp.pipeline.resources import Resources, shortage
 
 if TYPE_CHECKING:
     from vbp.pipeline.recipe import Steps
+
+LOG = logging.getLogger(__name__)
 
 
 def reports(steps: Steps, units: Sequence[int], given: Resources, images: int) -> Iterator[dict[str, Any]]:
@@ -35,9 +38,13 @@ def reports(steps: Steps, units: Sequence[int], given: Resources, images: int) -
     def lacking() -> str:
         return shortage(given, cluster.nodes(), cluster.free())
 
-    metrics = Metrics(images)
+    metrics, told = Metrics(images), set[str]()
     try:
         for report in dataset.plan(steps, units, given, images=images).iter_rows():
+            for text in report.pop(dataset.WARNED, "").splitlines():
+                if text not in told:  # once, not by each worker
+                    told.add(text)
+                    LOG.warning("%s", text)
             metrics.add(report)
             yield report
     except RayTaskError as error:

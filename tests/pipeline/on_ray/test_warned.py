@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from vbp.evidence.warned import listen
+from vbp.pipeline.on_ray.warned import listen
 
 
 @pytest.fixture
