@@ -428,7 +428,7 @@ def gpu_check(sections: str, budget: float, weights: str | None, dry: bool, outp
     machine      products and copies on the GPU
     correctness  masks of six networks beside those of the CPU
     rates        VGG16, from the bare forward pass to masks as NumPy arrays
-    job          the main job through Ray, with 1, 2 and 3 workers, and decoding on the GPU
+    job          the main job through Ray: 1 to 3 workers, decoding on the GPU
     worker       one GPU worker through Ray, given ready pixels
     codecs       decoding and encoding, in a process a core
     kernels      which kernels the time goes to, and each fused convolution
