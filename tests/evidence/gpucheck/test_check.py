@@ -117,19 +117,28 @@ def test_the_main_job_runs_through_ray_on_a_bare_machine(bare, tmp_path):
     ]
 
 
-class Watch:
-    """A clock that only sections move, and what each was allowed and yielded."""
+class Pretended:
+    """A clock that only sections move, which have no process of their own."""
 
-    def __init__(self, taken):
-        self.now, self.taken, self.allowed = 1000.0, taken, []
+    now = 1000.0
 
     def monotonic(self):
         return self.now
 
     def limited(self, work, argument, seconds, receive):
-        if not isinstance(argument, Scope):
-            receive({"cores": 16})
-            return ""
+        if isinstance(argument, Scope):
+            return self.section(argument, seconds, receive)
+        receive({"cores": 16})
+        return ""
+
+
+class Watch(Pretended):
+    """What each section was allowed and yielded."""
+
+    def __init__(self, taken):
+        self.taken, self.allowed = taken, []
+
+    def section(self, scope, seconds, receive):
         self.allowed.append(round(seconds, 6))
         self.now += min(seconds, self.taken.pop(0))
         receive(Figure("machine", "rate", [2.0], "GB/s"))
@@ -154,23 +163,17 @@ def test_each_section_has_its_time_and_what_those_before_it_left(monkeypatch):
     assert lines == ["machine: 5.0 s", f"rates: {machine + rates - 5.0} s, stopped", "codecs: 1.0 s"]
 
 
-class Fragile:
+class Fragile(Pretended):
     """Sections of pieces, of which some end their process; each process takes a second."""
 
     def __init__(self, pieces, deadly):
-        self.now, self.pieces, self.deadly, self.begun = 1000.0, pieces, deadly, []
+        self.pieces, self.deadly, self.begun = pieces, deadly, []
 
-    def monotonic(self):
-        return self.now
-
-    def limited(self, work, argument, seconds, receive):
-        if not isinstance(argument, Scope):
-            receive({"cores": 16})
-            return ""
+    def section(self, scope, seconds, receive):
         self.now += 1
-        self.begun.append(list(argument.behind))
+        self.begun.append(list(scope.behind))
         for piece in self.pieces:
-            if piece in argument.behind:
+            if piece in scope.behind:
                 continue
             receive(Piece(piece))
             if piece in self.deadly:
