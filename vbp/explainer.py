@@ -354,9 +354,9 @@ def _checked(pixels_BHWC: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8] | Ten
     """The pixels, as an array if they are on the CPU."""
     if isinstance(pixels_BHWC, Tensor) and pixels_BHWC.device.type == "cpu":
         pixels_BHWC = pixels_BHWC.numpy()
-    kind = str(pixels_BHWC.dtype).removeprefix("torch.")
     shape = tuple(pixels_BHWC.shape)
-    if kind != "uint8" or len(shape) != 4 or shape[3] != 3 or shape[0] == 0:
+    if pixels_BHWC.dtype not in (np.uint8, torch.uint8) or len(shape) != 4 or shape[3] != 3 or shape[0] == 0:
+        kind = str(pixels_BHWC.dtype).removeprefix("torch.")
         raise UsageError(f"pixels must be uint8 (B, H, W, 3) with B > 0, not {kind} {shape}.")
     return pixels_BHWC
 

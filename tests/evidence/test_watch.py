@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,13 @@ def hold(megabytes):
     end = time.monotonic() + 1
     while time.monotonic() < end:
         pass
-    return len(held), os.environ["COLOUR"], time.monotonic()
+    return len(held), os.environ["COLOUR"], time.monotonic(), started_with("COLOUR")
+
+
+def started_with(name):
+    """Whether the process has had the variable from its start; True where the system does not tell."""
+    told = Path("/proc/self/environ")
+    return not told.exists() or f"{name}=".encode() in told.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,11 @@ def test_value_and_memory_are_its_own(found):
     assert found.value[:2] == (50 << 20, "red")
     assert 50 < found.own < 1000
     assert found.workers == 0
+
+
+def test_it_starts_with_its_variables_and_we_stay_without(found):
+    assert found.value[3]
+    assert "COLOUR" not in os.environ
 
 
 def test_it_is_seen_at_work(found):

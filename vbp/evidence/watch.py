@@ -9,7 +9,8 @@ import statistics
 import subprocess
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,9 @@ def watched(function: Callable[..., Any], *arguments: Any, environment: Mapping[
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_call, args=(theirs, function, arguments, dict(environment or {})))
-    process.start()
+    process = context.Process(target=_call, args=(theirs, function, arguments))
+    with _added(environment or {}):  # it starts with them: libraries of C look only then
+        process.start()
     theirs.close()
     peaks: dict[int, float] = {}
     cpu: dict[int, float] = {}
@@ -85,8 +87,18 @@ def watched(function: Callable[..., Any], *arguments: Any, environment: Mapping[
     return Watched(value, seconds, own, max(peaks.values(), default=0.0), looks)
 
 
-def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...], environment: Mapping[str, str]) -> None:
+@contextmanager
+def _added(environment: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
     os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     value = function(*arguments)
     pipe.send((value, time.process_time()))
 

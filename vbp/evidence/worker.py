@@ -55,7 +55,9 @@ ENOUGH_CORES = 4
 
 def worker(setup: Setup) -> Findings:
     """Measure the step alone, and its process under Ray, each round in a fresh one."""
-    alone = step_alone(CALLS)
+    from vbp.pipeline.on_ray import copies
+
+    alone = watched(step_alone, CALLS, environment=copies.environment()).value
     found = []
     for number in range(setup.rounds):
         found.append(watched(through_ray).value)

@@ -51,10 +51,11 @@ class Finishing:
         from vbp.images.on_device import overlays, stored, sums
 
         mask_BHW = found.mask[:, 0]
-        results = {"mask": stored(mask_BHW, self.mask_format), **sums(mask_BHW)}
+        results = {"mask": stored(mask_BHW, self.mask_format)}
         if self.overlay_style is not None:
+            # Next to the mask, so that both come back side by side and are sent on as one.
             results["overlay"] = overlays(self.overlay_style, pixels_BHWC, mask_BHW, self.preprocessing)
-        return results | ({} if found.output is None else _predicted(found.output))
+        return results | sums(mask_BHW) | ({} if found.output is None else _predicted(found.output))
 
 
 def _predicted(logits_BK: Tensor) -> dict[str, Tensor]:

@@ -46,6 +46,45 @@ def test_large_arrays_are_not_copied():
     assert np.shares_memory(found["pixels"], sent["pixels"])
 
 
+def lying(sizes, gaps):
+    """Arrays of so many bytes, one behind the other in one piece of memory, with gaps between."""
+    memory, arrays, end = np.arange(sum(sizes) + sum(gaps), dtype=np.uint32).astype(np.uint8), [], 0
+    for size, gap in zip(sizes, gaps, strict=True):
+        arrays.append(memory[end : end + size])
+        end += size + gap
+    return arrays
+
+
+def test_large_arrays_that_lie_side_by_side_share_a_column():
+    """As the masks and overlays of a batch come back from the device."""
+    arrays = lying([LARGE + 5, LARGE, LARGE + 7, LARGE], [0, 0, 16, 0])
+    sent = {"key": objects(["a"])} | {f"plane_{number}": array[None] for number, array in enumerate(arrays)}
+    parcel = packed([sent, batch(4, 512)])
+    assert [parcel.num_rows, parcel.num_columns] == [1, 4]  # all else, three planes, one plane, pixels
+    found, other = unpacked(parcel)
+    assert_equal(found, sent)
+    assert_equal(other, batch(4, 512))
+    assert all(np.shares_memory(found[name], sent[name]) for name in sent if name != "key")
+
+
+def test_arrays_side_by_side_in_another_order_are_told_apart():
+    first, second = lying([LARGE, LARGE], [0, 0])
+    sent = {"key": objects(["a"]), "second": second[None], "first": first[None]}
+    (found,) = unpacked(packed([sent]))
+    assert_equal(found, sent)
+
+
+def test_shared_columns_in_a_slice_of_a_table():
+    sent = [
+        {"key": objects([str(number)])} | dict(zip("ab", lying([LARGE + number, LARGE], [0, 0]), strict=True))
+        for number in range(3)
+    ]
+    together = pa.concat_tables(packed([each]) for each in sent).combine_chunks()
+    for row, expected in enumerate(sent):
+        (found,) = unpacked(together.slice(row, 1))
+        assert_equal(found, expected)
+
+
 def test_a_parcel_that_lies_behind_others_in_a_table():
     """As a slice, which begins within Arrow's buffers."""
     tables = [packed([batch(2, 512, first)]) for first in (0, 2, 4)]

@@ -26,6 +26,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTa
 from ray.data.block import BlockMetadata
 
 from vbp.pipeline.local import Chain, joined
+from vbp.pipeline.on_ray import copies
 from vbp.pipeline.on_ray.parcels import PARCEL_BYTES, packed, parcels, unpacked
 from vbp.pipeline.on_ray.warned import listen
 from vbp.pipeline.recipe import Steps
@@ -108,6 +109,7 @@ def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int 
             **_PARCELS,
             num_cpus=given.num_cpus,  # without it a GPU worker would claim one CPU
             num_gpus=given.num_gpus or None,
+            runtime_env={"env_vars": copies.environment()},
             **_pool(given),
         )
         .map_batches(encode_and_write, fn_args=(steps,), **_PARCELS, num_cpus=given.codec_cpus)

@@ -1,13 +1,15 @@
 """Parcels: batches on their way from one task of Ray to the next.
 
 Ray Data does work for each task, each block and each of its columns.  So several batches together are one row, and Ray
-sees only columns of bytes: one for each large array, which is read where Ray has it, and one for all else.
+sees only columns of bytes: those of large arrays, which are read where Ray has them, and one for all else.  Large
+arrays that lie side by side in memory share a column, because Ray starts threads for the copy of each column.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from vbp.pipeline.steps import Batch
 PARCEL_BYTES = 64 * 2**20
 """A parcel is sent when it has so many bytes.  Its images make one part, and are lost if a node is killed."""
 LARGE = 2**20
-"""Bytes from which an array has a column of its own."""
+"""Bytes from which an array is not in the first column, with all else."""
 _BATCHES = "batches"
 
 
@@ -46,36 +48,51 @@ def parcels(batches: Iterable[Batch], size: int = PARCEL_BYTES, *, cuts: bool = 
 
 def packed(batches: Sequence[Batch]) -> pa.Table:
     """One parcel: a table with one row."""
-    large: list[memoryview] = []
+    large: list[pa.Buffer] = []
 
     def is_small(buffer: pickle.PickleBuffer) -> bool:
         if (view := buffer.raw()).nbytes < LARGE:
             return True
-        large.append(view)
+        large.append(pa.py_buffer(view))
         return False
 
     small = pickle.dumps(batches, protocol=5, buffer_callback=is_small)
-    return pa.table({_BATCHES: _cell(small)} | {str(number): _cell(view) for number, view in enumerate(large)})
+    cells = [_cell([pa.py_buffer(small)]), *map(_cell, _side_by_side(large))]
+    return pa.table({_BATCHES: cells[0]} | {str(number): cell for number, cell in enumerate(cells[1:])})
 
 
 def unpacked(parcel: pa.Table) -> list[Batch]:
     """The batches of a parcel; their large arrays are views of it, and read-only if Ray's store has it."""
-    small, *large = (_content(column) for column in parcel.columns)
+    small, *large = chain.from_iterable(map(_contents, parcel.columns))
     batches: list[Batch] = pickle.loads(small, buffers=large)  # of our own tasks
     return batches
 
 
-def _cell(data: bytes | memoryview) -> pa.Array:
-    """A column with one value, without a copy."""
-    ends = np.array([0, len(data)], np.int64)
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)])
+def _side_by_side(buffers: Iterable[pa.Buffer]) -> list[list[pa.Buffer]]:
+    """The buffers in groups, in each of which every one begins in memory where the one before ends."""
+    groups: list[list[pa.Buffer]] = []
+    for buffer in buffers:
+        if groups and groups[-1][-1].address + groups[-1][-1].size == buffer.address:
+            groups[-1].append(buffer)
+        else:
+            groups.append([buffer])
+    return groups
 
 
-def _content(column: pa.ChunkedArray) -> memoryview:
+def _cell(group: Sequence[pa.Buffer]) -> pa.Array:
+    """A column with one row, a list of the contents of buffers that lie side by side, without a copy."""
+    ends = np.cumsum([0, *(buffer.size for buffer in group)], dtype=np.int64)
+    data = pa.foreign_buffer(group[0].address, ends[-1], base=group)
+    values = pa.Array.from_buffers(pa.large_binary(), len(group), [None, pa.py_buffer(ends), data])
+    return pa.LargeListArray.from_arrays([0, len(group)], values)
+
+
+def _contents(column: pa.ChunkedArray) -> list[memoryview]:
     (cell,) = column.chunks
-    _, ends, data = cell.buffers()
-    first, last = np.frombuffer(ends, np.int64)[cell.offset : cell.offset + 2]
-    return memoryview(data)[first:last]
+    values = cell.flatten()
+    _, ends, data = values.buffers()
+    bounds = np.frombuffer(ends, np.int64)[values.offset :][: len(values) + 1]
+    return [memoryview(data)[first:last] for first, last in pairwise(bounds)]
 
 
 def _cut(batch: Batch, size: int) -> Iterator[Batch]:
