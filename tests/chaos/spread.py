@@ -31,7 +31,6 @@ def plan(steps: Steps, shards: list[int], given: Resources, **arguments: Any) ->
     return _plan(steps, shards, replace(given, num_cpus=CPUS), spread=True, **arguments)
 
 
-def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[pa.Table]:
+def fetch_and_decode(shards: Batch, steps: Steps, _: int) -> Iterator[pa.Table]:
     """As the pipeline's own, but a parcel has one batch or two."""
-    dataset.PARCEL_BYTES = random.choice(PARCEL_BYTES)
-    yield from _fetch_and_decode(shards, steps)
+    yield from _fetch_and_decode(shards, steps, random.choice(PARCEL_BYTES))

@@ -23,6 +23,8 @@ class Node:
 
     cpus: float = 0
     gpus: float = 0
+    store: float = 0
+    """Bytes of memory for Ray's objects."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
 

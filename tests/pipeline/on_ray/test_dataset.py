@@ -12,8 +12,8 @@ import pytest
 from ray.data import ActorPoolStrategy
 
 from vbp.pipeline.on_ray import dataset as module
-from vbp.pipeline.on_ray.parcels import PARCEL_BYTES, packed, unpacked
-from vbp.pipeline.resources import Resources
+from vbp.pipeline.on_ray.parcels import packed, unpacked
+from vbp.pipeline.resources import Node, Resources
 from vbp.pipeline.source import Work
 from vbp.pipeline.steps import objects
 
@@ -142,7 +142,7 @@ class Images:
             yield self._batch(first, min(rows, self.count - first))
 
 
-def decoded_by(shards, batch_size, *, own_sizes=False, is_slow=False):
+def decoded_by(shards, batch_size, *, own_sizes=False, size=10_000):
     """Keys of the batches in each parcel; and what the steps did, with `sent` for each parcel."""
     source, stages = Opened(shards), []
 
@@ -155,10 +155,10 @@ def decoded_by(shards, batch_size, *, own_sizes=False, is_slow=False):
 
     steps = SimpleNamespace(
         source=lambda: source, fetch=lambda: step("fetch"), decode=lambda: step("decode"),
-        batch_size=batch_size, own_sizes=own_sizes, is_slow=is_slow,
+        batch_size=batch_size, own_sizes=own_sizes,
     )  # fmt: skip
     found = []
-    for parcel in module.fetch_and_decode({"shard": np.array(sorted(shards))}, steps):
+    for parcel in module.fetch_and_decode({"shard": np.array(sorted(shards))}, steps, size):
         found.append([list(each["key"]) for each in unpacked(parcel)])
         stages.append(("sent", sum(map(len, found[-1])), list(source.now)))
     assert not source.now
@@ -212,7 +212,7 @@ def test_no_image_is_alone_in_hand_while_a_parcel_waits_for_room():
 
     def decode(batch):
         assert alone == list(batch["position"])
-        return batch | {"pixels": np.zeros((1, PARCEL_BYTES), np.uint8)}
+        return batch | {"pixels": np.zeros((1, 1000), np.uint8)}
 
     listed = pa.table({name: ["a", "b"] for name in ("key", "uri", "path", "label", "version")})
     listed = listed.append_column("position", pa.array([0, 1], pa.int32()))
@@ -220,13 +220,36 @@ def test_no_image_is_alone_in_hand_while_a_parcel_waits_for_room():
         source=lambda: SimpleNamespace(open=opened), fetch=lambda: dict, decode=lambda: decode,
         batch_size=4, own_sizes=True, is_slow=False,
     )  # fmt: skip
-    found = module.fetch_and_decode({"shard": np.array([5])}, steps)
+    found = module.fetch_and_decode({"shard": np.array([5])}, steps, 1000)
     assert [(list(unpacked(parcel)[0]["key"]), list(alone)) for parcel in found] == [(["a"], []), (["b"], [])]
 
 
-def test_batches_of_slow_images_travel_alone():
-    found, _ = decoded_by({1: (0, 5)}, 2, is_slow=True)
+def test_a_parcel_is_sent_when_it_has_its_bytes():
+    found, _ = decoded_by({1: (0, 5)}, 2, size=1)
     assert found == [[["1/0", "1/1"]], [["1/2", "1/3"]], [["1/4"]]]
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shards", "megabytes"),
+    [
+        ([Node(cpus=16, gpus=1, store=38 * GB)], 64, 160),
+        ([Node(cpus=16, gpus=1, store=38 * GB)], 63, 64),  # so few that all CPUs should have some
+        ([Node(cpus=16, gpus=1, store=10 * GB)], 10**6, 64),
+        ([Node(cpus=16, gpus=1, store=38 * GB), Node(cpus=8, store=2 * GB)], 10**6, 64),
+        ([Node(cpus=16, gpus=1, store=38 * GB), Node(store=2 * GB)], 10**6, 160),  # a head that does no work
+        ([], 10**6, 64),  # none has come yet
+    ],
+)
+def test_a_whole_shard_is_a_parcel_where_there_is_room(nodes, shards, megabytes):
+    assert module._parcel_bytes(SimpleNamespace(is_slow=False), shards, nodes) == megabytes * 2**20
+
+
+def test_slow_images_do_not_wait_for_others():
+    """Those of an evaluation take seconds each."""
+    assert module._parcel_bytes(SimpleNamespace(is_slow=True), 10**6, [Node(cpus=16, store=38 * GB)]) == 1
 
 
 def test_images_of_their_own_sizes_are_decoded_in_small_batches(monkeypatch):
@@ -257,7 +280,7 @@ def test_workers_claim_what_was_decided_and_no_more(num_cpus, num_gpus):
             return self
 
     given = Resources(workers=1, num_cpus=num_cpus, num_gpus=num_gpus, threads=0)
-    module._spread(Recorder(), SimpleNamespace(batch_size=8), given)
+    module._spread(Recorder(), SimpleNamespace(batch_size=8), given, 1, 64 * 2**20)
     settings = dict(Recorder.calls)[module.ExplainActor]
     assert settings["batch_size"] == 1  # Ray refuses a step that claims a GPU without a size
     assert settings["num_cpus"] == num_cpus  # said also where it is 0: by itself Ray Data claims one beside a GPU

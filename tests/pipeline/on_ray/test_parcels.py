@@ -153,4 +153,4 @@ def test_a_batch_for_the_network_stays_whole():
 
 
 def test_no_batches_make_no_parcel():
-    assert list(parcels([])) == []
+    assert list(parcels([], 1000)) == []

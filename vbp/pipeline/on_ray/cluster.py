@@ -340,7 +340,7 @@ def free() -> Node:
 
 
 def _node(has: Mapping[str, float], labels: Mapping[str, str]) -> Node:
-    return Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), labels=labels)
+    return Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), store=has.get("object_store_memory", 0), labels=labels)
 
 
 def grows() -> bool:

@@ -26,11 +26,11 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTa
 from ray.data.block import BlockMetadata
 
 from vbp.pipeline.local import Chain, joined
-from vbp.pipeline.on_ray import copies
-from vbp.pipeline.on_ray.parcels import PARCEL_BYTES, packed, parcels, unpacked
+from vbp.pipeline.on_ray import cluster, copies
+from vbp.pipeline.on_ray.parcels import packed, parcels, unpacked
 from vbp.pipeline.on_ray.warned import listen
 from vbp.pipeline.recipe import Steps
-from vbp.pipeline.resources import Resources
+from vbp.pipeline.resources import Node, Resources
 from vbp.pipeline.steps import Batch, objects
 
 OWN_SIZES_ROWS = 64
@@ -49,6 +49,11 @@ SHARDS_A_TASK = 64
 """The most shards of a decoding task."""
 LEAST_TASKS = 64
 """Decoding tasks that there are at least, so that all CPUs have some; a task of one shard cannot be divided."""
+PARCEL_BYTES, LARGE_PARCEL_BYTES = 64 * 2**20, 160 * 2**20
+"""A parcel is sent when it has so many bytes: four batches at 224x224; or a shard of 1,024 images, so that Ray has less
+work for each batch.  Its images make one part, and are lost if a node is killed."""
+PARCELS_A_CPU = 4
+"""Large parcels for which Ray's store has room, for each CPU of a node: two tasks have one or two each."""
 
 
 def plan(
@@ -84,7 +89,8 @@ def plan(
         source = ray.data.read_datasource(Shards(shards), num_cpus=0, concurrency=1, override_num_blocks=len(shards))
         if not spread:
             return _fused(source, steps, given, len(shards))
-        return _spread(source, steps, given, _shards_a_task(len(shards), images, steps.batch_size))
+        together = _shards_a_task(len(shards), images, steps.batch_size)
+        return _spread(source, steps, given, together, _parcel_bytes(steps, len(shards), cluster.nodes()))
 
 
 def _fused(source: Dataset, steps: Steps, given: Resources, shards: int) -> Dataset:
@@ -100,9 +106,18 @@ def _shards_a_task(shards: int, images: int | None, batch_size: int) -> int:
     return max(1, min(wanted, SHARDS_A_TASK, shards // LEAST_TASKS))
 
 
-def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int = 1) -> Dataset:
+def _parcel_bytes(steps: Steps, shards: int, nodes: Sequence[Node]) -> int:
+    if steps.is_slow:
+        return 1
+    room = LARGE_PARCEL_BYTES * PARCELS_A_CPU
+    roomy = bool(nodes) and all(node.store >= room * node.cpus for node in nodes)
+    return LARGE_PARCEL_BYTES if roomy and shards >= LEAST_TASKS else PARCEL_BYTES
+
+
+def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int, parcel_bytes: int) -> Dataset:
+    read = {"fn_args": (steps, parcel_bytes), "batch_size": shards_a_task, "num_cpus": given.codec_cpus}
     return (
-        source.map_batches(fetch_and_decode, fn_args=(steps,), batch_size=shards_a_task, num_cpus=given.codec_cpus)
+        source.map_batches(fetch_and_decode, **read)
         .map_batches(
             ExplainActor,
             fn_constructor_args=(steps,),
@@ -135,8 +150,8 @@ def _pool(given: Resources, at_most: float = math.inf) -> dict[str, Any]:
     return {"compute": pool} | ({"label_selector": dict(given.labels)} if given.labels else {})
 
 
-def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[pa.Table]:
-    """Shard numbers -> parcels of decoded rows."""
+def fetch_and_decode(shards: Batch, steps: Steps, size: int) -> Iterator[pa.Table]:
+    """Shard numbers -> parcels of decoded rows, of at least `size` bytes each."""
     source, fetch, decode = steps.source(), steps.fetch(), steps.decode()
 
     def read(batch: Batch) -> Batch:
@@ -147,8 +162,7 @@ def fetch_and_decode(shards: Batch, steps: Steps) -> Iterator[pa.Table]:
         works = [opened.enter_context(source.open(int(shard))) for shard in shards["shard"]]
         singles = chain.from_iterable(work.singles(read) for work in works)
         batches = filled(chain.from_iterable(work.batches(rows) for work in works), rows)
-        size = 1 if steps.is_slow else PARCEL_BYTES
-        for parcel in parcels(singles):
+        for parcel in parcels(singles, size):
             # A worker has died.  So what is decoded is sent at once: it must not be lost again if the next one dies.
             size = 1
             yield parcel

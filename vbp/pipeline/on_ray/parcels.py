@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from vbp.pipeline.steps import Batch
 
-PARCEL_BYTES = 64 * 2**20
-"""A parcel is sent when it has so many bytes.  Its images make one part, and are lost if a node is killed."""
 LARGE = 2**20
 """Bytes from which an array is not in the first column, with all else."""
 _BATCHES = "batches"
 
 
-def parcels(batches: Iterable[Batch], size: int = PARCEL_BYTES, *, cuts: bool = False) -> Iterator[pa.Table]:
+def parcels(batches: Iterable[Batch], size: int, *, cuts: bool = False) -> Iterator[pa.Table]:
     """Put batches into parcels of at least `size` bytes each; the last one has what is left.
 
     Args:
