@@ -61,14 +61,16 @@ def test_the_rate_is_taken_in_the_middle_and_each_process_counts():
     assert found.warned == ["no CUDA graph", "slow"]
 
 
-@pytest.mark.parametrize(("cores", "target", "notes"), [(2, None, 1), (4, 1.15, 0)])
+@pytest.mark.parametrize(("cores", "target", "notes"), [(2, None, 2), (4, 1.15, 1)])
 def test_the_time_for_a_batch_has_a_target_where_there_are_cores(monkeypatch, cores, target, notes):
     monkeypatch.setattr(worker, "_cores", lambda: cores)
-    found = [Taken(40, seconds=0.3, cpu=0.07, driver=0.02), Taken(40, seconds=0.15, cpu=0.05, driver=0.01)]
+    found = [Taken(40, 0.3, 0.07, 0.02, parcel_bytes=64 << 20), Taken(40, 0.15, 0.05, 0.01, parcel_bytes=64 << 20)]
     alone, process, over, driver = worker._figures([2.0, 4.0, 2.5], found)
     assert (alone.median, alone.target, alone.reached) == (2.5, 3, True)
     assert (process.values, process.target, process.reached) == (pytest.approx([7, 5]), 8, True)
     assert (over.values, over.target) == (pytest.approx([2, 1]), target)
     assert (driver.values, driver.target) == (pytest.approx([2, 1]), None)
     assert worker._rate(found).rates == [pytest.approx(40 / 0.3), pytest.approx(40 / 0.15)]
-    assert len(worker._notes()) == notes
+    size, *others = worker._notes(found)
+    assert "parcels of 64 MiB" in size
+    assert 1 + len(others) == notes

@@ -89,13 +89,16 @@ def watched(function: Callable[..., Any], *arguments: Any, environment: Mapping[
 
 @contextmanager
 def _added(environment: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

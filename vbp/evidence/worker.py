@@ -57,12 +57,12 @@ def worker(setup: Setup) -> Findings:
     """Measure the step alone, and its process under Ray, each round in a fresh one."""
     from vbp.pipeline.on_ray import copies
 
-    alone = watched(step_alone, CALLS, environment=copies.environment()).value
+    alone = watched(step_alone, CALLS, environment=copies.environment()).value  # as its process under Ray has it
     found = []
     for number in range(setup.rounds):
         found.append(watched(through_ray).value)
         setup.report(f"worker: round {number + 1} of {setup.rounds}")
-    return Findings([_rate(found)], [*_figures(alone, found)], _notes())
+    return Findings([_rate(found)], [*_figures(alone, found)], [*_notes(found)])
 
 
 def _rate(found: Sequence[Taken]) -> Rate:
@@ -82,13 +82,14 @@ def _figures(alone: Sequence[float], found: Sequence[Taken]) -> Iterator[Figure]
     )
 
 
-def _notes() -> list[str]:
-    if _cores() >= ENOUGH_CORES:
-        return []
-    return [
-        f"The time for a batch has no target on {_cores()} cores: it takes {ENOUGH_CORES}, because the tasks that make "
-        "and take the batches need some of their own."
-    ]
+def _notes(found: Sequence[Taken]) -> Iterator[str]:
+    sizes = sorted({each.parcel_bytes >> 20 for each in found})
+    yield f"Batches went through Ray in parcels of {' and '.join(map(str, sizes))} MiB: the store's room decides."
+    if _cores() < ENOUGH_CORES:
+        yield (
+            f"The time for a batch has no target on {_cores()} cores: it takes {ENOUGH_CORES}, because the tasks that "
+            "make and take the batches need some of their own."
+        )
 
 
 def _cores() -> int:
@@ -303,6 +304,8 @@ class Taken:
     """The same of the driver's process."""
     warned: Sequence[str] = ()
     """What the workers warned of."""
+    parcel_bytes: int = 0
+    """Least bytes of a full parcel."""
 
     @property
     def batches(self) -> float:
@@ -332,7 +335,8 @@ def through_ray(
         if there < gpus:
             raise UsageError(f"the worker claims {gpus:g} GPU, and Ray finds {there:g} here.")
         made = dataset.plan(steps or PretendedSteps(seconds), list(range(shards)), given, spread=True)
-        return taken([row | {"driver": time.process_time()} for row in made.iter_rows()])
+        found = taken([row | {"driver": time.process_time()} for row in made.iter_rows()])
+        return replace(found, parcel_bytes=dataset.parcel_bytes(shards, given, cluster.nodes()))
 
 
 def taken(rows: Sequence[Mapping[str, Any]]) -> Taken:

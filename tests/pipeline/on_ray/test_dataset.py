@@ -230,26 +230,45 @@ def test_a_parcel_is_sent_when_it_has_its_bytes():
 
 
 GB = 10**9
+GPUS = {"workers": 1, "num_cpus": 1, "num_gpus": 1, "threads": 0}
+ROOMY = Node(cpus=16, gpus=1, store=38 * GB)
 
 
 @pytest.mark.parametrize(
     ("nodes", "shards", "megabytes"),
     [
-        ([Node(cpus=16, gpus=1, store=38 * GB)], 64, 160),
-        ([Node(cpus=16, gpus=1, store=38 * GB)], 63, 64),  # so few that all CPUs should have some
-        ([Node(cpus=16, gpus=1, store=10 * GB)], 10**6, 64),
-        ([Node(cpus=16, gpus=1, store=38 * GB), Node(cpus=8, store=2 * GB)], 10**6, 64),
-        ([Node(cpus=16, gpus=1, store=38 * GB), Node(store=2 * GB)], 10**6, 160),  # a head that does no work
-        ([], 10**6, 64),  # none has come yet
+        ([ROOMY], 64, 160),
+        ([ROOMY], 63, 64),  # so few that all CPUs should have some
+        ([Node(cpus=64, gpus=4, store=150 * GB)], 127, 64),
+        ([Node(cpus=64, gpus=4, store=150 * GB)], 128, 160),
+        ([Node(cpus=16, gpus=1, store=20 * GB)], 10**6, 64),
+        ([ROOMY, Node(cpus=8, store=8 * GB)], 10**6, 64),
+        ([ROOMY, Node(store=2 * GB)], 10**6, 160),  # a head that does no work
+        ([Node(store=38 * GB)], 10**6, 64),  # no other node has come yet
+        ([ROOMY, Node(gpus=8, store=8 * GB)], 10**6, 64),
+        ([], 10**6, 64),
     ],
 )
 def test_a_whole_shard_is_a_parcel_where_there_is_room(nodes, shards, megabytes):
-    assert module._parcel_bytes(SimpleNamespace(is_slow=False), shards, nodes) == megabytes * 2**20
+    assert module.parcel_bytes(shards, Resources(**GPUS), nodes) == megabytes * 2**20
 
 
-def test_slow_images_do_not_wait_for_others():
-    """Those of an evaluation take seconds each."""
-    assert module._parcel_bytes(SimpleNamespace(is_slow=True), 10**6, [Node(cpus=16, store=38 * GB)]) == 1
+def test_nobody_knows_the_room_of_nodes_that_may_come():
+    assert module.parcel_bytes(10**6, Resources(**GPUS, at_most=math.inf), [ROOMY]) == 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("is_slow", "store", "expected"), [(False, 38, 160 * 2**20), (False, 3, 64 * 2**20), (True, 38, 1)]
+)
+def test_decoding_tasks_are_told_the_size(monkeypatch, is_slow, store, expected):
+    """Of the nodes that Ray has; slow images, those of an evaluation, do not wait for others."""
+    sizes = []
+    node = {"Alive": True, "Labels": {}, "Resources": {"CPU": 16.0, "GPU": 1.0, "object_store_memory": store * 1e9}}
+    monkeypatch.setattr("ray.nodes", lambda: [node])
+    monkeypatch.setattr(module, "_spread", lambda source, steps, given, together, size: sizes.append(size))
+    monkeypatch.setattr("ray.data.read_datasource", lambda *_, **__: None)
+    module.plan(SimpleNamespace(is_slow=is_slow, batch_size=8), range(64), Resources(**GPUS))
+    assert sizes == [expected]
 
 
 def test_images_of_their_own_sizes_are_decoded_in_small_batches(monkeypatch):

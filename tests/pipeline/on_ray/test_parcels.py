@@ -1,5 +1,6 @@
 """Parcels: batches come out as they went in, large arrays without a copy, and no parcel is much too large."""
 
+import pickle
 import random
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_large_arrays_are_not_copied():
 
 def lying(sizes, gaps):
     """Arrays of so many bytes, one behind the other in one piece of memory, with gaps between."""
-    memory, arrays, end = np.arange(sum(sizes) + sum(gaps), dtype=np.uint32).astype(np.uint8), [], 0
+    memory, arrays, end = np.random.default_rng(0).integers(0, 256, sum(sizes) + sum(gaps), np.uint8), [], 0
     for size, gap in zip(sizes, gaps, strict=True):
         arrays.append(memory[end : end + size])
         end += size + gap
@@ -70,7 +71,9 @@ def test_large_arrays_that_lie_side_by_side_share_a_column():
 def test_arrays_side_by_side_in_another_order_are_told_apart():
     first, second = lying([LARGE, LARGE], [0, 0])
     sent = {"key": objects(["a"]), "second": second[None], "first": first[None]}
-    (found,) = unpacked(packed([sent]))
+    parcel = packed([sent])
+    assert parcel.num_columns == 3
+    (found,) = unpacked(parcel)
     assert_equal(found, sent)
 
 
@@ -83,6 +86,23 @@ def test_shared_columns_in_a_slice_of_a_table():
     for row, expected in enumerate(sent):
         (found,) = unpacked(together.slice(row, 1))
         assert_equal(found, expected)
+
+
+def test_ray_sends_shared_columns_as_they_are():
+    """Its own way to pickle Arrow's tables neither copies them nor makes them a column each."""
+    from ray._private.arrow_serialization import _arrow_table_reduce
+
+    arrays = lying([LARGE + 5, LARGE], [0, 0])
+    sent = {"key": objects(["a"])} | {f"plane_{number}": array[None] for number, array in enumerate(arrays)}
+    buffers = []
+    rebuild, parts = _arrow_table_reduce(packed([sent]))
+    pickled = pickle.dumps((rebuild, parts), protocol=5, buffer_callback=buffers.append)
+    (large,) = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers if len(buffer.raw()) >= LARGE]
+    assert large.ctypes.data == arrays[0].ctypes.data
+    assert large.nbytes == 2 * LARGE + 5
+    rebuild, parts = pickle.loads(pickled, buffers=buffers)
+    (found,) = unpacked(rebuild(*parts))
+    assert_equal(found, sent)
 
 
 def test_a_parcel_that_lies_behind_others_in_a_table():

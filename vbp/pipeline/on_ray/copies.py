@@ -19,3 +19,11 @@ PAST_CACHES = 2**20
 def environment() -> dict[str, str]:
     """What a process that makes such copies starts with; nothing if you have set the variable yourself."""
     return {} if TUNABLES in os.environ else {TUNABLES: f"glibc.cpu.x86_non_temporal_threshold={PAST_CACHES:#x}"}
+
+
+def on_any_node() -> dict[str, str]:
+    """The same for Ray, which puts in what the variable is on the node, or nothing.
+
+    That comes first, because newer versions of glibc take no value that ends with a colon.
+    """
+    return {name: f"${{{name}}}:{value}" for name, value in environment().items()}

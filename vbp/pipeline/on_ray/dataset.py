@@ -30,7 +30,7 @@ from vbp.pipeline.on_ray import cluster, copies
 from vbp.pipeline.on_ray.parcels import packed, parcels, unpacked
 from vbp.pipeline.on_ray.warned import listen
 from vbp.pipeline.recipe import Steps
-from vbp.pipeline.resources import Node, Resources
+from vbp.pipeline.resources import CPUS_A_GPU_WORKER, Node, Resources
 from vbp.pipeline.steps import Batch, objects
 
 OWN_SIZES_ROWS = 64
@@ -52,8 +52,11 @@ LEAST_TASKS = 64
 PARCEL_BYTES, LARGE_PARCEL_BYTES = 64 * 2**20, 160 * 2**20
 """A parcel is sent when it has so many bytes: four batches at 224x224; or a shard of 1,024 images, so that Ray has less
 work for each batch.  Its images make one part, and are lost if a node is killed."""
-PARCELS_A_CPU = 4
-"""Large parcels for which Ray's store has room, for each CPU of a node: two tasks have one or two each."""
+PARCELS_A_CPU = 8
+"""Large parcels for which Ray's store must have room, for each CPU of a node.  Ray Data takes half of the store; masks
+and overlays have more bytes than pixels, up to three times as many in some formats."""
+TASKS_A_CPU = 2
+"""Large parcels that a run must have for each CPU, so that all of them have some to encode."""
 
 
 def plan(
@@ -90,7 +93,8 @@ def plan(
         if not spread:
             return _fused(source, steps, given, len(shards))
         together = _shards_a_task(len(shards), images, steps.batch_size)
-        return _spread(source, steps, given, together, _parcel_bytes(steps, len(shards), cluster.nodes()))
+        size = 1 if steps.is_slow else parcel_bytes(len(shards), given, cluster.nodes())
+        return _spread(source, steps, given, together, size)
 
 
 def _fused(source: Dataset, steps: Steps, given: Resources, shards: int) -> Dataset:
@@ -106,16 +110,26 @@ def _shards_a_task(shards: int, images: int | None, batch_size: int) -> int:
     return max(1, min(wanted, SHARDS_A_TASK, shards // LEAST_TASKS))
 
 
-def _parcel_bytes(steps: Steps, shards: int, nodes: Sequence[Node]) -> int:
-    if steps.is_slow:
-        return 1
-    room = LARGE_PARCEL_BYTES * PARCELS_A_CPU
-    roomy = bool(nodes) and all(node.store >= room * node.cpus for node in nodes)
-    return LARGE_PARCEL_BYTES if roomy and shards >= LEAST_TASKS else PARCEL_BYTES
+def parcel_bytes(shards: int, given: Resources, nodes: Sequence[Node]) -> int:
+    """Bytes of a parcel: of a whole shard where there are many shards and all nodes have room.
+
+    Args:
+        shards: that have work left.
+        given: resources of the workers that hold the network; if nodes may come, nobody knows their room.
+        nodes: the nodes that are alive.
+    """
+    working = [node for node in nodes if node.cpus or node.gpus]
+    if not working or given.at_most > given.workers:
+        return PARCEL_BYTES
+    if shards < max(LEAST_TASKS, TASKS_A_CPU * sum(node.cpus for node in working)):
+        return PARCEL_BYTES
+    room = PARCELS_A_CPU * LARGE_PARCEL_BYTES
+    roomy = all(node.store >= room * max(node.cpus, CPUS_A_GPU_WORKER * node.gpus) for node in working)
+    return LARGE_PARCEL_BYTES if roomy else PARCEL_BYTES
 
 
-def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int, parcel_bytes: int) -> Dataset:
-    read = {"fn_args": (steps, parcel_bytes), "batch_size": shards_a_task, "num_cpus": given.codec_cpus}
+def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int, size: int) -> Dataset:
+    read = {"fn_args": (steps, size), "batch_size": shards_a_task, "num_cpus": given.codec_cpus}
     return (
         source.map_batches(fetch_and_decode, **read)
         .map_batches(
@@ -124,7 +138,7 @@ def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int,
             **_PARCELS,
             num_cpus=given.num_cpus,  # without it a GPU worker would claim one CPU
             num_gpus=given.num_gpus or None,
-            runtime_env={"env_vars": copies.environment()},
+            runtime_env={"env_vars": copies.on_any_node()},
             **_pool(given),
         )
         .map_batches(encode_and_write, fn_args=(steps,), **_PARCELS, num_cpus=given.codec_cpus)

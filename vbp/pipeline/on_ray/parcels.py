@@ -60,7 +60,7 @@ def packed(batches: Sequence[Batch]) -> pa.Table:
 
 
 def unpacked(parcel: pa.Table) -> list[Batch]:
-    """The batches of a parcel; their large arrays are views of it, and read-only if Ray's store has it."""
+    """The batches of a parcel; their large arrays are views of it, and read-only."""
     small, *large = chain.from_iterable(map(_contents, parcel.columns))
     batches: list[Batch] = pickle.loads(small, buffers=large)  # of our own tasks
     return batches
