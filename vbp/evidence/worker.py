@@ -328,6 +328,7 @@ def through_ray(
         UsageError: Ray does not find them here; it would wait for them.
     """
     from vbp.pipeline.on_ray import cluster, dataset
+    from vbp.pipeline.on_ray.parcels import parcel_bytes
 
     given = Resources(workers=1, num_cpus=0, num_gpus=gpus, threads=1, calls=CALLS_ON_A_GPU, codec_cpus=0.5)
     with cluster.connected():
@@ -336,7 +337,7 @@ def through_ray(
             raise UsageError(f"the worker claims {gpus:g} GPU, and Ray finds {there:g} here.")
         made = dataset.plan(steps or PretendedSteps(seconds), list(range(shards)), given, spread=True)
         found = taken([row | {"driver": time.process_time()} for row in made.iter_rows()])
-        return replace(found, parcel_bytes=dataset.parcel_bytes(shards, given, cluster.nodes()))
+        return replace(found, parcel_bytes=parcel_bytes(shards, given, cluster.nodes()))
 
 
 def taken(rows: Sequence[Mapping[str, Any]]) -> Taken:

@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy
 
 from vbp.pipeline.on_ray import dataset as module
 from vbp.pipeline.on_ray.parcels import packed, unpacked
-from vbp.pipeline.resources import Node, Resources
+from vbp.pipeline.resources import Resources
 from vbp.pipeline.source import Work
 from vbp.pipeline.steps import objects
 
@@ -229,32 +229,7 @@ def test_a_parcel_is_sent_when_it_has_its_bytes():
     assert found == [[["1/0", "1/1"]], [["1/2", "1/3"]], [["1/4"]]]
 
 
-GB = 10**9
 GPUS = {"workers": 1, "num_cpus": 1, "num_gpus": 1, "threads": 0}
-ROOMY = Node(cpus=16, gpus=1, store=38 * GB)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "shards", "megabytes"),
-    [
-        ([ROOMY], 64, 160),
-        ([ROOMY], 63, 64),  # so few that all CPUs should have some
-        ([Node(cpus=64, gpus=4, store=150 * GB)], 127, 64),
-        ([Node(cpus=64, gpus=4, store=150 * GB)], 128, 160),
-        ([Node(cpus=16, gpus=1, store=20 * GB)], 10**6, 64),
-        ([ROOMY, Node(cpus=8, store=8 * GB)], 10**6, 64),
-        ([ROOMY, Node(store=2 * GB)], 10**6, 160),  # a head that does no work
-        ([Node(store=38 * GB)], 10**6, 64),  # no other node has come yet
-        ([ROOMY, Node(gpus=8, store=8 * GB)], 10**6, 64),
-        ([], 10**6, 64),
-    ],
-)
-def test_a_whole_shard_is_a_parcel_where_there_is_room(nodes, shards, megabytes):
-    assert module.parcel_bytes(shards, Resources(**GPUS), nodes) == megabytes * 2**20
-
-
-def test_nobody_knows_the_room_of_nodes_that_may_come():
-    assert module.parcel_bytes(10**6, Resources(**GPUS, at_most=math.inf), [ROOMY]) == 64 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Parcels: batches come out as they went in, large arrays without a copy, and no parcel is much too large."""
 
+import math
 import pickle
 import random
 
@@ -7,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vbp.pipeline.on_ray.parcels import LARGE, packed, parcels, unpacked
+from vbp.pipeline.on_ray.parcels import LARGE, packed, parcel_bytes, parcels, unpacked
+from vbp.pipeline.resources import Node, Resources
 from vbp.pipeline.steps import objects
 
 
@@ -174,3 +176,31 @@ def test_a_batch_for_the_network_stays_whole():
 
 def test_no_batches_make_no_parcel():
     assert list(parcels([], 1000)) == []
+
+
+GB = 10**9
+GPUS = {"workers": 1, "num_cpus": 1, "num_gpus": 1, "threads": 0}
+ROOMY = Node(cpus=16, gpus=1, store=38 * GB)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shards", "megabytes"),
+    [
+        ([ROOMY], 64, 160),
+        ([ROOMY], 63, 64),  # so few that all CPUs should have some
+        ([Node(cpus=64, gpus=4, store=150 * GB)], 127, 64),
+        ([Node(cpus=64, gpus=4, store=150 * GB)], 128, 160),
+        ([Node(cpus=16, gpus=1, store=20 * GB)], 10**6, 64),
+        ([ROOMY, Node(cpus=8, store=8 * GB)], 10**6, 64),
+        ([ROOMY, Node(store=2 * GB)], 10**6, 160),  # a head that does no work
+        ([Node(store=38 * GB)], 10**6, 64),  # no other node has come yet
+        ([ROOMY, Node(gpus=8, store=8 * GB)], 10**6, 64),
+        ([], 10**6, 64),
+    ],
+)
+def test_a_whole_shard_is_a_parcel_where_there_is_room(nodes, shards, megabytes):
+    assert parcel_bytes(shards, Resources(**GPUS), nodes) == megabytes * 2**20
+
+
+def test_nobody_knows_the_room_of_nodes_that_may_come():
+    assert parcel_bytes(10**6, Resources(**GPUS, at_most=math.inf), [ROOMY]) == 64 * 2**20

@@ -27,10 +27,10 @@ from ray.data.block import BlockMetadata
 
 from vbp.pipeline.local import Chain, joined
 from vbp.pipeline.on_ray import cluster, copies
-from vbp.pipeline.on_ray.parcels import packed, parcels, unpacked
+from vbp.pipeline.on_ray.parcels import packed, parcel_bytes, parcels, unpacked
 from vbp.pipeline.on_ray.warned import listen
 from vbp.pipeline.recipe import Steps
-from vbp.pipeline.resources import CPUS_A_GPU_WORKER, Node, Resources
+from vbp.pipeline.resources import Resources
 from vbp.pipeline.steps import Batch, objects
 
 OWN_SIZES_ROWS = 64
@@ -49,14 +49,6 @@ SHARDS_A_TASK = 64
 """The most shards of a decoding task."""
 LEAST_TASKS = 64
 """Decoding tasks that there are at least, so that all CPUs have some; a task of one shard cannot be divided."""
-PARCEL_BYTES, LARGE_PARCEL_BYTES = 64 * 2**20, 160 * 2**20
-"""A parcel is sent when it has so many bytes: four batches at 224x224; or a shard of 1,024 images, so that Ray has less
-work for each batch.  Its images make one part, and are lost if a node is killed."""
-PARCELS_A_CPU = 8
-"""Large parcels for which Ray's store must have room, for each CPU of a node.  Ray Data takes half of the store; masks
-and overlays have more bytes than pixels, up to three times as many in some formats."""
-TASKS_A_CPU = 2
-"""Large parcels that a run must have for each CPU, so that all of them have some to encode."""
 
 
 def plan(
@@ -108,24 +100,6 @@ def _shards_a_task(shards: int, images: int | None, batch_size: int) -> int:
         return 1
     wanted = -(-shards * FULL_BATCHES * batch_size // max(images, 1))
     return max(1, min(wanted, SHARDS_A_TASK, shards // LEAST_TASKS))
-
-
-def parcel_bytes(shards: int, given: Resources, nodes: Sequence[Node]) -> int:
-    """Bytes of a parcel: of a whole shard where there are many shards and all nodes have room.
-
-    Args:
-        shards: that have work left.
-        given: resources of the workers that hold the network; if nodes may come, nobody knows their room.
-        nodes: the nodes that are alive.
-    """
-    working = [node for node in nodes if node.cpus or node.gpus]
-    if not working or given.at_most > given.workers:
-        return PARCEL_BYTES
-    if shards < max(LEAST_TASKS, TASKS_A_CPU * sum(node.cpus for node in working)):
-        return PARCEL_BYTES
-    room = PARCELS_A_CPU * LARGE_PARCEL_BYTES
-    roomy = all(node.store >= room * max(node.cpus, CPUS_A_GPU_WORKER * node.gpus) for node in working)
-    return LARGE_PARCEL_BYTES if roomy else PARCEL_BYTES
 
 
 def _spread(source: Dataset, steps: Steps, given: Resources, shards_a_task: int, size: int) -> Dataset:

@@ -16,11 +16,38 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vbp.pipeline.resources import CPUS_A_GPU_WORKER, Node, Resources
 from vbp.pipeline.steps import Batch
 
+PARCEL_BYTES, LARGE_PARCEL_BYTES = 64 * 2**20, 160 * 2**20
+"""A parcel is sent when it has so many bytes: four batches at 224x224; or a shard of 1,024 images, so that Ray has less
+work for each batch.  Its images make one part, and are lost if a node is killed."""
+PARCELS_A_CPU = 8
+"""Large parcels for which Ray's store must have room, for each CPU of a node.  Ray Data takes half of the store; masks
+and overlays have more bytes than pixels, up to three times as many in some formats."""
+LEAST_PARCELS, LEAST_PARCELS_A_CPU = 64, 2
+"""Large parcels that a run must have in all and for each CPU, so that all CPUs have some to encode."""
 LARGE = 2**20
 """Bytes from which an array is not in the first column, with all else."""
 _BATCHES = "batches"
+
+
+def parcel_bytes(shards: int, given: Resources, nodes: Sequence[Node]) -> int:
+    """Bytes of a parcel: of a whole shard where there are many shards and all nodes have room.
+
+    Args:
+        shards: that have work left.
+        given: resources of the workers that hold the network; if nodes may come, nobody knows their room.
+        nodes: the nodes that are alive.
+    """
+    working = [node for node in nodes if node.cpus or node.gpus]
+    if not working or given.at_most > given.workers:
+        return PARCEL_BYTES
+    if shards < max(LEAST_PARCELS, LEAST_PARCELS_A_CPU * sum(node.cpus for node in working)):
+        return PARCEL_BYTES
+    room = PARCELS_A_CPU * LARGE_PARCEL_BYTES
+    roomy = all(node.store >= room * max(node.cpus, CPUS_A_GPU_WORKER * node.gpus) for node in working)
+    return LARGE_PARCEL_BYTES if roomy else PARCEL_BYTES
 
 
 def parcels(batches: Iterable[Batch], size: int, *, cuts: bool = False) -> Iterator[pa.Table]:
