@@ -1,7 +1,9 @@
 """Fixtures that tests of several rooms share."""
 
+import gc
 import os
 import sys
+import warnings
 
 import pytest
 
@@ -48,6 +50,21 @@ def finders_as_before():
     sys.meta_path[:] = finders
 
 
+def started_ray(tries_left):
+    """Whether Ray has started; it gives up by itself after 30 s, which a busy machine may need."""
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "subprocess .* is still running", ResourceWarning)
+        try:
+            ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        except Exception as error:  # Ray has no other class for it
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+        gc.collect()  # now, and not in a test: Ray does not wait for the processes that it has given up
+    return ray.is_initialized()
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """Four logical CPUs, whatever the machine has; its workers may use the S3 server."""
@@ -57,12 +74,8 @@ def ray_session():
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         for tries_left in (2, 1, 0):
-            try:
-                ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+            if started_ray(tries_left):
                 break
-            except Exception as error:  # Ray has no other class for it
-                if not tries_left or "timed out during startup" not in str(error):
-                    raise
     yield
     ray.shutdown()
 
