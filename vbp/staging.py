@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any, Protocol
@@ -25,6 +25,10 @@ SLOTS = 3
 """Batches at the same time: one on its way in, one computed, one on its way out."""
 ALIGNED = 16
 """Bytes: where a result may begin in the packed ones, so that it can be of any type."""
+PAGE = 4096
+"""Bytes. Where a copy's target lies little behind its source in the last twelve bits of the address, processors take a
+read for one of what was just written, and wait: 5 ms for 19 MB instead of 1.1, by writes past the caches. So pixels are
+put half a page from where they came from."""
 
 Function = Callable[[Tensor], Sequence[Tensor]]
 """Pixels on the device -> results there, each with one entry an image first."""
@@ -144,6 +148,7 @@ class _Slot:
         self._device = device
         self.arrived, self.computed, self.finished = (device.event() for _ in range(3))
         self._pinned, self._pixels, self._packed = device.pinned(0), device.empty(0), device.empty(0)
+        self._filled = self._pinned
         self._count, self._shape = 0, (0, 0, 0, 3)
         self._places: list[_Place] = []
         self._fetched = device.pinned(0)
@@ -151,15 +156,17 @@ class _Slot:
     def fill(self, pixels_BHWC: NDArray[np.uint8], rows: int) -> None:
         """Put the pixels into pinned memory."""
         self._count, self._shape = len(pixels_BHWC), (rows, *pixels_BHWC.shape[1:])
-        if self._pinned.nbytes < self._size:
-            self._pinned, self._pixels = self._device.pinned(self._size), self._device.empty(self._size)
-        buffer_BHWC = self._pinned[: self._size].numpy().reshape(self._shape)
+        if self._pinned.nbytes < self._size + PAGE:
+            self._pinned, self._pixels = self._device.pinned(self._size + PAGE), self._device.empty(self._size)
+        begin = (pixels_BHWC.ctypes.data + PAGE // 2 - self._pinned.data_ptr()) % PAGE
+        self._filled = self._pinned[begin : begin + self._size]
+        buffer_BHWC = self._filled.numpy().reshape(self._shape)
         np.copyto(buffer_BHWC[: self._count], pixels_BHWC)
         buffer_BHWC[self._count :] = 0
 
     def send(self) -> None:
         """Pixels in."""
-        self._pixels[: self._size].copy_(self._pinned[: self._size], non_blocking=True)
+        self._pixels[: self._size].copy_(self._filled, non_blocking=True)
 
     def compute(self, function: Function) -> None:
         """The function, and its results packed, so that one copy brings them all."""
@@ -177,7 +184,8 @@ class _Slot:
 
     def results(self) -> list[NDArray[Any]]:
         """The fetched results, without the black images."""
-        return [place.of(self._fetched)[: self._count].numpy() for place in self._places]
+        fetched = self._fetched.numpy()
+        return [place.array(fetched)[: self._count] for place in self._places]
 
     @property
     def _size(self) -> int:
@@ -196,6 +204,15 @@ class _Place:
     def of(self, packed: Tensor) -> Tensor:
         """The result, as a view of the packed bytes."""
         return packed[self.begin : self.end].view(self.dtype).view(self.shape)
+
+    def array(self, packed: NDArray[np.uint8]) -> NDArray[Any]:
+        """The same on the host, where NumPy's views take a sixth of the time of torch's."""
+        return packed[self.begin : self.end].view(_in_numpy(self.dtype)).reshape(self.shape)
+
+
+@cache
+def _in_numpy(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def _placed(results: Sequence[Tensor]) -> list[_Place]:
