@@ -48,16 +48,16 @@ def test_each_call_of_the_step_alone_is_timed():
 
 
 def test_the_rate_is_taken_in_the_middle_and_each_process_counts():
-    """Of 21 batches, the sixth (a quarter) to the nineteenth (nine tenths); one process does two thirds of them."""
+    """Of 21 batches, the ninth (two fifths) to the nineteenth (nine tenths); one process does two thirds of them."""
     each = [{"at": 10.0 + number, "process": number % 3 // 2, "cpu": 0.1 * number} for number in range(21)]
     rows = [row | {"images": 4, "driver": 7 + 0.01 * row["at"]} for row in each]
     warned = ["", "slow", "slow\nno CUDA graph"]
     found = worker.taken([row | {"warned": warned[number % 3]} for number, row in enumerate(rows[::-1])])
-    assert found.images == 4 * 13
-    assert found.batches == 13
-    assert found.seconds == 13
-    assert found.cpu == pytest.approx(0.1 * (18 - 6) + 0.1 * (17 - 5))
-    assert found.driver == pytest.approx(0.13)
+    assert found.images == 4 * 10
+    assert found.batches == 10
+    assert found.seconds == 10
+    assert found.cpu == pytest.approx(0.1 * (18 - 9) + 0.1 * (17 - 8))
+    assert found.driver == pytest.approx(0.10)
     assert found.warned == ["no CUDA graph", "slow"]
 
 

@@ -53,6 +53,14 @@ def test_images_of_an_evaluation_are_slow():
     assert recipe(evaluation=Evaluation()).is_slow
 
 
+def test_what_the_third_step_reads():
+    read = recipe().read_by_explain
+    assert {"key", "pixels", "label", "error_stage"} <= read
+    assert not read & {"uri", "sha256", "width", "data"}
+    assert recipe(decode="gpu").read_by_explain > read | {"width", "data"}
+    assert recipe(evaluation=Evaluation()).read_by_explain is None  # metrics may read all
+
+
 def test_a_process_alone_with_a_gpu_has_its_cores_for_images(monkeypatch):
     asked = []
     monkeypatch.setattr(steps, "_mapping", asked.append)

@@ -9,6 +9,7 @@ import pytest
 
 from vbp.errors import StorageError
 from vbp.pipeline import RunConfig
+from vbp.pipeline.evaluation import Evaluation
 from vbp.pipeline.failures import RunFailedError, on_behalf_of
 from vbp.pipeline.loading import Networks
 from vbp.pipeline.recipe import Recipe
@@ -137,3 +138,11 @@ def test_pixels_have_sizes_of_their_own_if_those_of_any_run_have():
     made = [recipe(), recipe(size=64)]
     assert not Recipes(made, Networks()).own_sizes
     assert Recipes([*made, recipe(fit="original")], Networks()).own_sizes
+
+
+def test_what_runs_read_together():
+    """All that any of them reads, and whose each row is."""
+    made = [recipe(), recipe(decode="gpu")]
+    assert Recipes(made, Networks()).read_by_explain == made[1].read_by_explain | {"run"}
+    evaluated = recipe(evaluation=Evaluation())
+    assert Recipes([*made, evaluated], Networks()).read_by_explain is None

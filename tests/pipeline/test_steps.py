@@ -17,6 +17,7 @@ from vbp.errors import InterruptedRunError, UsageError
 from vbp.images.encode import decode_mask, encode_png
 from vbp.networks.preprocessing import Preprocessing
 from vbp.pipeline import breaker, steps
+from vbp.pipeline.classes import ClassMap
 from vbp.pipeline.steps import Decode, DecodeOnDevice, Encode, Explain, Fetch, _assembled, as_table, objects
 from vbp.saliency import VisualBackProp
 
@@ -254,6 +255,26 @@ def test_explain_takes_a_network_of_your_own(own):
     if own is not Small:
         assert own.training
         assert all(each.requires_grad for each in own.parameters())
+
+
+def test_steps_beside_the_network_read_what_they_say_and_no_more():
+    """On GPU workers all else is sealed; what they would miss there, they must miss here."""
+    network = torch.nn.Sequential(*Small(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    classes = ClassMap({"left": 0, "right": 1}, ["left", "right"], "made up")
+    explain = Explain(network, preprocessing=Preprocessing((0.5,) * 3, (0.2,) * 3), classes=classes)
+    decode = DecodeOnDevice(decoder, 32)
+    label, sha256 = objects([*["left", "right"] * 3, None]), objects(["0"] * 7)
+    given = Decode(32, before_device=True)(mixed() | {"label": label, "uri": sha256, "sha256": sha256})
+
+    def read(batch, names):
+        return {name: values for name, values in batch.items() if name in names}
+
+    whole, part = decode(given), decode(read(given, DecodeOnDevice.reads))
+    whole, part = explain(whole), explain(read(part | read(given, Explain.reads - part.keys()), Explain.reads))
+    assert {"prediction", "correct", "mask"} <= part.keys()
+    assert [stage for stage in part["error_stage"]] == [None, None, "decode", "decode", "fetch", None, "decode"]
+    for name in part.keys() - {"seconds_explain"}:
+        assert all(np.array_equal(*pair) for pair in zip(part[name], whole[name], strict=True)), name
 
 
 def test_what_a_network_of_your_own_wants_to_see_is_never_guessed():

@@ -65,6 +65,10 @@ class Steps(Protocol):
     def is_slow(self) -> bool:
         """Whether an image takes so long that each batch is stored at once."""
 
+    @property
+    def read_by_explain(self) -> frozenset[str] | None:
+        """Columns that the third step reads; None: it may read all."""
+
     def source(self) -> Units:
         """Numbers of units -> rows that are not done yet."""
 
@@ -144,6 +148,13 @@ class Recipe:
     def is_slow(self) -> bool:
         """Whether an image takes so long that each batch is stored at once: in an evaluation it takes seconds."""
         return self.config.evaluation is not None
+
+    @property
+    def read_by_explain(self) -> frozenset[str] | None:
+        """Columns that the third step reads, with ``--decode gpu`` also the rest of the second; None: it may all."""
+        if self.config.evaluation is not None:
+            return None
+        return Explain.reads if self.config.decode == "cpu" else Explain.reads | DecodeOnDevice.reads
 
     @property
     def side_by_side(self) -> bool:

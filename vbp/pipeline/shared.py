@@ -57,6 +57,12 @@ class Recipes:
         """As for `Recipe`, of any run."""
         return any(recipe.is_slow for recipe in self._recipes)
 
+    @property
+    def read_by_explain(self) -> frozenset[str] | None:
+        """As for `Recipe`, of all runs, and the number of the run; None if it is None for any."""
+        each = [recipe.read_by_explain for recipe in self._recipes]
+        return None if None in each else frozenset(("run",)).union(*filter(None, each))
+
     def source(self) -> Sources:
         """Units -> rows that are not done yet."""
         return Sources(self._recipes)

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 """NumPy arrays by column name, with one entry for each image."""
+FRAME = ("frame_left", "frame_top", "frame_right", "frame_bottom")
+"""Columns with the place of the network's frame in the upright image."""
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
@@ -263,6 +265,8 @@ class DecodeOnDevice(Step):
 
     stage = "decode"
     columns = Contract.of("decode", {"key", "data", "pixels", "width", "height"})
+    reads = columns.needs | {"format", *FRAME, *ERRORS, "seconds_decode"}
+    """All columns that it looks at, if they are there."""
 
     def __init__(
         self,
@@ -334,6 +338,8 @@ class Explain(Step):
     """
 
     stage = "explain"
+    reads = frozenset(("key", "pixels", "label", *ERRORS))
+    """All columns that it looks at, if they are there."""
 
     def __init__(
         self,
@@ -646,10 +652,6 @@ def frame_of(batch: Batch, row: int) -> Frame:
     from vbp.images.frame import Frame
 
     return Frame(*(float(batch[name][row]) for name in FRAME))
-
-
-FRAME = ("frame_left", "frame_top", "frame_right", "frame_bottom")
-"""Columns with the place of the network's frame in the upright image."""
 
 
 class Write:

@@ -222,6 +222,17 @@ def test_no_address_is_an_empty_one(monkeypatch, answers):
         assert answers == ["started"]
 
 
+def test_the_size_of_the_store_is_for_a_ray_that_is_started_here(monkeypatch, answers):
+    given = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda address, **options: given.append(options.get("object_store_memory")))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for size in (3 * 2**30, None):
+        with cluster.connected(size):
+            pass
+    assert given == [3 * 2**30, None]
+
+
 LONG = "AF_UNIX path length cannot exceed 107 bytes: /scratch/of/a/user/ray/session_x/sockets/plasma_store"
 LARGE = (
     "Failed to upload package /home/me: Package size (700.06MiB) exceeds the maximum size of 512.00MiB. "

@@ -78,7 +78,7 @@ def noted(stage):
 class Steps:
     """Each notes the variable in its process."""
 
-    batch_size, own_sizes, is_slow = 1, False, False
+    batch_size, own_sizes, is_slow, read_by_explain = 1, False, False, None
 
     def source(self):
         return self

@@ -155,7 +155,7 @@ def decoded_by(shards, batch_size, *, own_sizes=False, size=10_000):
 
     steps = SimpleNamespace(
         source=lambda: source, fetch=lambda: step("fetch"), decode=lambda: step("decode"),
-        batch_size=batch_size, own_sizes=own_sizes,
+        batch_size=batch_size, own_sizes=own_sizes, read_by_explain=None,
     )  # fmt: skip
     found = []
     for parcel in module.fetch_and_decode({"shard": np.array(sorted(shards))}, steps, size):
@@ -218,7 +218,7 @@ def test_no_image_is_alone_in_hand_while_a_parcel_waits_for_room():
     listed = listed.append_column("position", pa.array([0, 1], pa.int32()))
     steps = SimpleNamespace(
         source=lambda: SimpleNamespace(open=opened), fetch=lambda: dict, decode=lambda: decode,
-        batch_size=4, own_sizes=True, is_slow=False,
+        batch_size=4, own_sizes=True, is_slow=False, read_by_explain=None,
     )  # fmt: skip
     found = module.fetch_and_decode({"shard": np.array([5])}, steps, 1000)
     assert [(list(unpacked(parcel)[0]["key"]), list(alone)) for parcel in found] == [(["a"], []), (["b"], [])]

@@ -86,7 +86,7 @@ class Steps:
 
     def __init__(self, recipe, *, on_device):
         self.recipe, self.on_device = recipe, on_device
-        self.own_sizes = recipe.own_sizes
+        self.own_sizes, self.read_by_explain = recipe.own_sizes, recipe.read_by_explain
 
     def source(self):
         return Photos(Path(self.recipe.config.input))

@@ -12,6 +12,8 @@ from vbp.pipeline.finishing import Finishing
 from vbp.pipeline.steps import Batch, Explain
 
 SHARDS, DRY_SHARDS = 32, 2
+STORE_BYTES = 5 * 2**30
+"""Of Ray's store: enough for tasks on 16 cores, and in use after a few shards."""
 DRY_SECONDS = 0.001
 """That the stand-in for the device takes for a batch in a dry check, where there is no device."""
 WORKER = "one GPU worker through Ray, given ready pixels"
@@ -41,7 +43,7 @@ def worker(scope: Scope) -> Iterator[Figure | str]:
         yield from figures(through_ray(DRY_SHARDS, DRY_SECONDS))
     else:
         steps = GpuSteps(GPU_SECONDS, weights=scope.weights or "random")
-        yield from figures(through_ray(SHARDS, steps=steps, gpus=1))
+        yield from figures(through_ray(SHARDS, steps=steps, gpus=1, store_bytes=STORE_BYTES))
 
 
 def figures(found: Taken) -> Iterator[Figure | str]:

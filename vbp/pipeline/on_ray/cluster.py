@@ -40,11 +40,14 @@ TOKEN = (
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(store_bytes: int | None = None) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names (as under ``ray job submit``), or start one on this machine.
 
     An existing connection is used and left open.  Ray's ``init`` replaces the handler of SIGTERM; our handler is
     put back, so that a stopped job ends with its own exit code.
+
+    Args:
+        store_bytes: of the object store, if Ray is started here; None: Ray chooses.
 
     Raises:
         UsageError: the cluster cannot be joined; says why.
@@ -67,7 +70,7 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     with _held_back_stderr() as said:
         if address == "local":
-            _start()
+            _start(**({} if store_bytes is None else {"object_store_memory": store_bytes}))
         else:
             _join(address, said)
     if main_thread:
@@ -79,7 +82,7 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _start() -> None:
+def _start(**options: int) -> None:
     """Start Ray here, with retries: on a very busy machine a start takes longer than Ray's limit of 30 s.
 
     Raises:
@@ -88,7 +91,7 @@ def _start() -> None:
     """
     for tries_left in reversed(range(STARTS)):
         try:
-            _init("local")
+            _init("local", **options)
             return
         except Exception as error:
             if lasting := _why_never(str(error)):
@@ -149,10 +152,10 @@ def _found_here() -> str:
         ) from error
 
 
-def _init(address: str) -> None:
+def _init(address: str, **options: int) -> None:
     import ray
 
-    ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **options)
 
 
 def _check_head(address: str) -> None:

@@ -28,6 +28,7 @@ from ray.data.block import BlockMetadata
 from vbp.pipeline.local import Chain, joined
 from vbp.pipeline.on_ray import cluster, copies
 from vbp.pipeline.on_ray.parcels import packed, parcel_bytes, parcels, unpacked
+from vbp.pipeline.on_ray.sealed import opened
 from vbp.pipeline.on_ray.warned import listen
 from vbp.pipeline.recipe import Steps
 from vbp.pipeline.resources import Resources
@@ -150,11 +151,11 @@ def fetch_and_decode(shards: Batch, steps: Steps, size: int) -> Iterator[pa.Tabl
         works = [opened.enter_context(source.open(int(shard))) for shard in shards["shard"]]
         singles = chain.from_iterable(work.singles(read) for work in works)
         batches = filled(chain.from_iterable(work.batches(rows) for work in works), rows)
-        for parcel in parcels(singles, size):
+        for parcel in parcels(singles, size, read=steps.read_by_explain):
             # A worker has died.  So what is decoded is sent at once: it must not be lost again if the next one dies.
             size = 1
             yield parcel
-        yield from parcels(map(read, batches), size, cuts=steps.own_sizes)
+        yield from parcels(map(read, batches), size, cuts=steps.own_sizes, read=steps.read_by_explain)
 
 
 def filled(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
@@ -189,7 +190,7 @@ class ExplainActor:
 def encode_and_write(parcel: pa.Table, steps: Steps) -> Batch:
     """Explained rows -> objects in storage and a committed part for each shard; its report has the warnings."""
     encode, write = steps.encode(), steps.write()
-    batches = unpacked(parcel)
+    batches = [opened(batch) for batch in unpacked(parcel)]
     warned = [batch.pop(WARNED)[-1] for batch in batches][-1]
     reports = write(joined([encode(batch) for batch in batches]))
     if reports:

@@ -8,7 +8,7 @@ arrays that lie side by side in memory share a column, because Ray starts thread
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vbp.pipeline.on_ray.sealed import sealed
 from vbp.pipeline.resources import CPUS_A_GPU_WORKER, Node, Resources
 from vbp.pipeline.steps import Batch
 
 PARCEL_BYTES, LARGE_PARCEL_BYTES = 64 * 2**20, 160 * 2**20
 """A parcel is sent when it has so many bytes: four batches at 224x224; or a shard of 1,024 images, so that Ray has less
 work for each batch.  Its images make one part, and are lost if a node is killed."""
-PARCELS_A_CPU = 8
-"""Large parcels for which Ray's store must have room, for each CPU of a node.  Ray Data takes half of the store; masks
-and overlays have more bytes than pixels, up to three times as many in some formats."""
+STORE_A_CPU = 8 * LARGE_PARCEL_BYTES
+"""Bytes that Ray's store must have for each CPU of a node, where parcels are large.  Ray Data takes half of the store;
+masks and overlays have more bytes than pixels, up to three times as many in some formats."""
 LEAST_PARCELS, LEAST_PARCELS_A_CPU = 64, 2
 """Large parcels that a run must have in all and for each CPU, so that all CPUs have some to encode."""
 LARGE = 2**20
@@ -45,18 +46,20 @@ def parcel_bytes(shards: int, given: Resources, nodes: Sequence[Node]) -> int:
         return PARCEL_BYTES
     if shards < max(LEAST_PARCELS, LEAST_PARCELS_A_CPU * sum(node.cpus for node in working)):
         return PARCEL_BYTES
-    room = PARCELS_A_CPU * LARGE_PARCEL_BYTES
-    roomy = all(node.store >= room * max(node.cpus, CPUS_A_GPU_WORKER * node.gpus) for node in working)
+    roomy = all(node.store >= STORE_A_CPU * max(node.cpus, CPUS_A_GPU_WORKER * node.gpus) for node in working)
     return LARGE_PARCEL_BYTES if roomy else PARCEL_BYTES
 
 
-def parcels(batches: Iterable[Batch], size: int, *, cuts: bool = False) -> Iterator[pa.Table]:
+def parcels(
+    batches: Iterable[Batch], size: int, *, cuts: bool = False, read: Collection[str] | None = None
+) -> Iterator[pa.Table]:
     """Put batches into parcels of at least `size` bytes each; the last one has what is left.
 
     Args:
         batches: to send.
         size: of a parcel.
         cuts: whether a batch of more bytes is cut between images; for images that do not go through a network together.
+        read: columns that the next task reads; the batches are `sealed` but for these. None: all.
     """
     waiting: list[Batch] = []
     held = 0
@@ -65,10 +68,14 @@ def parcels(batches: Iterable[Batch], size: int, *, cuts: bool = False) -> Itera
             waiting.append(piece)
             held += int(_bytes_of_rows(piece).sum())
             if held >= size:
-                yield packed(waiting)
+                yield packed(_sealed(waiting, read))
                 waiting, held = [], 0
     if waiting:
-        yield packed(waiting)
+        yield packed(_sealed(waiting, read))
+
+
+def _sealed(batches: Sequence[Batch], read: Collection[str] | None) -> Sequence[Batch]:
+    return batches if read is None else [sealed(batch, read) for batch in batches]
 
 
 def packed(batches: Sequence[Batch]) -> pa.Table:
