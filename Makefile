@@ -7,7 +7,7 @@ export RAY_AUTH_MODE ?= disabled
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow check docs bench rehearsal zoo evidence chaos format lock s3 clean
+.PHONY: help demo test coverage quick slow check docs bench rehearsal zoo evidence chaos format lock s3 clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -16,7 +16,10 @@ demo: .venv/ready ## the main job on generated scenes; results in vbp-demo/
 	$(BIN)/vbp demo vbp-demo
 
 test: .venv/ready .venv/azurite/ready ## the tests; needs no network, no GPU
-	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadgroup $(if $(TESTS),$(TESTS),--cov=vbp)
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadgroup $(COVERAGE) $(TESTS)
+
+coverage: ## the tests, with the share of vbp/ that they run; slower by half
+	$(MAKE) test COVERAGE=--cov=vbp
 
 quick: .venv/ready ## the short tests that need no Ray, no server and no whole run; two minutes
 	$(BIN)/python -m pytest -q --quick --numprocesses 2 --dist loadgroup $(TESTS)
