@@ -41,6 +41,21 @@ def test_the_device_works_once_and_then_only_takes_its_time(monkeypatch):
     assert done == ["sent", "one", "other"]
 
 
+def test_memory_is_used_again_when_nobody_has_it():
+    device = PretendedDevice(0.5)
+    first = device.pinned(1000)
+    part = first[100:].numpy()[1:]
+    place = first.data_ptr()
+    del first
+    assert device.pinned(1000).data_ptr() != place  # a part of it is still held
+    del part
+    assert device.pinned(999).data_ptr() != place
+    held = [device.pinned(1000) for _ in range(3)]
+    places = {each.data_ptr() for each in held}
+    assert place in places
+    assert len(places) == 3
+
+
 def test_each_call_of_the_step_alone_is_timed():
     found = worker.step_alone(3)
     assert len(found) == 3

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -129,6 +131,7 @@ class PretendedDevice:
         self._seconds = iter((0.0, seconds, 0.0))  # copies have streams of their own, and are fast
         self._done: set[int] = set()
         self._lock = Lock()
+        self._given_back: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
     def stream(self) -> _Stream:
         """A queue of work."""
@@ -151,7 +154,12 @@ class PretendedDevice:
         """So many bytes."""
         return torch.empty(size, dtype=torch.uint8)
 
-    pinned = empty
+    def pinned(self, size: int) -> Tensor:
+        """So many bytes; as torch does with pinned memory, those of that size that nobody has any more."""
+        memory = back.pop() if (back := self._given_back[size]) else np.empty(size, np.uint8)
+        lent = memory.view()
+        weakref.finalize(lent, back.append, memory)
+        return torch.from_numpy(lent)
 
 
 def network() -> Model:
