@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -150,6 +151,7 @@ _BY_NAME = {column.name: column for column in COLUMNS}
 _NUMBERED = re.compile(r"(?<=_)\d\d\Z")
 
 
+@cache
 def kind_of(name: str) -> str:
     """The name under which a column is declared: ``map_NN`` for ``map_07``."""
     return _NUMBERED.sub("NN", name)

@@ -66,6 +66,11 @@ def objects(values: Sequence[Any]) -> np.ndarray:
     return np.fromiter(values, object, len(values))
 
 
+def _with_nulls(values: np.ndarray) -> np.ndarray:
+    """A column of objects of its own, with None where Ray has made NaN of it."""
+    return objects([None if value is None or is_missing(value) else value for value in values])
+
+
 class Step:
     """One step; subclasses implement `run`, name their `stage`, and declare their `columns`."""
 
@@ -89,7 +94,7 @@ class Step:
         batch = dict(batch)
         for name in ERRORS:
             # A new column: batches from Ray's shared memory are read-only, and their nulls have become NaN.
-            batch[name] = objects([None if is_missing(value) else value for value in batch.get(name, [None] * rows)])
+            batch[name] = _with_nulls(batch[name]) if name in batch else objects([None] * rows)
         given = frozenset(batch)
         batch = self.run(batch)
         started, self._ended = max(started, self._ended), time.perf_counter()
@@ -111,7 +116,7 @@ class Step:
 
 def good_rows(batch: Batch) -> list[int]:
     """Numbers of the rows that have not failed."""
-    return [row for row, stage in enumerate(batch["error_stage"]) if is_missing(stage)]
+    return [row for row, stage in enumerate(batch["error_stage"]) if stage is None or is_missing(stage)]
 
 
 class Fetch(Step):
@@ -399,8 +404,7 @@ class Explain(Step):
     @override
     def run(self, batch: Batch) -> Batch:
         rows = len(batch["key"])
-        facts = {name: objects([None] * rows) for name in (*_FACTS, *MASK_FACTS) if name in self.columns.makes}
-        facts["device"] = objects([self._explainer.device] * rows)
+        facts: dict[str, list[_Piece]] = {name: [] for name in _FACTS if name in self.columns.makes}
         planes: dict[str, list[_Piece]] = {name: [] for name in self._blanks}
         for group in self._groups(batch):
             try:
@@ -409,13 +413,17 @@ class Explain(Step):
                 for row in group:
                     self.fail(batch, row, error)
                 continue
-            self._note(batch, facts, np.array(group), found)
+            finite, values = self._made(batch, np.array(group), found)
+            for name in values:
+                facts[name].append((finite, values[name]))
             for name in found:
                 if name in self._blanks or kind_of(name) in ("map_NN", "submask_NN"):
                     planes.setdefault(name, []).append((group, found[name]))
-        facts["selected"] = self._selected(facts["correct"])
+        made = {name: _filled(pieces, rows) for name, pieces in facts.items()}
+        made["device"] = objects([self._explainer.device] * rows)
+        made["selected"] = self._selected(made["correct"])
         bulky = {name: _assembled(pieces, rows, self._blanks.get(name, _BLANK)) for name, pieces in planes.items()}
-        return {name: values for name, values in batch.items() if name not in self._drops} | facts | bulky
+        return {name: values for name, values in batch.items() if name not in self._drops} | made | bulky
 
     def _selected(self, correct: np.ndarray) -> np.ndarray:
         wanted = {"misclassified": False, "correct": True}.get(self._select)
@@ -428,19 +436,18 @@ class Explain(Step):
             return [[row] for row in rows]
         return [rows] if rows else []
 
-    def _note(self, batch: Batch, facts: Batch, group: np.ndarray, found: Batch) -> None:
-        """Put the results of a group's rows into the columns `facts`."""
+    def _made(self, batch: Batch, group: np.ndarray, found: Batch) -> tuple[np.ndarray, Batch]:
+        """The rows of a group whose results are finite, and their facts; the other rows fail."""
         finite = found["finite"]
         for row in group[~finite]:
             self.fail(batch, row, NonFiniteActivationError("The network gave infinity or NaN for this image."))
-        rows = group[finite]
         made = {"flat": found["flat"], "log10_max": found["log10_max"]}
         if self._classes is not None and found.keys() & {"logits", "prediction"}:
             made |= _predictions(found, batch["label"][group], self._classes)
         if "total" in found:
             made |= _mask_facts(found)
-        for name, values in made.items():
-            facts[name][rows] = values[finite]
+        # Arrays of their own: views, as `found` has them, would keep the memory of all masks.
+        return group[finite], {name: values[finite] for name, values in made.items()}
 
 
 def _predictions(found: Batch, labels: np.ndarray, classes: ClassMap) -> Batch:
@@ -484,8 +491,8 @@ def _own_network(network: nn.Module | Callable[[], nn.Module], preprocessing: Pr
     return own_model(network if isinstance(network, nn.Module) else network(), preprocessing)
 
 
-_FACTS = ("flat", "log10_max", "device", "prediction", "predicted_label", "probability", "correct")
-_Piece = tuple[list[int], np.ndarray]
+_FACTS = ("flat", "log10_max", "prediction", "predicted_label", "probability", "correct", *MASK_FACTS)
+_Piece = tuple[Sequence[int] | np.ndarray, np.ndarray]
 """Row numbers, and an array with one entry for each of them."""
 
 
@@ -497,6 +504,16 @@ def _picked(column: np.ndarray, rows: Sequence[int]) -> np.ndarray:
     if column.dtype == object:
         return np.stack([column[row] for row in rows])
     return column if len(rows) == len(column) else column[rows]
+
+
+def _filled(pieces: Sequence[_Piece], rows: int) -> np.ndarray:
+    """One column with `rows` rows from its pieces; None in rows of no piece."""
+    if len(pieces) == 1 and len(pieces[0][0]) == rows:
+        return pieces[0][1]
+    column = objects([None] * rows)
+    for group, values in pieces:
+        column[group] = values
+    return column
 
 
 def _assembled(pieces: Sequence[_Piece], rows: int, blank: np.ndarray = _BLANK) -> np.ndarray:
